@@ -1,0 +1,35 @@
+# diffuspeech: two commands are all you need, `make lab` and `make test`
+PY := .venv/bin/python
+export PLOTLY_RENDERER := plotly_mimetype
+.PHONY: help lab test env docs bench notebooks format
+
+help:       ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+lab: .venv/.ready  ## make the environment and open JupyterLab on the first explore notebook
+	.venv/bin/jupyter lab --config=tools/jupyter_config.py nbs/explore/trajectory.ipynb $(LAB)
+
+test: .venv/.ready  ## make the environment and pass every test
+	@tools/debian.sh
+	@$(PY) tools/check.py
+	@$(PY) -m pytest tests/test_house.py
+	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_test --n_workers 2
+	@$(PY) -m pytest tests
+
+env: .venv/.ready  ## only the environment, in .venv (DEVICE=cpu|cuda overrides what is found)
+
+.venv/.ready: constraints.txt settings.ini setup.py tools/env.sh tools/judges.sh
+	@tools/env.sh
+
+docs: .venv/.ready  ## the site, in _docs/
+	@$(PY) tools/docs.py
+
+bench: .venv/.ready  ## what things cost
+	@$(PY) -m diffuspeech.cli bench sampler
+	@$(PY) -m diffuspeech.cli bench law
+
+notebooks: .venv/.ready  ## run every notebook top to bottom at its CI scale and store its outputs (NB=path for some)
+	@$(PY) tools/notebooks.py $(NB)
+
+format: .venv/.ready  ## export, clean, lint with fixes
+	@PATH="$(CURDIR)/.venv/bin:$$PATH"; nbdev_export && nbdev_clean && ruff check --fix -q . && $(PY) tools/readme.py

@@ -1,0 +1,33 @@
+"Run notebooks top to bottom, store their outputs, clean them: tools/notebooks.py [PATH ...] (all of nbs/ when none is named)"
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+ENV = os.environ | {"PLOTLY_RENDERER": "plotly_mimetype", "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(path: Path) -> str:
+    "Execute one notebook in its own folder; the error's last lines if it fails"
+    cmd = [BIN / "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level=ERROR", path]
+    done = subprocess.run(cmd, cwd=path.parent, env=ENV, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stderr.split("executing the following cell:")[-1][-2500:]
+
+
+def main():
+    paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (REPO / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    failed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for path, error in zip(paths, pool.map(run, paths)):
+            print(f"{'FAILED' if error else 'ok':7}{path.relative_to(REPO)}\n{error}".rstrip(), flush=True)
+            failed += bool(error)
+    for path in paths:
+        subprocess.run([BIN / "nbdev_clean", "--fname", path], cwd=REPO, env=ENV, check=True)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
