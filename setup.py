@@ -1,6 +1,7 @@
 "Package metadata: everything is read from settings.ini"
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=["="])

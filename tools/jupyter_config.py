@@ -1,24 +1,50 @@
-"JupyterLab as `make lab` starts it: on localhost, with a token, exporting a library notebook as soon as it is saved"
+"JupyterLab as `make lab` starts it: on localhost, with a token, cleaning and exporting a library notebook as soon as it is saved"
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
+# nbdev writes a cell that is not Python without a word, and the module that every open kernel imports is broken: so parse first
+EXPORT = """
+import ast, re, sys
+from execnb.nbio import read_nb
+from nbdev.export import nb_export
+for k, cell in enumerate(read_nb(sys.argv[1]).cells):
+    if cell.cell_type == "code" and re.search(r"^#\\|\\s*export", cell.source, re.M):
+        ast.parse(cell.source, f"cell {k}")
+nb_export(sys.argv[1])
+"""
+
+
+def ours(model: dict, path: Path) -> bool:
+    "Is this a notebook of nbs/?"
+    return model["type"] == "notebook" and REPO / "nbs" in path.parents and ".ipynb_checkpoints" not in path.parts
+
+
+def clean_on_save(model, path, contents_manager, **kwargs):
+    "Keep execution counts and the like out of the diff. An error here is logged by the server, and the notebook saved as it is"
+    if ours(model, REPO / path):
+        from nbdev.clean import clean_jupyter
+        clean_jupyter(REPO / path, model)
 
 
 def export_on_save(model, os_path, contents_manager, **kwargs):
-    "Clean a saved notebook of nbs/ and export it, so that `%autoreload` shows the change in open explore notebooks"
-    path = Path(os_path)
-    if model["type"] != "notebook" or REPO / "nbs" not in path.parents or ".ipynb_checkpoints" in path.parts:
+    "Export a notebook that was just saved, so that `%autoreload` shows the change in open explore notebooks. Never undoes the save"
+    if not ours(model, Path(os_path)):
         return
-    done = subprocess.run([sys.executable, "-c", "import sys; from nbdev.export import nb_export; nb_export(sys.argv[1])", str(path)],
-                          cwd=REPO, capture_output=True, text=True)
-    if done.returncode:
-        contents_manager.log.warning(f"{path.name} was saved but not exported: {done.stderr.strip().splitlines()[-1]}")
+    try:  # a process of its own: an export that fails, hangs or imports something odd does not harm the server
+        subprocess.run([sys.executable, "-c", EXPORT, os_path], cwd=REPO, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip()
+        contents_manager.log.warning("%s was saved but not exported:\n%s", os_path, why)
 
 
+os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # figures are data in the notebook, drawn by JupyterLab: no script from a CDN
 c = get_config()  # noqa: F821
 c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.root_dir = str(REPO)
 c.ServerApp.allow_root = True
+c.LabApp.news_url = None  # no question about news over the first notebook, and nothing is fetched
+c.FileContentsManager.pre_save_hook = clean_on_save
 c.FileContentsManager.post_save_hook = export_on_save

@@ -12,7 +12,8 @@ ENV = os.environ | {"PLOTLY_RENDERER": "plotly_mimetype", "OMP_NUM_THREADS": "1"
 
 def run(path: Path) -> str:
     "Execute one notebook in its own folder; the error's last lines if it fails"
-    cmd = [BIN / "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level=ERROR", path]
+    cmd = [BIN / "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level=ERROR",
+           "--ExecutePreprocessor.store_widget_state=False", path]  # widget state would carry megabytes that no page shows
     done = subprocess.run(cmd, cwd=path.parent, env=ENV, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.split("executing the following cell:")[-1][-2500:]
 

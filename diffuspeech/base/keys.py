@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['GOLDEN', 'M1', 'M2', 'LOW34', 'LOW37', 'LOW33', 'mix', 'fold', 'uniform', 'key', 'row_keys']
 
-# %% ../../nbs/base/keys.ipynb #b5440bbe
+# %% ../../nbs/base/keys.ipynb #6928a940
 import hashlib
 
 import torch
 from torch import Tensor
 
-# %% ../../nbs/base/keys.ipynb #a1ad050c
+# %% ../../nbs/base/keys.ipynb #7136f2f5
 def _signed(x: int) -> int:
     "A 64-bit word as torch holds it"
     x &= (1 << 64) - 1
@@ -21,7 +21,7 @@ def _signed(x: int) -> int:
 GOLDEN, M1, M2 = _signed(0x9E3779B97F4A7C15), _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 LOW34, LOW37, LOW33 = (1 << 34) - 1, (1 << 37) - 1, (1 << 33) - 1
 
-# %% ../../nbs/base/keys.ipynb #e45de222
+# %% ../../nbs/base/keys.ipynb #1c375f7f
 def mix(
     z: Tensor,  # int64, any shape
 ) -> Tensor:  # int64: every input bit turns each output bit with probability one half
@@ -30,7 +30,7 @@ def mix(
     z = (z ^ ((z >> 27) & LOW37)) * M2
     return z ^ ((z >> 31) & LOW33)
 
-# %% ../../nbs/base/keys.ipynb #62da3cb5
+# %% ../../nbs/base/keys.ipynb #74098a85
 def fold(
     key: Tensor,  # int64
     counter: Tensor | int,  # what the new key is for; broadcasts against `key`
@@ -38,14 +38,14 @@ def fold(
     "A new key from a key and a counter"
     return mix(key + (counter + 1) * GOLDEN if isinstance(counter, Tensor) else key + _signed((counter + 1) * GOLDEN))
 
-# %% ../../nbs/base/keys.ipynb #3b61fbba
+# %% ../../nbs/base/keys.ipynb #73869052
 def uniform(
     key: Tensor,  # int64
-) -> Tensor:  # float64 in (0, 1), 53 random bits, neither end ever
+) -> Tensor:  # float64 in (0, 1): 52 random bits, and never an end (a 53rd would round up to 1)
     "One uniform number for each key"
-    return (((key >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
+    return (((key >> 12) & ((1 << 52) - 1)).double() + 0.5) * 2.0**-52
 
-# %% ../../nbs/base/keys.ipynb #9a030d21
+# %% ../../nbs/base/keys.ipynb #181983b8
 def key(
     *names,  # e.g. seed, epoch, utterance id: ints and strings
 ) -> int:  # a 64-bit key
@@ -53,7 +53,7 @@ def key(
     text = "\x1f".join(f"{type(n).__name__}:{n}" for n in names)
     return _signed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
-# %% ../../nbs/base/keys.ipynb #08e70890
+# %% ../../nbs/base/keys.ipynb #061d5113
 def row_keys(
     seed: "int | Tensor | torch.Generator",  # one seed for all rows, a tensor with one seed per row, or a generator to take a seed from
     rows: int,

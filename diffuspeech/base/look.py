@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PINK', 'GREY', 'FAMILIES', 'MODALITIES', 'STROKES', 'INKS', 'GROUND', 'MAP', 'HUES',
            'Ink', 'ink', 'use']
 
-# %% ../../nbs/base/look.ipynb #e76fd04c
+# %% ../../nbs/base/look.ipynb #39f84e9e
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from cycler import cycler
 
-# %% ../../nbs/base/look.ipynb #dea87d98
+# %% ../../nbs/base/look.ipynb #0e0050a7
 BLUE, ORANGE, GREEN, RED, PINK, GREY = "#3f6fe0", "#cb8400", "#1da587", "#b53c30", "#d350c8", "#7f7f7f"
 
 
@@ -37,7 +37,7 @@ class Ink:
         "Keywords for `go.Scatter`"
         return dict(line=dict(color=self.colour, dash=self.dash), marker=dict(color=self.colour, symbol=self.marker, size=6))
 
-# %% ../../nbs/base/look.ipynb #0b2f2ee0
+# %% ../../nbs/base/look.ipynb #3a4efc8f
 FAMILIES = {
     BLUE: ["ancestral", "first_hitting", "psi"],
     ORANGE: ["conf_topk", "pc", "pmi", "random", "left_to_right"],
@@ -49,14 +49,14 @@ MODALITIES = {"text": Ink(ORANGE), "audio": Ink(BLUE), "thought": Ink(PINK), "pr
 STROKES = [("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "triangle-up"), ("solid", "x"), ("dash", "triangle-up")]
 INKS = MODALITIES | {name: Ink(colour, *stroke) for colour, names in FAMILIES.items() for name, stroke in zip(names, STROKES)}
 
-# %% ../../nbs/base/look.ipynb #48211606
+# %% ../../nbs/base/look.ipynb #5dff3457
 def ink(
     name: str,  # a sampler or a modality; `blocks(conf_topk)` has the ink of `conf_topk`; an unknown name is grey
 ) -> Ink:
     "How to draw a sampler or a modality"
     return INKS.get(name.rstrip(")").split("(")[-1], Ink(GREY))
 
-# %% ../../nbs/base/look.ipynb #2a5bc9d3
+# %% ../../nbs/base/look.ipynb #fbb1b777
 GROUND = {"both": ("none", "#7f7f7f"), "light": ("#ffffff", "#1f2328"), "dark": ("#16181d", "#e6e6e6")}
 MAP = "cividis"  # for heat maps: even steps of lightness, the same to colour-blind eyes
 HUES = [BLUE, ORANGE, GREEN, PINK, RED, GREY]
