@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base import keys
 
-# %% ../../nbs/diffusion/oracle.ipynb #d7891f13
+# %% ../../nbs/diffusion/oracle.ipynb #0a18dc1b
 class Joint:
     "A random joint distribution over `symbols ** places` sequences, as a denoiser with exact conditionals"
 
@@ -43,10 +43,19 @@ class Joint:
         power = (base or self.symbols + 1) ** torch.arange(self.places - 1, -1, -1)
         return (tokens * power).sum(-1)
 
-    def __call__(self, tokens: Tensor, lengths: Tensor, t=None, where: Tensor | None = None, batch=None) -> Tensor:
-        "Exact log-probabilities, at `where` or everywhere"
-        logits = self.logits[self.index(tokens)]
-        return logits if where is None else logits.flatten(0, 1)[where]
+    def __call__(self, tokens: Tensor, lengths: Tensor, t=None, where: Tensor | None = None, batch=None,
+                 positions: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        "Exact log-probabilities, at `where` or everywhere; with `attention` (B, n, n), of what each query at `positions` (B, n) may see"
+        if attention is None:
+            logits = self.logits[self.index(tokens)]
+            return logits if where is None else logits.flatten(0, 1)[where]
+        row, query = where // tokens.shape[1], where % tokens.shape[1]
+        seen = torch.full((len(where), self.places), self.mask_id)
+        visible = attention[row, query] & (tokens[row] != self.mask_id)
+        for key in range(tokens.shape[1]):
+            at = positions[row, key]
+            seen[visible[:, key], at[visible[:, key]]] = tokens[row, key][visible[:, key]]
+        return self.logits[self.index(seen), positions[row, query]]
 
     @property
     def entropy(self) -> float:

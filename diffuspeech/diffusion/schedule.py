@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base import keys
 
-# %% ../../nbs/diffusion/schedule.ipynb #d54d8e4b
+# %% ../../nbs/diffusion/schedule.ipynb #dd197ca3
 @dataclass(frozen=True)
 class Schedule:
     "alpha(t) with its slope alpha'(t) and its inverse, each elementwise on float64 tensors"
@@ -24,6 +24,9 @@ class Schedule:
     alpha: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        return self.name
 
     def weight(self, t: Tensor) -> Tensor:
         "w(t) = -alpha'(t) / (1 - alpha(t)), the exact weight of the bound"

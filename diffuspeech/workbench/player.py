@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['surface', 'picture', 'player']
 
-# %% ../../nbs/workbench/player.ipynb #4b82fd11
+# %% ../../nbs/workbench/player.ipynb #5b30b858
 from collections.abc import Callable
 
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from ..base.look import MAP
 from ..diffusion.trajectory import Trajectory
 from ..speech.audio import Player
 
@@ -26,7 +27,7 @@ def surface(
     sure = torch.where(given, 1.0, trajectory.confidence[0, :length].flatten()).expand(canvases.shape)
     return torch.where(canvases == trajectory.mask_id, torch.nan, sure)
 
-# %% ../../nbs/workbench/player.ipynb #e35632b6
+# %% ../../nbs/workbench/player.ipynb #242b2bec
 def picture(
     trajectory: Trajectory,  # of one utterance
     step: int | None = None,  # show the run up to here; the whole of it when not given
@@ -37,7 +38,7 @@ def picture(
     masked = int(z[step].isnan().sum())
     z[step + 1 :] = torch.nan
     cells = [[None if p != p else round(p, 3) for p in row] for row in z.tolist()]  # JSON knows no nan
-    fig = go.Figure(go.Heatmap(z=cells, zmin=0, zmax=1, colorbar=dict(title="probability", thickness=12),
+    fig = go.Figure(go.Heatmap(z=cells, colorscale=MAP, zmin=0, zmax=1, colorbar=dict(title="probability", thickness=12),
                                hovertemplate="position %{x}<br>after step %{y}<br>probability %{z:.2f}<extra></extra>"))
     fig.update_layout(title=f"after step {step} of {trajectory.steps}: {masked} masked", height=330,
                       xaxis=dict(title="position", showgrid=False), yaxis=dict(title="step", autorange="reversed", showgrid=False))
