@@ -25,8 +25,8 @@ docs: .venv/.ready  ## the site, in _docs/
 	@$(PY) tools/docs.py
 
 bench: .venv/.ready  ## what things cost
-	@$(PY) -m diffuspeech.cli bench sampler
-	@$(PY) -m diffuspeech.cli bench law
+	@.venv/bin/diffuspeech bench sampler
+	@.venv/bin/diffuspeech bench law
 
 notebooks: .venv/.ready  ## run every notebook top to bottom at its CI scale and store its outputs (NB=path for some)
 	@$(PY) tools/notebooks.py $(NB)

@@ -25,8 +25,8 @@ def ours(model: dict, path: Path) -> bool:
 def clean_on_save(model, path, contents_manager, **kwargs):
     "Keep execution counts and the like out of the diff. An error here is logged by the server, and the notebook saved as it is"
     if ours(model, REPO / path):
-        from nbdev.clean import clean_jupyter
-        clean_jupyter(REPO / path, model)
+        from nbdev.clean import clean_nb
+        clean_nb(model["content"])
 
 
 def export_on_save(model, os_path, contents_manager, **kwargs):
@@ -40,11 +40,18 @@ def export_on_save(model, os_path, contents_manager, **kwargs):
         contents_manager.log.warning("%s was saved but not exported:\n%s", os_path, why)
 
 
+def no_news(handler, page_config):
+    "No question about Jupyter's news over the first notebook: nothing leaves this machine"
+    page_config["disabledExtensions"] = [*page_config["disabledExtensions"], "@jupyterlab/apputils-extension:announcements"]
+    return page_config
+
+
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # figures are data in the notebook, drawn by JupyterLab: no script from a CDN
 c = get_config()  # noqa: F821
 c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.root_dir = str(REPO)
 c.ServerApp.allow_root = True
-c.LabApp.news_url = None  # no question about news over the first notebook, and nothing is fetched
+c.ServerApp.tornado_settings = {"page_config_hook": no_news}
+c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}  # where it is installed it wraps every save, and warns of our hooks
 c.FileContentsManager.pre_save_hook = clean_on_save
 c.FileContentsManager.post_save_hook = export_on_save

@@ -66,7 +66,7 @@ class Joint:
         "(sequences,) how often each sequence occurs among samples"
         return torch.bincount(self.index(tokens, self.symbols), minlength=len(self.p)).double()
 
-# %% ../../nbs/diffusion/oracle.ipynb #606ec595
+# %% ../../nbs/diffusion/oracle.ipynb #abb5159f
 class Chain:
     "A Markov chain as a denoiser with exact conditionals"
 
@@ -122,8 +122,8 @@ class Chain:
     def draw(self, rows: int, length: int, seed: int = 0) -> Tensor:
         "(rows, length) sequences drawn from left to right"
         u = keys.uniform(keys.fold(keys.row_keys(seed, rows)[:, None], torch.arange(length)))
-        x = torch.searchsorted(self.start.cumsum(0), u[:, :1]).clamp(max=self.mask_id - 1)
+        x = torch.searchsorted(self.start.cumsum(0), u[:, :1].contiguous()).clamp(max=self.mask_id - 1)
         for l in range(1, length):
             c = self.move[x[:, -1]].cumsum(-1)
-            x = torch.cat([x, torch.searchsorted(c, u[:, l : l + 1]).clamp(max=self.mask_id - 1)], 1)
+            x = torch.cat([x, torch.searchsorted(c, u[:, l : l + 1].contiguous()).clamp(max=self.mask_id - 1)], 1)
         return x

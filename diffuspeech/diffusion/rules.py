@@ -196,7 +196,7 @@ class KLASS(Rule):
         score = read.score("max")
         return at_least((score > self.threshold) & (still >= self.history), score, v.count.clamp_min(1)), None
 
-# %% ../../nbs/diffusion/rules.ipynb #affbd0a5
+# %% ../../nbs/diffusion/rules.ipynb #9e2d4495
 @dataclass
 class PC(Rule):
     "Top-K by confidence weighed with rarity, leaning to the left"
@@ -219,12 +219,13 @@ class PC(Rule):
 
     def choose(self, v: View, read: Read | None):
         rarity = self.rarity.to(v.x.device)
-        telling = read.at_candidate(read.p) * rarity[read.candidate.clamp(max=len(rarity) - 1)]
+        p, token = read.p.max(-1)
+        telling = p * rarity[token.clamp(max=len(rarity) - 1)]
         score = read.spread(telling.clamp(max=self.cap).clamp_min(1e-30).log())
         place = torch.arange(v.x.shape[1], device=v.x.device) // v.levels
         return best(noisy(v, score - self.decay * place, "entropy"), v.count), None
 
-# %% ../../nbs/diffusion/rules.ipynb #75360427
+# %% ../../nbs/diffusion/rules.ipynb #ea1e9daa
 @dataclass
 class PMI(Rule):
     "Commit where the context raised the token most: log p - weight * log prior"
@@ -246,7 +247,8 @@ class PMI(Rule):
                 logits = v.ask(places, self.prior, torch.full_like(v.x, v.mask_id))
                 v.memory["prior"] = logits.float().softmax(-1).view(*v.x.shape, V)
             prior = v.memory["prior"].flatten(0, 1)[read.where]
-        raised = read.at_candidate(read.p).log() - self.weight * read.at_candidate(prior).clamp_min(1e-30).log()
+        p, token = read.p.max(-1)
+        raised = p.log() - self.weight * prior.gather(1, token[:, None]).squeeze(1).clamp_min(1e-30).log()
         share = self.tau * (v.n + 1).double() / v.steps
         count = torch.maximum(v.count, (v.left * share).ceil().long()).clamp_min(1)
         return best(noisy(v, read.spread(raised), "entropy"), count), None
