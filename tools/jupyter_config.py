@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.root_dir = str(REPO)
 c.ServerApp.allow_root = True
 c.ServerApp.tornado_settings = {"page_config_hook": no_news}
-c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}  # where it is installed it wraps every save, and warns of our hooks
+c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}  # where it is installed it wraps every save
+warnings.filterwarnings("ignore", "Overriding existing (pre|post)_save_hook", UserWarning)  # the server checks each hook twice, and warns of itself
 c.FileContentsManager.pre_save_hook = clean_on_save
 c.FileContentsManager.post_save_hook = export_on_save

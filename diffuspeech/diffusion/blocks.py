@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Grouped', 'Blocks', 'Levels', 'Delayed']
 
-# %% ../../nbs/diffusion/blocks.ipynb #75207c1a
+# %% ../../nbs/diffusion/blocks.ipynb #222133ed
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .read import Read
-from .sample import Rule, View
+from .step import Rule, View
 
 # %% ../../nbs/diffusion/blocks.ipynb #af818a57
 @dataclass

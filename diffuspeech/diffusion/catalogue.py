@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CATALOGUE', 'WRAPPERS', 'Entry', 'named']
 
-# %% ../../nbs/diffusion/catalogue.ipynb #3035a216
+# %% ../../nbs/diffusion/catalogue.ipynb #7f062777
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from .blocks import Blocks, Delayed, Levels
 from .remask import P2, WINO, Psi, ReMDM
 from .rules import KLASS, PC, PMI, Ancestral, ConfTopK, ConfTopP, EntropyBound, Factor, FirstHitting, SlowFast
-from .sample import Rule
+from .step import Rule
 
 # %% ../../nbs/diffusion/catalogue.ipynb #4b3cd789
 @dataclass(frozen=True)

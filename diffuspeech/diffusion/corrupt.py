@@ -71,7 +71,7 @@ class Corrupted:
     draw: str
     schedule: Schedule
 
-# %% ../../nbs/diffusion/corrupt.ipynb #7db752dc
+# %% ../../nbs/diffusion/corrupt.ipynb #68b81b9d
 def corrupt(
     tokens: Tensor,  # (B, L) or (B, L, Q) int64, clean
     row_keys: Tensor,  # (B,) as `utterance_keys` gives them
@@ -95,10 +95,10 @@ def corrupt(
         raise ValueError(f"span={span} must be at least 1")
     (B, L), device, x = tokens.shape[:2], tokens.device, tokens.view(*tokens.shape[:2], -1)
     Q = x.shape[2]
-    t = keys.uniform(keys.fold(row_keys, TIME)) if t is None else t.to(device, torch.float64)
     for name, given in (("t", t), ("row_keys", row_keys), ("lengths", lengths)):
         if given is not None and given.shape != (B,):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; one for each of {B} rows is wanted")
+    t = keys.uniform(keys.fold(row_keys, TIME)) if t is None else t.to(device, torch.float64)
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths.to(device)
     inside = (torch.arange(L, device=device) < lengths[:, None])[..., None].expand_as(x)
     if maskable is not None:

@@ -129,7 +129,7 @@ class Walked:
     tokens_per_call: float
     changes: Tensor  # (B, L) how often each place changed before the last step
 
-# %% ../../nbs/diffusion/metric.ipynb #6850c024
+# %% ../../nbs/diffusion/metric.ipynb #7ea51242
 @torch.no_grad()
 def walk(
     denoiser: Callable,  # of x_0, told x_t and t
@@ -149,13 +149,10 @@ def walk(
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths
     inside = torch.arange(L, device=device) < lengths[:, None]
     free = inside if free is None else free & inside
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r} must be a whole number of at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0")
-    for name, value, known in (("move", move, MOVES), ("last", last, ("argmax", "draw"))):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+    wrong = {"steps": isinstance(steps, int) and steps >= 1, "temperature": temperature > 0, "move": move in MOVES, "last": last in ("argmax", "draw")}
+    for name, fine in wrong.items():
+        if not fine:
+            raise ValueError(f"{name}={locals()[name]!r} is out of range")
     if not free.any():
         raise ValueError("free holds no place within lengths: nothing to sample")
     given = canvas[inside & ~free]
@@ -182,5 +179,4 @@ def walk(
         new = torch.where(u(k, 1) < q, draw(to, u(k, 2)), x[where])
         changes[where] += new != x[where]
         x[where] = new
-    rows = free.any(1).sum().item()
-    return Walked(x.view(B, L), lengths, steps, time.perf_counter() - began, len(where) / (steps * rows), changes.view(B, L))
+    return Walked(x.view(B, L), lengths, steps, time.perf_counter() - began, len(where) / (steps * B), changes.view(B, L))

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['LAST', 'SCORES', 'shape', 'draw', 'Knobs', 'guide', 'Read', 'entropy']
 
-# %% ../../nbs/diffusion/read.ipynb #d0c57dda
+# %% ../../nbs/diffusion/read.ipynb #c2dda5d3
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ def guide(
     c, u = c.float().log_softmax(-1), u.float().log_softmax(-1)
     return torch.where(c == -torch.inf, c, u + (1 + w) * (c - u))
 
-# %% ../../nbs/diffusion/read.ipynb #9778d346
+# %% ../../nbs/diffusion/read.ipynb #722b6396
 class Read:
     "The network's answer at the asked positions of one step"
 
@@ -98,22 +97,31 @@ class Read:
             logits[:, token] = -torch.inf
         self.logits, self.where, self.canvas, self.knobs, self.only = logits, where, canvas, knobs, only
         self.u = u.flatten()[where]
+        self._p = self._ranked = self._tokens = None  # computed when first asked for (functools.cached_property takes a lock, which no graph can hold)
 
-    @cached_property
+    @property
     def p(self) -> Tensor:
         "(n, V) the network's own probabilities"
-        return self.logits.softmax(-1)
+        if self._p is None:
+            self._p = self.logits.softmax(-1)
+        return self._p
 
-    @cached_property
+    @property
     def ranked(self) -> Tensor:
         "(n, V) the probabilities that scores are read from"
         k = self.knobs
-        return shape(self.logits, k.temperature or 1.0, k.top_k, k.nucleus) if k.tempered_scores else self.p
+        if not k.tempered_scores:
+            return self.p
+        if self._ranked is None:
+            self._ranked = shape(self.logits, k.temperature or 1.0, k.top_k, k.nucleus)
+        return self._ranked
 
-    @cached_property
+    @property
     def candidate(self) -> Tensor:
         "(n,) a token for each asked position"
-        return self._candidate(self.logits, self.u)
+        if self._tokens is None:
+            self._tokens = self._candidate(self.logits, self.u)
+        return self._tokens
 
     def _candidate(self, logits: Tensor, u: Tensor) -> Tensor:
         k = self.knobs
@@ -122,9 +130,9 @@ class Read:
     def _answer(self, rows) -> tuple[Tensor, Tensor]:
         "The tokens of some rows and the network's probabilities there; nothing that is at hand is computed again"
         k = self.knobs
-        p = self.p[rows] if "p" in self.__dict__ else self.logits[rows].softmax(-1)
-        if "candidate" in self.__dict__:
-            return self.candidate[rows], p
+        p = self.logits[rows].softmax(-1) if self._p is None else self._p[rows]
+        if self._tokens is not None:
+            return self._tokens[rows], p
         if k.temperature == 1 and k.top_k is None and k.nucleus == 1:
             return draw(p, self.u[rows]), p
         return self._candidate(self.logits[rows], self.u[rows]), p
@@ -145,6 +153,12 @@ class Read:
     def at_candidate(self, p: Tensor) -> Tensor:
         "(n,) what `p` (n, V) gives to the candidates"
         return p.gather(1, self.candidate[:, None]).squeeze(1)
+
+    def hold_end(self, commit: Tensor, open_: Tensor) -> Tensor:
+        "(b, N) what to commit if the end has to wait: no end while anything else is open; all of it once nothing else is"
+        end = self.spread((self.candidate == self.knobs.eos_id).float(), 0.0) > 0
+        other = (open_ & ~end).any(1, keepdim=True)
+        return torch.where(other, commit & ~end, open_)
 
     def take(self, commit: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Where (m,) in the flattened canvas to commit what: tokens, their probabilities, the entropies there. None: all that was asked"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'ReMDM', 'Psi', 'P2', 'WINO']
 
-# %% ../../nbs/diffusion/remask.ipynb #d8d201ca
+# %% ../../nbs/diffusion/remask.ipynb #2870c2ca
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .read import Read
 from .rules import best, in_unit
-from .sample import Rule, View
+from .step import Rule, View
 
 # %% ../../nbs/diffusion/remask.ipynb #4eb75f7a
 KINDS = ("cap", "rescale", "conf", "loop")

@@ -6,7 +6,7 @@
 __all__ = ['BLIND', 'Ancestral', 'FirstHitting', 'best', 'ConfTopK', 'noisy', 'ConfTopP', 'in_unit', 'at_least', 'Factor',
            'EntropyBound', 'KLASS', 'PC', 'PMI', 'SlowFast']
 
-# %% ../../nbs/diffusion/rules.ipynb #e92176f0
+# %% ../../nbs/diffusion/rules.ipynb #75e708a7
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base import keys
 from .read import Read, entropy
-from .sample import Rule, View
+from .step import Rule, View
 
 # %% ../../nbs/diffusion/rules.ipynb #cf5afe0c
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'OTHERS', 'Stub', 'best_of', 'gumbel_step', 'block_refinement', 'cost', 'sampler_table']
 
-# %% ../../nbs/evaluate/bench.ipynb #cd4e194a
+# %% ../../nbs/evaluate/bench.ipynb #9917428a
 import time
 from collections.abc import Callable
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..diffusion.catalogue import CATALOGUE
 from ..diffusion.remask import WINO
 from ..diffusion.rules import PC
-from ..diffusion.sample import Rule, sample
+from ..diffusion.sample import sample
+from ..diffusion.step import Rule
 
 # %% ../../nbs/evaluate/bench.ipynb #85e33495
 class Stub:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rates', 'exact_law', 'exact_law_conf', 'chi_square', 'tv', 'specimen', 'law_table']
 
-# %% ../../nbs/evaluate/law.ipynb #d129bca9
+# %% ../../nbs/evaluate/law.ipynb #61ae5cac
 import itertools
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..diffusion.catalogue import CATALOGUE
 from ..diffusion.oracle import Joint
-from ..diffusion.remask import P2, ReMDM, Psi
-from ..diffusion.rules import KLASS, PC, PMI, ConfTopP, SlowFast
-from ..diffusion.sample import Rule, sample
+from ..diffusion.remask import P2, Psi, ReMDM
+from ..diffusion.rules import KLASS, PC, PMI, ConfTopP, EntropyBound, SlowFast
+from ..diffusion.sample import sample
+from ..diffusion.step import Rule
 
 # %% ../../nbs/evaluate/law.ipynb #e4fcaf4c
 def rates(
@@ -139,14 +140,14 @@ def tv(
     "Total variation distance: half the sum of absolute differences"
     return ((a / a.sum() - b / b.sum()).abs().sum() / 2).item()
 
-# %% ../../nbs/evaluate/law.ipynb #42ddca9f
+# %% ../../nbs/evaluate/law.ipynb #c1d4dd4b
 def specimen(
     name: str,  # of the catalogue
     joint: Joint,
 ) -> Rule:
     "A rule with settings at which its nature shows on a small joint"
     ones = torch.ones(joint.symbols)
-    special = {"pc": lambda: PC(ones, decay=0.25), "pmi": lambda: PMI(tau=1.0), "conf_topp": lambda: ConfTopP(0.5), "klass": lambda: KLASS(0.5, kl=0.5, history=1),
+    special = {"pc": lambda: PC(ones, decay=0.25), "pmi": lambda: PMI(tau=1.0), "conf_topp": lambda: ConfTopP(0.5), "entropy_bound": lambda: EntropyBound(1.0), "klass": lambda: KLASS(0.5, kl=0.5, history=1),
                "slowfast": lambda: SlowFast(0.3, 0.5), "psi": lambda: Psi(kappa=0.8), "p2": lambda: P2(eta=1.0)}
     return special.get(name, CATALOGUE[name].make)()
 

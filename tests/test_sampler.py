@@ -1,0 +1,336 @@
+"""Laws that every rule obeys by being listed in the catalogue, and one test for each upstream defect of the field
+
+What is said of the rows: what row i becomes depends on its own seed, canvas and logits, never on its batch mates, their lengths or padding."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffuspeech.base import keys
+from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
+from diffuspeech.diffusion.catalogue import CATALOGUE
+from diffuspeech.diffusion.oracle import Chain, Joint
+from diffuspeech.diffusion.read import Knobs, Read, draw, shape
+from diffuspeech.diffusion.remask import WINO, ReMDM
+from diffuspeech.diffusion.rules import KLASS, PC, PMI, Ancestral, ConfTopK, ConfTopP, EntropyBound, Factor, FirstHitting, SlowFast
+from diffuspeech.diffusion.sample import sample, steps
+from diffuspeech.diffusion.step import fixed_step
+
+V, M = 7, 6
+SPECIAL = {"pc": lambda: PC(torch.arange(1.0, V + 1)), "conf_topp": lambda: ConfTopP(0.4), "klass": lambda: KLASS(0.3, kl=0.5, history=1), "slowfast": lambda: SlowFast(0.2, 0.4),
+           "wino": lambda: WINO(0.3, 0.35), "entropy_bound": lambda: EntropyBound(1.0)}
+RULES = {name: SPECIAL.get(name, entry.make)() for name, entry in CATALOGUE.items()}
+RULES |= {"blocks": Blocks(ConfTopK(), 3), "blocks(ancestral)": Blocks(Ancestral(), 4), "blocks(remdm)": Blocks(ReMDM(), 4), "blocks(threshold)": Blocks(ConfTopP(0.4), 3)}
+few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+class TableNet:
+    "Logits that are a hash of what a row may see: bit-equal for equal rows, whatever stands beside them"
+
+    def __init__(self, V=V, size=4096, sharp=2.0):
+        self.table = sharp * torch.randn(size, V, generator=torch.Generator().manual_seed(0))
+        self.calls = []
+
+    def __call__(self, tokens, lengths, t=None, where=None, batch=None, positions=None, attention=None):
+        B, N = tokens.shape[0], tokens[0].numel()
+        x = tokens.reshape(B, N)
+        place = torch.arange(N) if positions is None else positions
+        seen = (torch.arange(N) // (N // tokens.shape[1]) < lengths[:, None])[:, None] if attention is None else attention
+        state = keys.mix((place + 1) * 1_000_003 + x + 1).expand(B, N)
+        context = torch.where(seen, state[:, None], 0).sum(-1).expand(B, N)  # (B, query)
+        index = keys.mix(context + place) % len(self.table)
+        self.calls.append(len(where))
+        return self.table[index.flatten()[where]]
+
+
+def rows_of(seed: int, n: int, width: int):
+    "Rows of all kinds: nothing given, a prompt, holes, and different lengths"
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (n,), generator=g)
+    x = torch.where(torch.rand(n, width, generator=g) < torch.rand(n, 1, generator=g), torch.randint(0, V - 1, (n, width), generator=g), M)
+    x[:, 0] = M  # something to do in each
+    return torch.where(torch.arange(width) < lengths[:, None], x, M), lengths
+
+
+KNOBS = st.fixed_dictionaries({}, optional=dict(temperature=st.sampled_from([0.0, 0.7, 1.0]), nucleus=st.sampled_from([0.8, 1.0]), top_k=st.sampled_from([3, None]),
+                                                pace=st.sampled_from(["even", "cosine", "time_shift"])))
+
+
+@pytest.mark.parametrize("name", RULES)
+@few
+@given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), how=KNOBS)
+def test_rows_are_independent(name, seed, T, how):
+    "A batch of one = a batch of many = permuted = padded, bit for bit; no mask is left, nothing given is changed"
+    rule, n, width = RULES[name], 6, 9
+    x, lengths = rows_of(seed, n, width)
+    seeds = torch.arange(n) + seed
+    if rule.looks and seed % 2:
+        how = how | dict(position_noise=1.0)
+    def run(x, lengths, seeds):
+        return sample(TableNet(), x, rule, M, steps=T, seed=seeds, lengths=lengths, **how)
+    whole = run(x, lengths, seeds)
+    inside = torch.arange(width) < lengths[:, None]
+    assert (whole.tokens[inside] != M).all(), "a mask was left over"
+    assert (whole.tokens == x)[(x != M) & inside].all(), "a given token was changed"
+    assert (whole.tokens == x)[~inside].all(), "something was written beyond a row's length"
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    shuffled = run(x[order], lengths[order], seeds[order])
+    wide = run(torch.nn.functional.pad(x, (0, 5), value=M), lengths, seeds)
+    assert torch.equal(shuffled.tokens, whole.tokens[order]) and torch.equal(shuffled.calls, whole.calls[order])
+    assert torch.equal(wide.tokens[:, :width], whole.tokens) and torch.equal(wide.calls, whole.calls)
+    for i in range(0, n, 2):
+        alone = run(x[i : i + 1], lengths[i : i + 1], seeds[i : i + 1])
+        assert torch.equal(alone.tokens[0], whole.tokens[i]) and alone.calls[0] == whole.calls[i]
+        a, b = alone.trajectory, whole.trajectory.row(i)
+        assert torch.equal(a.committed, b.committed) and torch.equal(a.confidence.nan_to_num(9), b.confidence.nan_to_num(9)) and torch.equal(a.entropy.nan_to_num(9), b.entropy.nan_to_num(9))
+    repeated = run(x.repeat_interleave(6, 0)[:32], lengths.repeat_interleave(6)[:32], seeds.repeat_interleave(6)[:32])
+    assert torch.equal(repeated.tokens, whole.tokens.repeat_interleave(6, 0)[:32])
+
+
+class Net(torch.nn.Module):
+    "A small transformer in float32"
+
+    def __init__(self, V=V, d=32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.place = torch.nn.Embedding(V, d), torch.nn.Embedding(64, d)
+        layer = torch.nn.TransformerEncoderLayer(d, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.body, self.head = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.nn.Linear(d, V)
+
+    def forward(self, tokens, lengths, t=None, where=None, batch=None, positions=None, attention=None):
+        place = torch.arange(tokens.shape[1]).expand_as(tokens) if positions is None else positions
+        x = self.embed(tokens) + self.place(place)
+        if attention is None:
+            hidden = self.body(x, src_key_padding_mask=torch.arange(tokens.shape[1]) >= lengths[:, None])
+        else:
+            alone = ~attention.any(-1, keepdim=True)  # a query of padding sees nothing: let it see something, nobody reads it
+            hidden = self.body(x, mask=~(attention | alone).repeat_interleave(4, 0))
+        return 4 * self.head(hidden.flatten(0, 1)[where])
+
+
+@pytest.mark.parametrize("name", RULES)
+@torch.no_grad()
+def test_rows_are_independent_with_a_network(name):
+    "With a real network in float32: the same tokens when greedy"
+    net, rule = Net().eval(), RULES[name]
+    x, lengths = rows_of(11, 8, 12)
+    seeds = torch.arange(8)
+    whole = sample(net, x, rule, M, steps=6, seed=seeds, lengths=lengths)
+    for i in range(8):
+        n = int(lengths[i])
+        alone = sample(net, x[i : i + 1, :n], rule, M, steps=6, seed=seeds[i : i + 1])
+        assert torch.equal(alone.tokens[0], whole.tokens[i, :n])
+
+
+@few
+@given(seed=st.integers(0, 10**6))
+@torch.no_grad()
+def test_logits_do_not_depend_on_padding(seed):
+    net = Net().eval()
+    x, lengths = rows_of(seed, 5, 10)
+    everywhere = torch.arange(50)
+    logits = net(x, lengths, where=everywhere).view(5, 10, V)
+    for i in range(5):
+        n = int(lengths[i])
+        alone = net(x[i : i + 1, :n], lengths[i : i + 1], where=torch.arange(n))
+        assert (alone - logits[i, :n]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_step_greedy_is_the_same_for_all(name):
+    x, lengths = rows_of(5, 16, 9)
+    first = sample(TableNet(), x, Ancestral(), M, steps=1, lengths=lengths)
+    other = sample(TableNet(), x, RULES[name], M, steps=1, lengths=lengths, seed=99)
+    assert torch.equal(first.tokens, other.tokens)
+
+
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if not r.needs and n not in ("klass", "pmi", "slowfast", "first_hitting")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_fixed_step_compiles_and_agrees(name, temperature):
+    "torch.compile(fullgraph=True), step by step beside the loop"
+    x, lengths = rows_of(3, 4, 9)
+    net, rule = TableNet(), RULES[name]
+    run = steps(net, x, rule, M, steps=5, lengths=lengths, temperature=temperature)
+    torch._dynamo.reset()
+    compiled = torch.compile(fixed_step, fullgraph=True, backend="eager", dynamic=False)
+    with torch.no_grad():
+        for _ in range(2 if name not in ("conf_topk", "ancestral") else 5):
+            if run.done:
+                break
+            v, active = run._view(), run.active.clone()
+            logits = net(run.x[active], run.lengths[active], where=torch.arange(len(active) * 9)).view(len(active), 9, V)
+            v.ask = None  # the graph has no network in it
+            tokens, _ = compiled(rule, v, logits)
+            run.step()
+            assert torch.equal(tokens, run.x[active])
+
+
+@pytest.mark.parametrize("wrap", [lambda r: r, Levels, Delayed, lambda r: Blocks(r, 3)], ids=["full", "levels", "delayed", "blocks"])
+@pytest.mark.parametrize("rule", [ConfTopK(), Ancestral(), ReMDM(), ConfTopP(0.4)], ids=lambda r: r.name)
+def test_several_codebooks(wrap, rule):
+    x, lengths = torch.full((3, 8, 4), M), torch.tensor([8, 3, 5])
+    x[0, :2] = 1
+    whole = sample(TableNet(), x, wrap(rule), M, steps=8, lengths=lengths, temperature=1.0, vocab=[6, 4, 3, 2], seed=torch.arange(3))
+    inside = (torch.arange(8) < lengths[:, None])[..., None].expand_as(x)
+    assert (whole.tokens[inside] != M).all() and (whole.tokens[~inside] == M).all() and (whole.tokens[0, :2] == 1).all()
+    free = inside & (x == M)
+    for q, size in enumerate([6, 4, 3, 2]):
+        assert (whole.tokens[..., q][free[..., q]] < size).all()
+    alone = sample(TableNet(), x[1:2, :3], wrap(rule), M, steps=8, temperature=1.0, vocab=[6, 4, 3, 2], seed=torch.tensor([1]))
+    assert torch.equal(alone.tokens[0], whole.tokens[1, :3])
+
+
+# Upstream defects not to inherit, in the order of the list that the project keeps of them
+
+
+def test_rescale_applies_eta_once():
+    "Duo's `max-rescale` multiplies by eta twice"
+    run = steps(TableNet(), torch.full((1, 8), M), ReMDM("rescale", eta=0.3), M, steps=4)
+    run.step()
+    v = run._view()
+    assert torch.allclose(v_sigma := run.rule.sigma(v), 0.3 * ((1 - v.alpha_s) / v.alpha_t).clamp(max=1)), v_sigma
+
+
+def test_nucleus_keeps_the_crossing_token():
+    "ReMDM's nucleus drops the token that crosses p"
+    p = torch.tensor([[0.4, 0.35, 0.2, 0.05]])
+    for nucleus, kept in ((0.3, 1), (0.4, 1), (0.41, 2), (0.75, 2), (0.76, 3), (0.96, 4)):
+        assert (shape(p.log(), nucleus=nucleus) > 0).sum() == kept, nucleus
+
+
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if r.looks and n not in ("p2", "wino")])
+def test_waiting_end_is_committed_last(name):
+    "LLaDA's suppression of the end edits a tensor that nobody reads"
+    eos, net = 0, TableNet()
+    net.table[:, eos] += 2.5  # over-sure of the end, as networks trained on padding are
+    x = torch.full((20, 9), M)
+    free = sample(net, x, RULES[name], M, steps=9, temperature=1.0)
+    last = sample(net, x, RULES[name], M, steps=9, temperature=1.0, eos_id=eos, eos="last")
+    def early(out):
+        t = out.trajectory
+        blocks = torch.arange(9) // 3 if isinstance(RULES[name], Blocks) else torch.zeros(9)
+        mate = blocks[:, None] == blocks
+        real, end = out.tokens != eos, out.tokens == eos
+        later = (t.committed[:, None, :] > t.committed[:, :, None]) & real[:, None, :] & mate & end[:, :, None]
+        return int(later.sum())
+    assert early(last) == 0 and (early(free) > 0 or name == "left_to_right")
+    barred = sample(net, x, RULES[name], M, steps=9, temperature=1.0, eos_id=eos, eos="barred")
+    assert (barred.tokens != eos).all()
+
+
+def test_guidance_needs_no_lengths():
+    "LLaDA's guidance stops at an undefined name when no attention mask is given"
+    weak = TableNet(sharp=0.0)
+    a = sample(TableNet(), torch.full((2, 9), M), ConfTopK(), M, steps=3, guidance=2.0, unconditional=weak)
+    b = sample(TableNet(), torch.full((2, 9), M), ConfTopK(), M, steps=3)
+    assert a.nfe == 2 * b.nfe and torch.equal(a.tokens, b.tokens), "against an unconditional answer that says nothing, guidance only sharpens"
+
+
+def test_counts_are_not_pooled_over_the_batch():
+    "Dream's quota is the mean of the batch, Dimple's top-k is over all rows: prompts are overwritten and masks are left"
+    x = torch.full((3, 12), M)
+    x[1, :11] = 2
+    x[2, ::2] = 3
+    out = sample(TableNet(), x, ConfTopK(), M, steps=4)
+    assert (out.tokens != M).all() and (out.tokens == x)[x != M].all()
+    per_step = [[int((out.trajectory.committed[i] == k).sum()) for k in range(4)] for i in range(3)]
+    assert per_step[0] == [3, 3, 3, 3] and sum(per_step[1]) == 1 and sorted(per_step[2]) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if not r.remasks])
+def test_no_call_without_a_commit(name):
+    "Dream's quota can be 0, and a call is made for nothing"
+    net, x = TableNet(), torch.full((1, 9), M)
+    x[0, 4:] = 1
+    out = sample(net, x, RULES[name], M, steps=50, temperature=1.0)
+    steps_that_commit = len(set(out.trajectory.committed[out.trajectory.committed >= 0].tolist()))
+    assert out.nfe == steps_that_commit <= 4 and out.nfe == len(net.calls)
+
+
+def test_lowest_entropy_first():
+    "KLASS's fork sorts entropy the wrong way round"
+    logits = torch.zeros(1, 3, V)
+    logits[0, 0, 1], logits[0, 1, 1], logits[0, 2, 1] = 1.0, 6.0, 3.0
+    out = sample(lambda x, n, where=None, **c: logits.flatten(0, 1)[where].clone(), torch.full((1, 3), M), ConfTopK("entropy"), M, steps=3)
+    assert out.trajectory.committed[0].tolist() == [2, 0, 1]
+
+
+def test_scores_come_from_clean_logits():
+    "Gumbel-perturbed values used as probabilities; temperature leaking into confidence"
+    logits = torch.randn(5, V, generator=torch.Generator().manual_seed(1))
+    u = torch.full((1, 5), 0.5).double()
+    cold, hot = (Read(logits.clone(), torch.arange(5), (1, 5), u, Knobs(temperature=T, nucleus=0.5), [M]) for T in (0.1, 5.0))
+    assert torch.equal(cold.score("max"), hot.score("max")) and torch.equal(cold.score("entropy"), hot.score("entropy"))
+    assert not torch.equal(*(Read(logits.clone(), torch.arange(5), (1, 5), u, Knobs(temperature=T, tempered_scores=True), [M]).score("max") for T in (0.1, 5.0)))
+
+
+def test_rare_tokens_are_drawn_as_often_as_they_should_be():
+    "Gumbel noise in half or single precision has no tails, and acts as a lower temperature"
+    n, p = 2_000_000, torch.tensor([[0.999, 1e-3 - 2e-5, 1e-5, 1e-5]])
+    u = keys.uniform(keys.fold(torch.tensor(7), torch.arange(n)))
+    seen = torch.bincount(draw(p.expand(n, -1), u), minlength=4)
+    assert (seen[2:] > 5).all() and (seen[2:] < 45).all()  # 20 expected
+
+
+def test_factor_is_not_off_by_one():
+    "PC-Sampler's copy of the factor rule accepts the first token that fails"
+    logits = torch.zeros(1, 4, V)
+    for i, p in enumerate((0.9, 0.7, 0.6, 0.5)):  # (n + 1)(1 - c): 0.2, 0.9, 1.6, 2.5
+        logits[0, i, 1] = torch.tensor(p / (1 - p) * (V - 2)).log()
+    out = sample(lambda x, n, where=None, **c: logits.flatten(0, 1)[where].clone(), torch.full((1, 4), M), Factor(1.0), M)
+    assert (out.trajectory.committed[0] == 0).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("rule", [Ancestral, ReMDM, FirstHitting], ids=lambda r: r.__name__)
+def test_calls_saved_change_nothing(rule):
+    "MDLM's cache compares whole batches; here rows are skipped one by one, and the tokens are the same bit for bit as when every row is asked everything at every step"
+    class AskAll(rule):
+        looks = True
+
+        def asks(self, v):
+            return v.free | v.open
+
+        def alpha(self, v):
+            return rule.alpha(self, v) if rule is FirstHitting and "ratio" in v.memory else v.alpha_t
+
+        def choose(self, v, read):
+            return super().choose(v, None)
+    x, lengths = rows_of(2, 6, 9)
+    lean, full = TableNet(), TableNet()
+    a = sample(lean, x, rule(), M, steps=30, temperature=1.0, lengths=lengths)
+    b = sample(full, x, AskAll(), M, steps=30, temperature=1.0, lengths=lengths)
+    assert torch.equal(a.tokens, b.tokens) and sum(lean.calls) < sum(full.calls) / 2 and a.calls.sum() < b.calls.sum()
+
+
+def test_drawn_confidence_is_listed_as_biased():
+    "LLaDA's low_confidence is off at one token a step, and nobody says so"
+    joint = Joint()
+    def far(rule):
+        out = sample(joint, torch.full((20_000, 4), 3), rule, 3, steps=4, temperature=1.0)
+        return (joint.histogram(out.tokens) / 20_000 - joint.p).abs().sum() / 2
+    assert far("low_confidence") > 0.3 and far("conf_topk") < 0.03 and CATALOGUE["drawn"].keeps == "no"
+
+
+def test_a_prior_network_is_asked_once():
+    chain = Chain.random(symbols=6)
+    plain = sample(chain, torch.full((3, 12), M), PMI(), M, steps=4)
+    prior = sample(chain, torch.full((3, 12), M), PMI(prior=chain), M, steps=4)
+    assert prior.nfe == plain.nfe + 1
+
+
+def test_bench_law_from_the_shell(tmp_path):
+    "diffuspeech bench law --json FILE"
+    out = tmp_path / "law.json"
+    done = subprocess.run([Path(sys.executable).parent / "diffuspeech", "bench", "law", "--samples", "1500", "--json", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())
+    assert {r["rule"] for r in rows} == set(CATALOGUE)
+    assert all({"rule", "steps", "tv", "keeps_law"} <= r.keys() for r in rows)
+    assert all(r["keeps_law"] for r in rows if r["should"] == "T"), [r for r in rows if r["should"] == "T" and not r["keeps_law"]]
+    bad = subprocess.run([Path(sys.executable).parent / "diffuspeech", "bench", "lore"], capture_output=True, text=True)
+    assert bad.returncode == 2 and "invalid choice: 'lore'" in bad.stderr
