@@ -66,7 +66,7 @@ class Joint:
         "(sequences,) how often each sequence occurs among samples"
         return torch.bincount(self.index(tokens, self.symbols), minlength=len(self.p)).double()
 
-# %% ../../nbs/diffusion/oracle.ipynb #abb5159f
+# %% ../../nbs/diffusion/oracle.ipynb #73bd62b8
 class Chain:
     "A Markov chain as a denoiser with exact conditionals"
 
@@ -106,11 +106,12 @@ class Chain:
         for l in range(L):
             before[l] = self.start if l == 0 else f @ self.move
             f = before[l] * evidence[:, l]
-            f = f / f.sum(-1, keepdim=True)
+            f = f / f.sum(-1, keepdim=True).clamp_min(1e-300)
         for l in range(L - 2, -1, -1):
             b = (evidence[:, l + 1] * after[l + 1]) @ self.move.T
-            after[l] = b / b.sum(-1, keepdim=True)
+            after[l] = b / b.sum(-1, keepdim=True).clamp_min(1e-300)
         p = (before * after).transpose(0, 1)
+        p = torch.where(p.sum(-1, keepdim=True) > 0, p, 1.0)  # tokens that cannot stand side by side say nothing of what is between them
         p = p / p.sum(-1, keepdim=True)
         logits = torch.cat([p.log(), p.new_full((B, L, 1), -torch.inf)], -1).float()
         return logits if where is None else logits.flatten(0, 1)[where]

@@ -21,7 +21,7 @@ from .schedule import Schedule, linear, pace_of
 from .step import Rule, View
 from .trajectory import Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #da347418
+# %% ../../nbs/diffusion/sample.ipynb #a896c73c
 class Run:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
@@ -202,11 +202,11 @@ class Run:
         x = v.x if tokens is None else tokens
         N, batch, packed = x.shape[1], self.active, where
         t = self.schedule.inverse(self.rule.alpha(v)[:, 0].double().clamp(0, 1)).float()
-        rows = torch.unique_consecutive(where // N)
-        if len(rows) < len(x):
-            renumber = torch.full((len(x),), -1, device=x.device)
-            renumber[rows] = torch.arange(len(rows), device=x.device)
-            packed = renumber[where // N] * N + where % N
+        asked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        asked[where // N] = True
+        if not asked.all():
+            rows = asked.nonzero().squeeze(1)
+            packed = (asked.cumsum(0) - 1)[where // N] * N + where % N
             x, t, batch, more = x[rows], t[rows], batch[rows], {name: value[rows] for name, value in more.items()}
         x = x.view(len(x), -1, *self.shape[2:])
         call = dict(t=t, where=packed, batch=batch, **more)
@@ -232,21 +232,23 @@ class Run:
     def _write(self, v: View, taken, again: Tensor | None):
         "Put the step's outcome into the state, and let rows that are finished leave"
         a, N = self.active, self.x.shape[1]
+        whole = len(a) == len(self.x)
         if taken:
             at, tokens, p, h = taken
             if torch.isnan(p).any():
                 bad = int(at[torch.isnan(p)][0])
                 raise ValueError(f"logits are not numbers at step {self.k}: first in row {int(a[bad // N])}, position {bad % N // self.levels}")
-            at = a[at // N] * N + at % N
+            if not whole:
+                at = a[at // N] * N + at % N
             for state, value in ((self.x, tokens), (self.confidence, p), (self.entropy, h), (self.committed, torch.full_like(tokens, self.k, dtype=torch.int16))):
                 state.view(-1)[at] = value.to(state.dtype)
         if again is not None:
             again = again & v.free & (v.n + 1 < v.steps)[:, None]
-            whole = torch.zeros_like(self.valid)
-            whole[a] = again
-            self.x.masked_fill_(whole, self.mask_id)
+            if not whole:
+                again = torch.zeros_like(self.valid).index_copy_(0, a, again)
+            self.x.masked_fill_(again, self.mask_id)
             for state in (self.confidence, self.entropy):
-                state.masked_fill_(whole, torch.nan)
+                state.masked_fill_(again, torch.nan)
         if self.rule.remasks:
             self.canvases.append(self.x.to(torch.int32))
         self.n[a] += 1
