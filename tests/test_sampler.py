@@ -164,7 +164,7 @@ def test_fixed_step_compiles_and_agrees(name, temperature):
                 break
             v, active = run._view(), run.active.clone()
             logits = net(run.x[active], run.lengths[active], where=torch.arange(len(active) * 9)).view(len(active), 9, V)
-            v.ask = None  # the graph has no network in it
+            v.ask = v.noise = None  # the graph has no network in it, and no memory
             tokens, _ = compiled(rule, v, logits)
             run.step()
             assert torch.equal(tokens, run.x[active])

@@ -29,19 +29,21 @@ def shape(
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, before >= nucleus), 0)
     return p
 
-# %% ../../nbs/diffusion/read.ipynb #9355c09a
+# %% ../../nbs/diffusion/read.ipynb #8a2696bc
 def draw(
     p: Tensor,  # (n, V) not necessarily summing to one
     u: Tensor,  # (n,) float64 in (0, 1)
 ) -> Tensor:  # (n,) int64
     "The token at which the cumulative sum passes u: a token of probability zero is never drawn"
-    width = 64  # first the block of 64 tokens, then the token in it: a cumulative sum of V / 64 numbers and one of 64, instead of one of V
-    blocks = torch.nn.functional.pad(p, (0, -p.shape[1] % width)).unflatten(1, (-1, width))
-    outer = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    width, V = 64, p.shape[1]  # first the block of 64 tokens, then the token in it: sums of V / 64 numbers and of 64, instead of one of V
+    whole = V // width * width
+    sums = p[:, :whole].unflatten(1, (-1, width)).sum(-1)
+    outer = torch.cat([sums, p[:, whole:].sum(-1, keepdim=True)], 1).cumsum(1, dtype=torch.float64)
     line = u[:, None] * outer[:, -1:]
     block = torch.searchsorted(outer, line, right=True).clamp_(max=outer.shape[1] - 1)
     low = torch.where(block > 0, outer.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inner = blocks.gather(1, block[..., None].expand(-1, 1, width)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    tokens = block * width + torch.arange(width, device=p.device)
+    inner = p.gather(1, tokens.clamp(max=V - 1)).masked_fill_(tokens >= V, 0).cumsum(1, dtype=torch.float64)
     part = ((line - low) / (outer.gather(1, block) - low)).clamp(0, 1 - 2.0**-53)  # below one: what has no mass cannot be reached
     return (block * width + torch.searchsorted(inner, part * inner[:, -1:], right=True)).squeeze(1)
 
@@ -79,7 +81,7 @@ def guide(
     c, u = c.float().log_softmax(-1), u.float().log_softmax(-1)
     return torch.where(c == -torch.inf, c, u + (1 + w) * (c - u))
 
-# %% ../../nbs/diffusion/read.ipynb #722b6396
+# %% ../../nbs/diffusion/read.ipynb #b22db0a0
 class Read:
     "The network's answer at the asked positions of one step"
 
@@ -164,14 +166,16 @@ class Read:
         "Where (m,) in the flattened canvas to commit what: tokens, their probabilities, the entropies there. None: all that was asked"
         rows = slice(None) if commit is None else commit.flatten()[self.where].nonzero().squeeze(1)
         tokens, p = self._answer(rows)
-        return self.where[rows], tokens, p.gather(1, tokens[:, None]).squeeze(1), entropy(p)
+        own = self.logits if commit is None and self._p is None else None  # nobody reads these logits again
+        return self.where[rows], tokens, p.gather(1, tokens[:, None]).squeeze(1), entropy(p, own)
 
-# %% ../../nbs/diffusion/read.ipynb #32ecc796
+# %% ../../nbs/diffusion/read.ipynb #28b40864
 def entropy(
     p: Tensor,  # (n, V)
+    scratch: Tensor | None = None,  # (n, V) that may be overwritten: fresh memory costs more than the arithmetic
 ) -> Tensor:  # (n,) nats
     "-sum p log p, with the same rounding however many rows there are"
-    terms = p * p.clamp_min(1e-38).log()
+    terms = torch.clamp_min(p, 1e-38, out=scratch).log_().mul_(p)
     if len(p) == 1:  # torch would split one long row over its threads, and add in another order
         terms = terms.repeat(2, 1)
     return -terms.sum(-1)[: len(p)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run', 'Sampled', 'check_canvas', 'steps', 'sample']
 
-# %% ../../nbs/diffusion/sample.ipynb #ec816693
+# %% ../../nbs/diffusion/sample.ipynb #b772a653
 import copy
 import inspect
 import time
@@ -18,10 +18,10 @@ from torch import Tensor
 from ..base import keys
 from .read import Knobs, guide
 from .schedule import Schedule, linear, pace_of
-from .step import Rule, View
+from .step import Rule, View, uniform
 from .trajectory import Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #a896c73c
+# %% ../../nbs/diffusion/sample.ipynb #594befc0
 class Run:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
@@ -61,7 +61,7 @@ class Run:
         self.valid = self.position < self.lengths[:, None]
         self.keys = keys.row_keys(seed, B, device)
         self.never = [mask_id] + ([knobs.eos_id] if knobs.eos == "barred" else [])
-        self.k, self.nfe, self.seconds = 0, 0, 0.0
+        self.k, self.nfe, self.seconds, self.numbers = 0, 0, 0.0, {}
         self.calls = torch.zeros(B, dtype=torch.int64, device=device)
         masked = self.masked
         self.committed = torch.where(masked | ~self.valid, -1, -2).to(torch.int16)  # -2 given, -1 never was
@@ -95,7 +95,7 @@ class Run:
         self.rule = rule or self.rule
         steps = steps or self.rule.steps
         if seed is not None:
-            self.keys = keys.row_keys(seed, len(self.x), self.x.device)
+            self.keys, self.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
         self.free = self.masked
         B, device = len(self.x), self.x.device
         group = self.rule.groups(self.position, self.level)
@@ -137,10 +137,18 @@ class Run:
         for name, value in self.__dict__.items():
             if isinstance(value, Tensor):
                 setattr(twin, name, value.clone())
-        twin.memory, twin.canvases = dict(self.memory), list(self.canvases)
+        twin.memory, twin.canvases, twin.numbers = dict(self.memory), list(self.canvases), dict(self.numbers)
         if seed is not None:
-            twin.keys = keys.row_keys(seed, len(self.x), self.x.device)
+            twin.keys, twin.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
         return twin
+
+    def _uniform(self, tag: int) -> Tensor:
+        "(B, N) this step's random numbers; a few steps' worth at a time, since small tensors cost their overhead"
+        ahead = max(1, min(16, (1 << 18) // self.x.numel()))
+        first = self.k // ahead * ahead
+        if self.numbers.get(tag, (-1,))[0] != first:
+            self.numbers[tag] = first, uniform(self.keys, first + torch.arange(ahead, device=self.x.device), tag, self.x.shape[1])
+        return self.numbers[tag][1][self.k - first]
 
     def _view(self) -> View:
         "The rows at work, as the rule sees them"
@@ -163,6 +171,7 @@ class Run:
         count = (left - keep).clamp_min(0)
         v = View(self.k, x, open_, here, n, steps, alpha_t[:, None], alpha_s[:, None], total, left, count, pick(self.confidence),
                  pick(self.lengths), pick(self.keys), self.levels, self.mask_id, self.knobs, self.memory, self.never)
+        v.noise = lambda tag: pick(self._uniform(tag))
         v.ask = lambda where, denoiser=None, tokens=None, **more: self._ask(v, where, denoiser, tokens, **more)
         return v
 
