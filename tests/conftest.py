@@ -1,0 +1,30 @@
+"What several tests share"
+import pytest
+from browser import CHROMIUM, Lab, Server
+from playwright.sync_api import sync_playwright
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    "JupyterLab on a copy of the repo, for the whole session"
+    server = Server(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def lab(request):
+    "JupyterLab in a browser: see tests/browser.py. The browser is new for each test: Playwright's event loop would disturb other tests"
+    if not CHROMIUM:
+        pytest.skip("the Debian package `chromium` is missing: see tools/debian.sh")
+    server = request.getfixturevalue("server")  # only now: no server for a test that is skipped
+    with sync_playwright() as playwright:
+        # the host rule keeps this browser, and with it the test, on this machine; requests to others are still seen, and fail the test
+        args = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+        lab = Lab(server, browser)
+        yield lab
+        troubles = [trouble for page in lab.pages for trouble in page.close()]
+        browser.close()
+    assert not troubles, "\n".join(troubles)
