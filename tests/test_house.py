@@ -4,6 +4,7 @@ import configparser
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -158,6 +159,33 @@ def test_shim_is_off_where_the_real_extension_loads():
     fake = ("import sys, types; t = types.ModuleType('torchaudio'); t.real = True; sys.modules['torchaudio'] = t;"
             "from diffuspeech.speech.audio import import_torchaudio; print(import_torchaudio() is t)")
     assert run(fake).strip() == "True", "a torchaudio that loads must be left alone"
+
+
+def test_commit_hook_cleans_and_exports(tmp_path):
+    "tools/hooks/pre-commit, in a clone with a home of its own: what it does, and that it writes nowhere else"
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    home.mkdir()
+    who = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
+    env = os.environ | who | {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    def sh(*cmd):
+        return subprocess.run(cmd, cwd=clone, env=env, check=True, capture_output=True, text=True).stdout
+    clone.mkdir()
+    for name in ("settings.ini", "nbs", "diffuspeech", "tools"):
+        (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, clone / name)
+    sh("git", "init", "-q")
+    sh("git", "add", ".")
+    sh("git", "commit", "-qm", "as it is")
+    sh("git", "config", "core.hooksPath", "tools/hooks")
+    nb = json.loads((clone / "nbs/base/look.ipynb").read_text())
+    cell = next(c for c in nb["cells"] if "BLUE, ORANGE" in "".join(c["source"]))
+    cell |= {"execution_count": 7, "source": "".join(cell["source"]).replace("#3f6fe0", "#3f6fe1")}
+    (clone / "nbs/base/look.ipynb").write_text(json.dumps(nb))
+    sh("git", "add", "nbs")
+    sh("git", "commit", "-qm", "another blue")
+    shown = sh("git", "show", "--stat", "HEAD")
+    assert "diffuspeech/base/look.py" in shown and "#3f6fe1" in (clone / "diffuspeech/base/look.py").read_text()
+    assert "execution_count\": 7" not in (clone / "nbs/base/look.ipynb").read_text() and sh("git", "status", "--porcelain") == ""
+    assert not [p for p in home.rglob("*") if p.is_file() and "cache" not in p.as_posix().lower()], list(home.rglob("*"))
 
 
 def runtime_files() -> set[str]:

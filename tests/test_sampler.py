@@ -323,6 +323,30 @@ def test_a_prior_network_is_asked_once():
     assert prior.nfe == plain.nfe + 1
 
 
+@pytest.mark.parametrize("name", ["ancestral", "conf_topk", "remdm_cap"])
+def test_what_a_denoiser_may_be(name):
+    "One under inference_mode; one with gradients; one that hands over its own table"
+    net = TableNet()
+    table = net.table.clone()
+    want = sample(net, torch.full((2, 9), M), name, M, steps=4, barred=(0, 2))
+    assert not torch.isin(want.tokens, torch.tensor([0, 2, M])).any()
+
+    @torch.inference_mode()
+    def frozen(tokens, lengths, **call):
+        return net(tokens, lengths, **call)
+
+    def learning(tokens, lengths, **call):
+        return net(tokens, lengths, **call) * torch.ones((), requires_grad=True)
+    for denoiser in (frozen, learning):
+        run = steps(denoiser, torch.full((2, 9), M), name, M, steps=4, barred=(0, 2))
+        out = run.finish()
+        assert torch.equal(out.tokens, want.tokens) and not run.confidence.requires_grad
+    own = torch.randn(18, V, generator=torch.Generator().manual_seed(1))
+    kept = own.clone()
+    sample(lambda x, n, where=None, **c: own if len(where) == 18 else own[where], torch.full((2, 9), M), name, M, steps=1, temperature=1.0)
+    assert torch.equal(own[:, :M], kept[:, :M]) and torch.equal(net.table, table), "nothing but the mask's column is written"
+
+
 def test_bench_law_from_the_shell(tmp_path):
     "diffuspeech bench law --json FILE"
     out = tmp_path / "law.json"

@@ -37,16 +37,16 @@ class Ink:
         "Keywords for `go.Scatter`"
         return dict(line=dict(color=self.colour, dash=self.dash), marker=dict(color=self.colour, symbol=self.marker, size=6))
 
-# %% ../../nbs/base/look.ipynb #3a4efc8f
+# %% ../../nbs/base/look.ipynb #decaa429
 FAMILIES = {
     BLUE: ["ancestral", "first_hitting", "psi"],
-    ORANGE: ["conf_topk", "pc", "pmi", "random", "left_to_right"],
+    ORANGE: ["conf_topk", "pc", "pmi", "random", "left_to_right", "drawn", "margin", "entropy"],
     GREEN: ["conf_topp", "factor", "entropy_bound", "klass", "slowfast"],
     PINK: ["remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop", "p2", "wino"],
     RED: ["autoregressive", "metric"],
 }
 MODALITIES = {"text": Ink(ORANGE), "audio": Ink(BLUE), "thought": Ink(PINK), "prompt": Ink(GREEN), "mask": Ink(GREY)}
-STROKES = [("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "triangle-up"), ("solid", "x"), ("dash", "triangle-up")]
+STROKES = [("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "triangle-up"), ("solid", "x"), ("dash", "triangle-up"), ("dot", "square"), ("dashdot", "diamond")]
 INKS = MODALITIES | {name: Ink(colour, *stroke) for colour, names in FAMILIES.items() for name, stroke in zip(names, STROKES)}
 
 # %% ../../nbs/base/look.ipynb #5dff3457

@@ -47,7 +47,7 @@ def draw(
     part = ((line - low) / (outer.gather(1, block) - low)).clamp(0, 1 - 2.0**-53)  # below one: what has no mass cannot be reached
     return (block * width + torch.searchsorted(inner, part * inner[:, -1:], right=True)).squeeze(1)
 
-# %% ../../nbs/diffusion/read.ipynb #dd9f766a
+# %% ../../nbs/diffusion/read.ipynb #8498e7dc
 @dataclass(frozen=True)
 class Knobs:
     "How candidates are drawn and positions are scored, the same for every rule"
@@ -57,6 +57,7 @@ class Knobs:
     tempered_scores: bool = False  # rank positions by the shaped distribution instead of the network's own
     position_noise: float = 0.0  # times a Gumbel variable, added to log scores before ranking
     guidance: float = 0.0  # w in u + (1 + w)(c - u)
+    barred: tuple[int, ...] = ()  # ids that are never drawn: padding, a start token
     eos_id: int | None = None
     eos: str = "free"  # free; barred: never; last: committed only when nothing else is left
 
@@ -81,7 +82,7 @@ def guide(
     c, u = c.float().log_softmax(-1), u.float().log_softmax(-1)
     return torch.where(c == -torch.inf, c, u + (1 + w) * (c - u))
 
-# %% ../../nbs/diffusion/read.ipynb #b22db0a0
+# %% ../../nbs/diffusion/read.ipynb #722b6396
 class Read:
     "The network's answer at the asked positions of one step"
 
@@ -166,16 +167,14 @@ class Read:
         "Where (m,) in the flattened canvas to commit what: tokens, their probabilities, the entropies there. None: all that was asked"
         rows = slice(None) if commit is None else commit.flatten()[self.where].nonzero().squeeze(1)
         tokens, p = self._answer(rows)
-        own = self.logits if commit is None and self._p is None else None  # nobody reads these logits again
-        return self.where[rows], tokens, p.gather(1, tokens[:, None]).squeeze(1), entropy(p, own)
+        return self.where[rows], tokens, p.gather(1, tokens[:, None]).squeeze(1), entropy(p)
 
-# %% ../../nbs/diffusion/read.ipynb #28b40864
+# %% ../../nbs/diffusion/read.ipynb #a7684628
 def entropy(
     p: Tensor,  # (n, V)
-    scratch: Tensor | None = None,  # (n, V) that may be overwritten: fresh memory costs more than the arithmetic
 ) -> Tensor:  # (n,) nats
     "-sum p log p, with the same rounding however many rows there are"
-    terms = torch.clamp_min(p, 1e-38, out=scratch).log_().mul_(p)
+    terms = p.clamp_min(1e-38).log_().mul_(p)
     if len(p) == 1:  # torch would split one long row over its threads, and add in another order
         terms = terms.repeat(2, 1)
     return -terms.sum(-1)[: len(p)]

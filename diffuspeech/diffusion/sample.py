@@ -21,14 +21,14 @@ from .schedule import Schedule, linear, pace_of
 from .step import Rule, View, uniform
 from .trajectory import Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #594befc0
+# %% ../../nbs/diffusion/sample.ipynb #b04fe3a2
 class Run:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
     def __init__(self,
         denoiser: Callable,
         canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it
-        rule: Rule,
+        rule: "Rule | str",
         mask_id: int,
         lengths: Tensor | None = None,  # (B,); the whole width when not given
         steps: int | None = None,  # the rule's own when not given
@@ -43,13 +43,6 @@ class Run:
         check_canvas(canvas, mask_id, lengths, vocab)
         if knobs.guidance and unconditional is None:
             raise ValueError(f"guidance={knobs.guidance} needs an unconditional denoiser")
-        if not rule.looks and (knobs.eos == "last" or knobs.position_noise):
-            name = "eos" if knobs.eos == "last" else "position_noise"
-            raise ValueError(f"{name}={getattr(knobs, name)!r} ranks positions, but {type(rule).__name__} chooses without looking")
-        for name in rule.needs:
-            takes = inspect.signature(denoiser).parameters
-            if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-                raise ValueError(f"{type(rule).__name__} needs a denoiser that takes {name}=, and this one does not: {denoiser!r:.80}")
         self.denoiser, self.unconditional, self.mask_id, self.knobs, self.vocab = denoiser, unconditional, mask_id, knobs, vocab
         self.pace, self.schedule, self.on_step, self.shape = pace_of(pace), schedule, on_step, canvas.shape
         B, L, self.levels, device = *canvas.shape[:2], canvas[0, 0].numel(), canvas.device
@@ -60,7 +53,7 @@ class Run:
         self.position, self.level = place // self.levels, place % self.levels
         self.valid = self.position < self.lengths[:, None]
         self.keys = keys.row_keys(seed, B, device)
-        self.never = [mask_id] + ([knobs.eos_id] if knobs.eos == "barred" else [])
+        self.never = [mask_id, *knobs.barred] + ([knobs.eos_id] if knobs.eos == "barred" else [])
         self.k, self.nfe, self.seconds, self.numbers = 0, 0, 0.0, {}
         self.calls = torch.zeros(B, dtype=torch.int64, device=device)
         masked = self.masked
@@ -85,14 +78,15 @@ class Run:
         return len(self.active) == 0
 
     def go_on(self,
-        rule: Rule | None = None,
+        rule: "Rule | str | None" = None,
         steps: int | None = None,  # from here on
         seed: "int | Tensor | None" = None,
     ) -> "Run":
         "Go on from here with another rule, number of steps or seed; what has been committed is given from now on"
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps={steps!r} must be a whole number of at least 1")
-        self.rule = rule or self.rule
+        if rule is not None:
+            self.rule = self._fitting(rule)
         steps = steps or self.rule.steps
         if seed is not None:
             self.keys, self.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
@@ -114,6 +108,20 @@ class Run:
         self.active = (groups > 0).nonzero().squeeze(1)
         self.memory = {}
         return self
+
+    def _fitting(self, rule: "Rule | str") -> Rule:
+        "A rule, perhaps by its name, that these knobs and this denoiser serve"
+        if isinstance(rule, str):
+            from diffuspeech.diffusion.catalogue import named
+            rule = named(rule)
+        if not rule.looks and (self.knobs.eos == "last" or self.knobs.position_noise):
+            name = "eos" if self.knobs.eos == "last" else "position_noise"
+            raise ValueError(f"{name}={getattr(self.knobs, name)!r} ranks positions, but {type(rule).__name__} chooses without looking")
+        takes = inspect.signature(self.denoiser).parameters
+        for name in rule.needs:
+            if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+                raise ValueError(f"{type(rule).__name__} needs a denoiser that takes {name}=, and this one does not: {self.denoiser!r:.80}")
+        return rule
 
     def pin(self, row: int, place: "int | tuple[int, int]", token: int):
         "Set a token by hand; it is given from now on (the mask id opens the place again)"
@@ -180,6 +188,7 @@ class Run:
             self.step()
             yield self
 
+    @torch.no_grad()
     def step(self):
         "One step of every row at work"
         began = time.perf_counter()
@@ -236,7 +245,7 @@ class Run:
             raise ValueError(f"the denoiser gave logits of shape {tuple(logits.shape)} for {n} positions: (n, V) is wanted, rows as in `where`")
         if self.mask_id >= logits.shape[1]:
             raise ValueError(f"mask_id={self.mask_id} is outside the denoiser's vocabulary of {logits.shape[1]} tokens")
-        return logits
+        return logits.clone() if logits.is_inference() else logits  # what was made under inference_mode cannot be written to
 
     def _write(self, v: View, taken, again: Tensor | None):
         "Put the step's outcome into the state, and let rows that are finished leave"
@@ -320,12 +329,9 @@ def check_canvas(canvas: Tensor, mask_id: int, lengths: Tensor | None, vocab: li
     if not ((canvas == mask_id) & inside).any():
         raise ValueError(f"canvas holds no mask (mask_id={mask_id}) within lengths: nothing to sample")
 
-# %% ../../nbs/diffusion/sample.ipynb #6db3afb8
+# %% ../../nbs/diffusion/sample.ipynb #a72a3920
 def _run(denoiser, canvas, rule, mask_id, steps, seed, lengths, **how) -> Run:
-    "The knobs apart from the rest, and a rule from its name"
-    if isinstance(rule, str):
-        from diffuspeech.diffusion.catalogue import named
-        rule = named(rule)
+    "The knobs apart from the rest"
     knobs = Knobs(**{name: how.pop(name) for name in list(how) if name in Knobs.__dataclass_fields__})
     return Run(denoiser, canvas, rule, mask_id, lengths=lengths, steps=steps, seed=seed, knobs=knobs, **how)
 
@@ -343,8 +349,7 @@ def steps(
     "A run that waits for you: `for run in steps(...)` takes one step at a time"
     return _run(denoiser, canvas, rule, mask_id, steps, seed, lengths, **how)
 
-# %% ../../nbs/diffusion/sample.ipynb #7a483be2
-@torch.no_grad()
+# %% ../../nbs/diffusion/sample.ipynb #f3609f0f
 def sample(
     denoiser: Callable,
     canvas: Tensor,
