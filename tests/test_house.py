@@ -208,7 +208,11 @@ def runtime_files() -> set[str]:
 
 def test_wheel_in_a_bare_environment(tmp_path):
     "The exported library from a wheel, without Jupyter, in another working directory"
-    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, REPO], capture_output=True, text=True)
+    source = tmp_path / "source"  # a copy: what an earlier build left in build/ would end up in the wheel
+    shutil.copytree(REPO / "diffuspeech", source / "diffuspeech", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, source)
+    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     wheel = next(tmp_path.glob("*.whl"))
     bare = tmp_path / "bare"
