@@ -76,6 +76,7 @@ def test_notebook_ran_without_errors(name):
     for cell in json.loads((REPO / "nbs" / name).read_text())["cells"]:
         for out in cell.get("outputs", []):
             assert out["output_type"] != "error", f"nbs/{name} stores an error: run it again (make notebooks NB=nbs/{name})"
+            assert str(REPO) not in json.dumps(out) and "site-packages" not in json.dumps(out), f"nbs/{name} stores a path of this machine: {json.dumps(out)[:300]}"
             assert out.get("name") != "stderr", f"nbs/{name} stores warnings: {''.join(out['text'])[:300]}"
 
 

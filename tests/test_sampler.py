@@ -2,6 +2,7 @@
 
 What is said of the rows: what row i becomes depends on its own seed, canvas and logits, never on its batch mates, their lengths or padding."""
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,9 +166,33 @@ def test_fixed_step_compiles_and_agrees(name, temperature):
             v, active = run._view(), run.active.clone()
             logits = net(run.x[active], run.lengths[active], where=torch.arange(len(active) * 9)).view(len(active), 9, V)
             v.ask = v.noise = None  # the graph has no network in it, and no memory
+            v.k = torch.tensor(v.k)
             tokens, _ = compiled(rule, v, logits)
             run.step()
             assert torch.equal(tokens, run.x[active])
+
+
+def test_one_compiled_graph_serves_every_step():
+    "The whole way down to machine code, and no compilation after the first step"
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler: the Debian package `g++`")
+    x, net, rule = torch.full((3, 9), M), TableNet(), Ancestral()
+    run = steps(net, x, rule, M, steps=6, temperature=1.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(fixed_step, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        for k in range(6):
+            v = run._view()
+            v.ask = v.noise = None
+            v.k = torch.tensor(k)
+            logits = net(run.x, run.lengths, where=torch.arange(27)).view(3, 9, V)
+            with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
+                tokens, _ = compiled(rule, v, logits)
+            run.step()
+            assert torch.equal(tokens, run.x)
+            if len(run.active) < 3:
+                break
+    assert k >= 3
 
 
 @pytest.mark.parametrize("wrap", [lambda r: r, Levels, Delayed, lambda r: Blocks(r, 3)], ids=["full", "levels", "delayed", "blocks"])

@@ -15,11 +15,11 @@ from torch import Tensor
 from ..base import keys
 from .read import Knobs, Read
 
-# %% ../../nbs/diffusion/step.ipynb #1ffccb96
+# %% ../../nbs/diffusion/step.ipynb #a817fc82
 @dataclass
 class View:
     "What a rule sees before a step: tensors over the b rows at work and N = L * Q places"
-    k: int  # steps taken so far
+    k: int | Tensor  # steps taken so far; a tensor where one compiled graph is to serve every step
     x: Tensor  # (b, N) tokens
     open: Tensor  # (b, N) masked, and may be committed now
     free: Tensor  # (b, N) was masked at the start, in the present group: what may be masked again
@@ -48,7 +48,7 @@ class View:
 
     def u(self, tag: int) -> Tensor:
         "(b, N) float64 uniform numbers, a fresh set for each tag; a place's number does not depend on the canvas's width"
-        return self.noise(tag) if self.noise else uniform(self.keys, torch.tensor([self.k], device=self.x.device), tag, self.x.shape[1])[0]
+        return self.noise(tag) if self.noise else uniform(self.keys, torch.as_tensor(self.k, device=self.x.device).view(1), tag, self.x.shape[1])[0]
 
 # %% ../../nbs/diffusion/step.ipynb #97f71bdd
 def uniform(

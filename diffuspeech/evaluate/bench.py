@@ -77,7 +77,7 @@ def block_refinement(
         x = scheduler.step(logits, n, x, mask_token_id=V - 1, temperature=1.0, threshold=2.0).prev_sample
     return (time.perf_counter() - began) / steps
 
-# %% ../../nbs/evaluate/bench.ipynb #04341a72
+# %% ../../nbs/evaluate/bench.ipynb #46736536
 def cost(
     rule: Rule,
     stub: Stub,
@@ -97,7 +97,7 @@ def cost(
 
     run()
     runs, began = [], time.perf_counter()
-    while len(runs) < repeats or (time.perf_counter() - began < 0.5 and len(runs) < 40):
+    while len(runs) < repeats or (time.perf_counter() - began < 1.0 and len(runs) < 60):
         runs.append(run())
     overhead, model, taken = min(runs)
     share = stub.table[: max(stub.asked // taken, 1)]
