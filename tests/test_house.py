@@ -80,6 +80,13 @@ def test_notebook_ran_without_errors(name):
             assert out.get("name") != "stderr", f"nbs/{name} stores warnings: {''.join(out['text'])[:300]}"
 
 
+def test_autoreload_reaches_imported_names():
+    "Plain `%autoreload 2` reloads `from x import f` only once, and then never again (IPython 9.18)"
+    for name in NOTEBOOKS:
+        for line in re.findall(r"%autoreload .*", (REPO / "nbs" / name).read_text()):
+            assert line.startswith("%autoreload 2 --full"), f"nbs/{name}: write `%autoreload 2 --full`"
+
+
 def reading_order() -> list[str]:
     def flat(items):
         for item in items:

@@ -1,4 +1,5 @@
 "Run notebooks top to bottom, store their outputs, clean them: tools/notebooks.py [PATH ...] (all of nbs/ when none is named)"
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,15 @@ def run(path: Path) -> str:
     return "" if done.returncode == 0 else done.stderr.split("executing the following cell:")[-1][-2500:]
 
 
+def without_widgets(path: Path):
+    "A stored widget shows nothing without its kernel but its Python name"
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [out for out in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in out.get("data", {})]
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main():
     paths = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (REPO / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     failed = 0
@@ -26,6 +36,7 @@ def main():
             print(f"{'FAILED' if error else 'ok':7}{path.relative_to(REPO)}\n{error}".rstrip(), flush=True)
             failed += bool(error)
     for path in paths:
+        without_widgets(path)
         subprocess.run([BIN / "nbdev_clean", "--fname", path], cwd=REPO, env=ENV, check=True)
     sys.exit(failed > 0)
 

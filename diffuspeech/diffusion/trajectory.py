@@ -85,7 +85,7 @@ def load(
         raise ValueError(f"{path}: not a trajectory of this version (its header says {header.get('diffuspeech')!r})")
     return Trajectory(**tensors, **{k: json.loads(header[k]) for k in HEADER})
 
-# %% ../../nbs/diffusion/trajectory.ipynb #b57619c0
+# %% ../../nbs/diffusion/trajectory.ipynb #c0796334
 def show(
     trajectory: Trajectory,
     row: int = 0,
@@ -94,15 +94,17 @@ def show(
 ):
     "Draw one utterance's run"
     import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+
+    from diffuspeech.base import look
     t = trajectory.row(row)
     length = int(t.lengths[0])
     stack = torch.stack([t.canvas(n)[0, :length] for n in range(t.steps + 1)]).reshape(t.steps + 1, -1)
-    sure = t.confidence[0, :length].flatten().expand_as(stack).clone()
-    given = (t.committed[0, :length].flatten() == -2).expand_as(stack)
-    sure[given] = 1
-    sure[stack == t.mask_id] = torch.nan
+    sure = torch.where(stack == t.mask_id, torch.nan, t.confidence[0, :length].flatten())
+    given = torch.where(t.committed[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     picture = ax.imshow(sure, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(given, aspect="auto", cmap=ListedColormap([look.ink("prompt").colour]), interpolation="nearest")
     ax.set(xlabel="position", ylabel="step", title=t.rule if title is None else title)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="probability when committed")

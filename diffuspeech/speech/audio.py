@@ -79,7 +79,7 @@ def clip(
     with as_file(files("diffuspeech") / "assets" / "clips" / f"{name}.flac") as path:
         return load(path)
 
-# %% ../../nbs/speech/audio.ipynb #502a4427
+# %% ../../nbs/speech/audio.ipynb #96b0bcd9
 class Player:
     "An audio element with the wave inside"
 
@@ -93,8 +93,8 @@ class Player:
         file = io.BytesIO()
         soundfile.write(file, self.wave.detach().cpu().clamp(-1, 1).numpy(), RATE, format="FLAC")
         data = base64.b64encode(file.getvalue()).decode()
-        label = f'<span style="min-width:9em">{self.label}</span>' if self.label else ""
-        return (f'<div style="display:flex;align-items:center;gap:0.8em">{label}'
+        label = f'<span style="min-width:13em">{self.label}</span>' if self.label else ""
+        return (f'<div style="display:flex;align-items:center;gap:0.8em;margin:6px 0">{label}'
                 f'<audio controls preload="auto" style="height:2.2em" src="data:audio/flac;base64,{data}"></audio></div>')
 
 # %% ../../nbs/speech/audio.ipynb #3850cd33
