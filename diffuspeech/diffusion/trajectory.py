@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['HEADER', 'Trajectory', 'save', 'load', 'show']
 
-# %% ../../nbs/diffusion/trajectory.ipynb #f0a653b9
+# %% ../../nbs/diffusion/trajectory.ipynb #4ac6326a
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..base.folder import write_aside
 
 # %% ../../nbs/diffusion/trajectory.ipynb #dda37447
 @dataclass
@@ -55,7 +56,7 @@ class Trajectory:
         "Committing order as a share of the run in [0, 1], nan where nothing was committed"
         return torch.where(self.committed >= 0, self.committed.float() / max(self.steps - 1, 1), torch.nan)
 
-# %% ../../nbs/diffusion/trajectory.ipynb #e86abe8e
+# %% ../../nbs/diffusion/trajectory.ipynb #dca082e5
 HEADER = ("mask_id", "steps", "rule")
 
 
@@ -65,9 +66,8 @@ def save(
 ):
     "Write a trajectory to a file"
     tensors = {k: v.contiguous().cpu() for k, v in vars(trajectory).items() if isinstance(v, Tensor)}
-    aside = f"{path}.part{os.getpid()}"
-    save_file(tensors, aside, {"diffuspeech": "trajectory 1"} | {k: json.dumps(getattr(trajectory, k)) for k in HEADER})
-    os.replace(aside, path)
+    header = {"diffuspeech": "trajectory 1"} | {k: json.dumps(getattr(trajectory, k)) for k in HEADER}
+    write_aside(path, lambda aside: save_file(tensors, aside, header))
 
 # %% ../../nbs/diffusion/trajectory.ipynb #4104cf53
 def load(
