@@ -348,6 +348,31 @@ def test_a_prior_network_is_asked_once():
     assert prior.nfe == plain.nfe + 1
 
 
+def test_a_result_stays_as_it_was():
+    run = steps(TableNet(), torch.full((2, 9), M), "ancestral", M, steps=9, temperature=1.0)
+    for _ in zip(range(3), run):
+        pass
+    early = run.result()
+    tokens, committed = early.tokens.clone(), early.trajectory.committed.clone()
+    late = run.finish()
+    assert torch.equal(early.tokens, tokens) and torch.equal(early.trajectory.committed, committed) and (late.tokens != M).all()
+
+
+@pytest.mark.parametrize("name", ["ancestral", "conf_topk", "klass", "remdm_cap", "blocks(conf_topk)"])
+def test_a_place_opened_again_is_its_rows_affair(name):
+    "Pins before, during and after; the other rows are as if nothing had happened"
+    def run(pins):
+        r = steps(TableNet(), torch.full((3, 9), M), RULES.get(name, name), M, steps=6, temperature=1.0, seed=torch.arange(3))
+        for k, now in enumerate(r):
+            for at, place, token in pins.get(k, []):
+                r.pin(at, place, token)
+        for at, place, token in pins.get("end", []):
+            r.pin(at, place, token)
+        return r.finish()
+    plain, pinned = run({}), run({1: [(1, 4, 2)], 2: [(1, 4, M), (1, 0, 5)], "end": [(1, 7, M)]})
+    assert torch.equal(plain.tokens[[0, 2]], pinned.tokens[[0, 2]]) and (pinned.tokens != M).all() and pinned.tokens[1, 0] == 5
+
+
 @pytest.mark.parametrize("name", ["ancestral", "conf_topk", "remdm_cap"])
 def test_what_a_denoiser_may_be(name):
     "One under inference_mode; one with gradients; one that hands over its own table"

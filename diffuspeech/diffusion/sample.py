@@ -21,7 +21,7 @@ from .schedule import Schedule, linear, pace_of
 from .step import Rule, View, uniform
 from .trajectory import Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #b04fe3a2
+# %% ../../nbs/diffusion/sample.ipynb #c6303c88
 class Run:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def canvas(self) -> Tensor:
-        "The canvas as it stands, in the shape it was given"
+        "The canvas as it stands, in the shape it was given; it changes as the run goes on"
         return self.x.view(self.shape)
 
     @property
@@ -102,7 +102,7 @@ class Run:
             rank = torch.where((groups > steps)[:, None], rank * steps // groups.clamp_min(1)[:, None], rank)
             groups = groups.clamp_max(steps)
         self.group = torch.where(self.free, rank.gather(1, self.group), -1)
-        self.groups, self.T, self.begun = groups, steps, self.k
+        self.groups, self.T = groups, steps
         self.at = torch.zeros(B, dtype=torch.int64, device=device)  # the group that each row is at
         self.n = torch.zeros(B, dtype=torch.int64, device=device)  # its step within that group
         self.active = (groups > 0).nonzero().squeeze(1)
@@ -136,8 +136,12 @@ class Run:
             self.group[row, at] = -1
         elif (self.active == row).any():
             self.group[row, at] = max(int(self.group[row, at]), int(self.at[row]))
-        else:
-            self.go_on(steps=None if self.T is None else max(self.T - (self.k - self.begun), 1))
+        else:  # the row had finished: it comes back with this place as a group of its own
+            self.group[row, at] = self.at[row] = self.groups[row]
+            self.groups[row] += 1
+            self.n[row] = 0
+            self.active, order = torch.cat([self.active, torch.tensor([row], device=self.x.device)]).sort()
+            self.memory = {name: torch.cat([value, torch.zeros_like(value[:1]) if len(value) else value.new_zeros(1, *value.shape[1:])])[order] for name, value in self.memory.items()}
 
     def branch(self, seed: "int | Tensor | None" = None) -> "Run":
         "A second run that starts where this one stands; with another seed it will differ"
@@ -168,10 +172,10 @@ class Run:
         open_ = here & (x == self.mask_id)
         total, left = here.sum(1), open_.sum(1)
         if self.T is None:
-            steps = total
+            steps = total.clamp_min(1)
         else:
             groups = pick(self.groups)
-            steps = self.T // groups + (at < self.T % groups)
+            steps = (self.T // groups + (at < self.T % groups)).clamp_min(1)
         alpha_t = 1 - self.pace(n.double() / steps)
         last = n + 1 >= steps
         alpha_s = torch.where(last, 1.0, 1 - self.pace((n.double() + 1) / steps))
@@ -191,6 +195,8 @@ class Run:
     @torch.no_grad()
     def step(self):
         "One step of every row at work"
+        if self.done:
+            return
         began = time.perf_counter()
         v, rule = self._view(), self.rule
         final = v.open & (v.n + 1 >= v.steps)[:, None]
@@ -288,12 +294,12 @@ class Run:
     def result(self) -> "Sampled":
         "The tokens as they stand, with what they cost"
         free = int((self.committed >= 0).sum())
-        return Sampled(self.canvas, self.lengths, self.nfe, self.calls, self.seconds, free / max(int(self.calls.sum()), 1), self.trajectory())
+        return Sampled(self.canvas.clone(), self.lengths, self.nfe, self.calls.clone(), self.seconds, free / max(int(self.calls.sum()), 1), self.trajectory())
 
     def trajectory(self) -> Trajectory:
         "The run as data"
         def view(t):
-            return t.view(self.shape)
+            return t.view(self.shape).clone()  # what is given away does not change when the run goes on
         stack = torch.stack(self.canvases).view(-1, *self.shape) if self.canvases else None
         return Trajectory(view(self.start), view(self.x), self.lengths, view(self.committed), view(self.confidence), view(self.entropy),
                           self.mask_id, self.k, repr(self.rule), stack)
@@ -310,11 +316,11 @@ class Sampled:
     tokens_per_call: float
     trajectory: Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #ef47d7ff
+# %% ../../nbs/diffusion/sample.ipynb #f7caa451
 def check_canvas(canvas: Tensor, mask_id: int, lengths: Tensor | None, vocab: list[int] | None):
     "Refuse what cannot be sampled"
-    if canvas.ndim not in (2, 3) or canvas.is_floating_point():
-        raise ValueError(f"canvas is {canvas.dtype} of shape {tuple(canvas.shape)}; whole numbers of shape (B, L) or (B, L, Q) are wanted")
+    if canvas.ndim not in (2, 3) or canvas.is_floating_point() or canvas.numel() == 0:
+        raise ValueError(f"canvas is {canvas.dtype} of shape {tuple(canvas.shape)}; whole numbers of shape (B, L) or (B, L, Q), and at least one, are wanted")
     if vocab is not None and len(vocab) != canvas[0, 0].numel():
         raise ValueError(f"vocab={vocab} names {len(vocab)} codebooks, the canvas has {canvas[0, 0].numel()}")
     inside = torch.ones_like(canvas, dtype=torch.bool)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['cut', 'plan', 'Batch', 'collate', 'batches']
 
-# %% ../../nbs/speech/batches.ipynb #c2b5e901
+# %% ../../nbs/speech/batches.ipynb #2a110f9f
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,7 +109,7 @@ def collate(
     padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0)
     return Batch(utterances, padded, lengths, tuple(skipped))
 
-# %% ../../nbs/speech/batches.ipynb #8b6d34dd
+# %% ../../nbs/speech/batches.ipynb #14963903
 def batches(
     manifest: Manifest,
     seconds: float = 375.0,  # padded seconds that a batch may have
@@ -135,7 +136,11 @@ def batches(
             manifest.skipped.add(e)
     usable = np.where(durations > seconds, np.nan, durations)
     mine = plan(usable, seconds, seed, epoch, rank, world, max_rows, spread)[start:]
-    for batch in DataLoader(manifest, batch_sampler=mine, num_workers=workers, collate_fn=partial(collate, on_bad=manifest.on_bad)):
+    source = copy(manifest)
+    source.on_bad = "skip"  # an error that a worker raises arrives with the worker's traceback around it, so it comes as data and is raised here
+    for batch in DataLoader(source, batch_sampler=mine, num_workers=workers, collate_fn=partial(collate, on_bad="skip"), generator=torch.Generator()):
         for message in batch.skipped:
+            if manifest.on_bad == "raise":
+                raise ManifestError(message)
             manifest.skipped.add(message)
         yield batch
