@@ -21,7 +21,7 @@ from .schedule import Schedule, linear, pace_of
 from .step import Rule, View, uniform
 from .trajectory import Trajectory
 
-# %% ../../nbs/diffusion/sample.ipynb #c6303c88
+# %% ../../nbs/diffusion/sample.ipynb #c429f900
 class Run:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
@@ -90,18 +90,18 @@ class Run:
         steps = steps or self.rule.steps
         if seed is not None:
             self.keys, self.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
-        self.free = self.masked
+        free = self.masked
         B, device = len(self.x), self.x.device
         group = self.rule.groups(self.position, self.level)
         self.group = torch.zeros_like(self.x) if group is None else group.to(device).expand_as(self.x)
         # number the groups that hold masks 0, 1, ... in each row; where there are more of them than steps, neighbours merge
         held = torch.zeros(B, int(self.group.max()) + 1, dtype=torch.int64, device=device)
-        held.scatter_reduce_(1, self.group, self.free.long(), "amax")
+        held.scatter_reduce_(1, self.group, free.long(), "amax")
         rank, groups = held.cumsum(1) - 1, held.sum(1)
         if steps is not None:
             rank = torch.where((groups > steps)[:, None], rank * steps // groups.clamp_min(1)[:, None], rank)
             groups = groups.clamp_max(steps)
-        self.group = torch.where(self.free, rank.gather(1, self.group), -1)
+        self.group = torch.where(free, rank.gather(1, self.group), -1)
         self.groups, self.T = groups, steps
         self.at = torch.zeros(B, dtype=torch.int64, device=device)  # the group that each row is at
         self.n = torch.zeros(B, dtype=torch.int64, device=device)  # its step within that group

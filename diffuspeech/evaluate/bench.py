@@ -104,7 +104,7 @@ def cost(
     floor = best_of(lambda: share.softmax(-1), repeats)
     return dict(overhead_ms=overhead * 1e3, model_ms=model * 1e3, floor_ms=floor * 1e3, asked_a_step=stub.asked / taken)
 
-# %% ../../nbs/evaluate/bench.ipynb #12e8f896
+# %% ../../nbs/evaluate/bench.ipynb #130acf63
 BASE = (2, 256, 6562)
 OTHERS = [(2, 256, 512), (2, 256, 4097), (2, 256, 32_000), (2, 370, 6562), (1, 370, 6562), (32, 370, 4097)]
 
@@ -125,7 +125,7 @@ def sampler_table(
             full = best_of(lambda: gumbel_step(stub.table), few)
             peer = block_refinement(stub.table.view(B, L, V)) if (B, L, V) == BASE else None
             for name in (names or list(CATALOGUE)) if (B, L, V) == BASE else ("ancestral", "remdm_cap", "conf_topk"):
-                special = {"pc": lambda: PC(torch.ones(V)), "wino": lambda: WINO(0.01, 0.02), "remdm_cap": lambda: ReMDM("cap", eta=0.04)}  # its authors' advice for few steps
+                special = {"pc": lambda: PC(torch.ones(V)), "wino": lambda: WINO(0.01, 0.02), "remdm_cap": lambda: ReMDM("cap", eta=0.04)}  # its authors' advice for few steps; the default R = 2 re-masks three times as often here
                 rule = special.get(name, CATALOGUE[name].make)()
                 greedy = rule.looks and name != "drawn"
                 r = cost(rule, stub, B, L, V, temperature=0.0 if greedy else 1.0, repeats=few)

@@ -105,7 +105,7 @@ def inside(
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; one for each of {B} rows is wanted")
     return torch.arange(L, device=x.device) < lengths.to(x.device)[:, None]
 
-# %% ../../nbs/speech/quantize.ipynb #dc24234a
+# %% ../../nbs/speech/quantize.ipynb #523f99ea
 class Quantizer(nn.Module):
     "What FSQ and RVQ share. A kind says what its library module `net` is, and the four methods after `decode`"
 
@@ -195,11 +195,11 @@ class Quantizer(nn.Module):
             return self._put(self.project_out(self.join(self._parts(full[where]))), where, 0)
 
     def search(self, z: Tensor) -> Tensor:  # (N, width) -> (N, Q) int64
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no search(z)")
 
     def table(self) -> Tensor:  # (Q, codes, d)
         "The vector of every code of every layer"
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no table()")
 
     def join(self, parts: Tensor, z: Tensor | None = None, codes: Tensor | None = None) -> Tensor:  # (N, Q, d) -> (N, width)
         "Layers into one vector, through which the gradient goes straight to z"
