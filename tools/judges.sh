@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Judges whose packages ask for more, or for other versions, than they need: installed without their dependencies.
+# Judges and tokenizers whose packages ask for more, or for other versions, than they need: installed without their dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps -c constraints.txt \
-  distillmos xls-r-sqa resemblyzer webrtcvad-wheels
+  distillmos xls-r-sqa resemblyzer webrtcvad-wheels s3tokenizer

@@ -314,7 +314,7 @@ def write_manifest(
     write_aside(path, write)
     return n
 
-# %% ../../nbs/speech/manifest.ipynb #96902e13
+# %% ../../nbs/speech/manifest.ipynb #c0a9a3ab
 SLACK = 0.1  # seconds, and at most a tenth of the utterance
 
 
@@ -325,6 +325,8 @@ def open_sound(
     "The sound file, at the utterance's first sample; all that goes wrong is a ManifestError"
     where = f"{u.where or u.id}: {u.audio}"
     try:
+        if hasattr(u.audio, "seek"):  # a file inside a pack: it may have been read before
+            u.audio.seek(0)
         with soundfile.SoundFile(u.audio) as file:
             ends = file.frames / file.samplerate
             if u.offset + u.duration > ends + min(SLACK, u.duration / 10):

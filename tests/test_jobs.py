@@ -1,0 +1,246 @@
+"Files in, files out: what goes wrong is named and counted, the rest is done, and nothing is left half-made"
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from diffuspeech import cli
+from diffuspeech.speech import audio, builtin, sentences
+from diffuspeech.speech.flow import Flow, FlowConfig
+from diffuspeech.speech.jobs import gather
+from diffuspeech.speech.manifest import Manifest
+from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig, batch_of
+from diffuspeech.speech.vocode import SpeechCodec, check_ids
+from diffuspeech.speech.voices import missing
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "A codec with random weights, in folders as the real one"
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("codec")
+    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "speech-tokens")
+    flow = Flow(FlowConfig(dim=32, layers=1, heads=2, inner=32))
+    torch.nn.init.normal_(flow.finish.weight, std=0.1)
+    torch.nn.init.normal_(flow.moves.weight, std=0.1)
+    world = SpeechCodec(Tokenizer.from_pretrained(folder / "speech-tokens"), flow).vocoder.analyse(audio.clip())
+    flow.moments.copy_(torch.stack([world.mean(0), world.std(0).clamp_min(1e-3)]))
+    flow.save_pretrained(folder / "flow")
+    return folder
+
+
+@pytest.fixture()
+def good(tmp_path):
+    audio.save(tmp_path / "good.wav", audio.clip()[:32000])
+    return tmp_path / "good.wav"
+
+
+def write(path, data):
+    Path(path).write_bytes(data)
+
+
+def truncated(path):
+    audio.save(path, audio.clip())
+    Path(path).write_bytes(Path(path).read_bytes()[:5000])
+
+
+BAD = {
+    "empty.wav": (lambda p: write(p, b""), "not an audio file|empty"),
+    "text.wav": (lambda p: write(p, b"this is no sound"), "not an audio file"),
+    "no_samples.wav": (lambda p: soundfile.write(p, np.zeros(0), 16000), "no audio|empty|no sample"),
+    "silent.wav": (lambda p: soundfile.write(p, np.zeros(16000), 16000), "silent"),
+    "whisper.wav": (lambda p: soundfile.write(p, 1e-5 * np.ones(16000), 16000), "silent"),
+    "short.wav": (lambda p: soundfile.write(p, 0.1 * np.ones(200), 16000), "short|0.1 s"),
+    "nan.wav": (lambda p: soundfile.write(p, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT"), "finite"),
+    "inf.wav": (lambda p: soundfile.write(p, np.full(16000, np.inf, np.float32), 16000, subtype="FLOAT"), "finite"),
+    "cut.wav": (truncated, "breaks off|truncated|cut|promises"),
+    "noise.mp3": (lambda p: write(p, os.urandom(2000)), "not an audio file"),
+    "folder.wav": (lambda p: Path(p).mkdir(), "no sound file below it"),
+    "gone.wav": (lambda p: None, "no such file"),
+    "lines.jsonl": (lambda p: write(p, b'{"audio_filepath": "good.wav"}\n'), "lines.jsonl:1"),
+    "broken.jsonl": (lambda p: write(p, b'{"audio_filepath": \n'), "broken.jsonl:1"),
+    "binary.jsonl": (lambda p: write(p, b"\xff\xfe\x00"), "binary.jsonl"),
+    "none.jsonl": (lambda p: write(p, b""), "none.jsonl"),
+    "points_nowhere.jsonl": (lambda p: write(p, b'{"audio_filepath": "nowhere.wav", "duration": 1.0}\n'), "points_nowhere.jsonl:1.*nowhere.wav"),
+    "too_long.jsonl": (lambda p: write(p, b'{"audio_filepath": "good.wav", "duration": 9.0}\n'), "too_long.jsonl:1"),
+    "negative.jsonl": (lambda p: write(p, b'{"audio_filepath": "good.wav", "duration": -1}\n'), "negative.jsonl:1"),
+    "list.jsonl": (lambda p: write(p, b"[1, 2]\n"), "list.jsonl:1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
+    make, said = BAD[name]
+    make(tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["encode", str(tmp_path / name), str(good), "-o", str(tmp_path / "out.jsonl"), "--model", str(model / "speech-tokens")])
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert stop.value.code == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
+    import re
+    assert name in lines[0] and re.search(said, lines[0]), lines
+    line, = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert line["id"] == "good" and len(line["ids"]) == 50 and line["tokenizer"] == Tokenizer.from_pretrained(model / "speech-tokens").version
+
+
+def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
+    wave = audio.clip()[:16000].numpy()
+    soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
+    audio.save(tmp_path / "one.wav", audio.clip()[:16000])
+    cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model / "speech-tokens")])
+    eight, one = [json.loads(x)["ids"] for x in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert eight == one
+
+
+def test_long_audio_is_read_in_pieces(model, tmp_path):
+    "Pieces give the ids of the whole, but for a few at the joints"
+    tokenizer = Tokenizer.from_pretrained(model / "speech-tokens")
+    wave = audio.clip().repeat(25)
+    soundfile.write(tmp_path / "long.flac", wave.numpy(), 16000)
+    from diffuspeech.speech.jobs import encode_utterance
+    u, = gather([tmp_path / "long.flac"]).todo
+    assert u.duration > 120
+    ids, whole = encode_utterance(tokenizer, u), tokenizer.encode(wave[None])[0][0]
+    assert len(ids) == len(whole) and (ids == whole).float().mean() > 0.97
+
+
+def test_there_and_back(model, good, tmp_path):
+    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model / "speech-tokens")])
+    for k, extra in enumerate(([], ["--reference", str(good)], ["--seed", "1"])):
+        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / f"out{k}"), "--model", str(model), "--steps", "2", *extra])
+    a, b, c = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(3)]
+    assert len(a) == len(b) == 32000 and not torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("line, said", [
+    (b"nonsense", "not a line of tokens"), (b"{}", "not a line of tokens"), (b'{"ids": "a"}', "not a line of tokens"), (b'{"ids": []}', "at least one"),
+    (b'{"ids": [0.5]}', "whole number"), (b'{"ids": [4096]}', "4096"), (b'{"ids": [-7]}', "-7"), (b'{"ids": [[1], [2]]}', "shape"),
+    (b'{"ids": [1], "tokenizer": "s3-small-00000000"}', "encode again"), (b'{"ids": [1], "id": "../../evil"}', "leads out"), (b'{"ids": [-1, 3]}', "padding comes last"),
+])
+def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
+    (tmp_path / "t.jsonl").write_bytes(line + b'\n{"id": "fine", "ids": [1, 2, 3]}\n')
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--model", str(model), "--steps", "1"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 1 and "1 decoded" in err and "1 skipped" in err and "t.jsonl:1" in err and said in err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.wav"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["decode", "gone.jsonl", "-o", "out"], "gone.jsonl"), (["encode", "x.wav", "-o", "o.jsonl", "--model", "./nowhere"], "nowhere: no such folder"),
+    (["train", "speech-tokns"], "nearest is speech-tokens"), (["train", "speech-tokens", "--set", "stepz=1"], "steps"), (["train", "speech-tokens", "--set", "steps"], "key=value|="),
+    (["fetch", "whisper-huge"], "none of"), (["corpus", "build", "huge"], "no corpus"), (["corpus", "check"], "wants a manifest"), (["corpus", "check", "gone.jsonl"], "gone.jsonl"),
+    (["corpus", "pack", "m.jsonl"], "--licence"), (["judge", "gone.wav"], "1 skipped"),
+])
+def test_one_line_for_what_cannot_be(words, said, model, tmp_path, monkeypatch, capsys):
+    import re
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "decode":
+        words = [*words, "--model", str(model)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    text = (stop.value.code if isinstance(stop.value.code, str) else "") + capsys.readouterr().err
+    assert stop.value.code != 0 and re.search(said, text), text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("waves, lengths, said", [
+    (torch.zeros(16000), None, r"wave\[None\]"), (torch.zeros(1, 9, dtype=torch.int64), None, "floats"), (torch.zeros(2, 9), torch.tensor([9]), "one for each of 2"),
+    (torch.zeros(1, 9), torch.tensor([0]), "from 1 to 9"), (torch.zeros(1, 9), torch.tensor([10]), "from 1 to 9"), (torch.tensor([[1.0, torch.nan]]), None, "wave 0 holds"),
+])
+def test_waves_that_are_no_batch(waves, lengths, said):
+    with pytest.raises(ValueError, match=said):
+        batch_of(waves, lengths)
+
+
+@pytest.mark.parametrize("ids, lengths, said", [
+    (torch.zeros(3).long(), None, "shape"), (torch.zeros(1, 3), None, "whole numbers"), (torch.tensor([[1, 4096]]), None, "4096 at \\(0, 1\\)"),
+    (torch.tensor([[1, -2]]), None, "-2 at"), (torch.tensor([[1, 2]]), torch.tensor([3]), "from 0 to 2"), (torch.tensor([[-1, 2]]), None, "padding comes last"),
+])
+def test_ids_that_cannot_be_decoded(ids, lengths, said):
+    with pytest.raises(ValueError, match=said):
+        check_ids(ids, lengths, 4096)
+
+
+def test_no_test_text_is_in_training_and_no_test_id_reaches_tuning():
+    try:
+        items = builtin.plan_corpus("small")
+    except RuntimeError as e:
+        pytest.skip(str(e))
+    owner = {}
+    for item in items:
+        for gram in sentences.grams(item.text):
+            assert owner.setdefault(gram, item.split) == item.split, f"{gram!r} is in {owner[gram]} and {item.split}"
+    by = {split: [i for i in items if i.split == split] for split in builtin.PLANS["small"]}
+    for split in ("test-clean", "test-other"):
+        assert len(by[split]) >= 400 and sum(len(sentences.words(i.text)) for i in by[split]) >= 4000
+    seconds = sum(Path(i.source).stat().st_size / 8000 for i in items if i.voice == builtin.HUMAN and i.split != "train")
+    assert seconds >= 8 * 60
+    for voice in builtin.UNSEEN:
+        assert {i.split for i in items if i.voice == voice} == {"test-other"}
+    styles = {s for i in items if i.split in ("train", "dev") for s in builtin.VOICES[i.voice].styles}
+    assert not styles & {s for v in builtin.UNSEEN for s in builtin.VOICES[v].styles}  # nor inside a blend
+
+
+def test_tuning_refuses_test_clips(tmp_path):
+    "What chooses on dev is given train and dev by name; a manifest with a test clip in it is refused"
+    from diffuspeech.speech.prepared import Prepared
+    tmp_path.joinpath("index.json").write_text(json.dumps({"manifest": "dev.jsonl", "shards": {"shard-0000.safetensors": [
+        {"id": "test-clean-allison-00001", "seconds": 1.0, "text": "x", "speaker": "allison"}]}}))
+    with pytest.raises(ValueError, match="test-clean-allison-00001.*test"):
+        Prepared(tmp_path)
+
+
+def test_the_pack_is_of_tests_with_licences():
+    from diffuspeech.evaluate.speech import pack_utterances
+    clips = pack_utterances()
+    folder = clips[0].audio.parent.parent
+    assert 50 <= len(clips) <= 70 and {u.split for u in clips} == {"test-clean", "test-other"} and {u.speaker for u in clips} == set(builtin.PACK)
+    assert not any("piper" in u.speaker for u in clips) and sum(u.extra["human"] for u in clips) >= 10
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 5e6
+    licence = (folder / "LICENSE.md").read_text()
+    assert all(words in licence for words in ("CC-BY-SA-3.0", "flite", "Apache-2.0", "Allison Smith"))
+    for u in clips:
+        assert abs(soundfile.info(u.audio).duration - u.duration) < 0.01
+
+
+BUILD = "from diffuspeech.speech.builtin import build\nif __name__ == '__main__': build({folder!r}, 'tiny', workers=2)\n"
+
+
+@pytest.mark.skipif(bool(missing(["flite"])) or not shutil.which("diatheke"), reason="flite and diatheke are not here")
+def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
+    script, folder = tmp_path / "b.py", tmp_path / "corpus"
+    script.write_text(BUILD.format(folder=str(folder)))
+    for kill_at in (1, 5):
+        p = subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        end = time.time() + 60
+        while len(list(folder.rglob("*.flac"))) < kill_at and time.time() < end and p.poll() is None:
+            time.sleep(0.02)
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+        for file in folder.rglob("[!.]*.flac"):
+            assert soundfile.info(file).frames > 8000  # whole, whenever it was
+        assert not list(folder.glob("*.jsonl"))
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("[!.]*.flac")}
+    subprocess.run([sys.executable, script], check=True, capture_output=True)
+    assert all(f.stat().st_mtime_ns == t for f, t in before.items())
+    n = {split: len(Manifest(folder / f"{split}.jsonl")) for split in builtin.PLANS["tiny"]}
+    assert n == {split: sum(v.values()) for split, v in builtin.PLANS["tiny"].items()}
+
+
+def test_what_is_missing_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    said = "\n".join(missing(["flite", "piper", "kokoro", "asterisk"]))
+    for words in ("apt-get install flite", "pip install piper-tts", "diffuspeech fetch piper-joe", "apt-get install espeak-ng", "diffuspeech fetch kokoro", "apt-get install ffmpeg"):
+        assert words in said

@@ -1,0 +1,370 @@
+"Training: whatever stops a run, it goes on as if nothing had; and what is wrong is said in one line"
+import errno
+import json
+import math
+import multiprocessing
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from diffuspeech.base import keys
+from diffuspeech.train import config, state
+from diffuspeech.train.config import Run, override, preset
+from diffuspeech.train.loop import adam, history, rate, start, train
+
+RUN = Run("tests", steps=24, lr=1e-2, warmup=4, floor=0.1, ema=0.9, precision="fp32", validate_every=10, save_every=5, keep=2)
+
+
+class Toy:
+    "A net with dropout and a norm with buffers, seven batches an epoch; slow on request, so that it can be killed"
+    pause = 0.0
+
+    def __init__(self, run):
+        self.run = run
+        self.model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+
+    def batches(self, epoch, start):
+        for i in range(start, 7):
+            g = torch.Generator().manual_seed(keys.key(self.run.seed, epoch, i))
+            yield SimpleNamespace(ids=[f"{epoch}-{i}-{r}" for r in range(8)], seconds=8.0, x=torch.randn(8, 4, generator=g))
+
+    def loss(self, batch, step):
+        time.sleep(self.pause)
+        return {"loss": (self.model(batch.x) - batch.x.sum(1, keepdim=True)).pow(2).mean()}
+
+    def validate(self, model):
+        assert not model.training and not torch.is_grad_enabled()
+        x = torch.randn(64, 4)
+        return {"score": (model(x) - x.sum(1, keepdim=True)).pow(2).mean()}
+
+    def export(self, folder, **about):
+        folder.mkdir(exist_ok=True)
+        (folder / "about.json").write_text(json.dumps(about))
+        (folder / "weights.json").write_text(json.dumps({n: t.tolist() for n, t in self.model.state_dict().items()}))
+
+
+def go(run, folder, task=Toy, **kw):
+    return train(run, folder, "cpu", progress=False, task=task, **kw)
+
+
+def stopping(*at, sign=signal.SIGTERM, base=Toy):
+    "A task that gets a signal at some steps, as it would from outside"
+    class Stopping(base):
+        def loss(self, batch, step):
+            if step in at:
+                signal.raise_signal(sign)
+            return super().loss(batch, step)
+    return Stopping
+
+
+def what_is_left(folder):
+    "All that a run leaves, less the clock"
+    last = state.newest(folder)
+    said = state.read_state(last)
+    said["progress"].pop("seconds")
+    said["run"] = None
+    log = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder / "log.jsonl").read_text().splitlines()]
+    return last.name, said, log, (folder / "model/weights.json").read_text(), {p.name: {n: t.tolist() for n, t in load_file(p).items()} for p in last.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A run that nothing happened to"
+    folder = tmp_path_factory.mktemp("whole")
+    go(RUN, folder)
+    return folder
+
+
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_is_bit_for_bit(tmp_path, ema, precision):
+    "Stopped in mid-epoch, at an epoch's end and at a step that is saved anyway"
+    run = replace(RUN, ema=ema, precision=precision)
+    done = go(run, tmp_path / "a")
+    for at in (3, 7, 10):
+        assert go(run, tmp_path / "b", stopping(at)) == {"stopped": at}
+        assert not (tmp_path / "b/model").exists() and state.newest(tmp_path / "b").name == f"step-{at:08d}"
+    assert go(run, tmp_path / "b") == done
+    assert what_is_left(tmp_path / "a") == what_is_left(tmp_path / "b")
+
+
+def test_how_often_one_validates_and_saves_changes_no_weight(tmp_path, whole):
+    go(replace(RUN, validate_every=3, save_every=4, keep=9), tmp_path)
+    assert what_is_left(tmp_path)[3:] == what_is_left(whole)[3:]
+
+
+def test_the_global_generator_of_the_caller_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    go(replace(RUN, steps=2), tmp_path)
+    assert torch.equal(torch.rand(3), want)
+
+
+SERVER = multiprocessing.get_context("forkserver")  # imports torch once, and then each process is there at once
+SERVER.set_forkserver_preload(["diffuspeech.train.loop", "torch._dynamo", "pytest"])  # the optimizer imports the second when it is made
+
+
+def work(folder, pause):
+    torch.set_num_threads(1)
+    Toy.pause = pause
+    go(RUN, folder)
+
+
+def process(folder, pause=0.0):
+    job = SERVER.Process(target=work, args=(folder, pause))
+    job.start()
+    return job
+
+
+def test_killed_three_times(tmp_path, whole):
+    "SIGKILL at moments of no choice of ours; what is there under a final name is whole each time"
+    dice = random.Random()
+    for kill in range(3):
+        before = state.newest(tmp_path)
+        job = process(tmp_path, 0.02)
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit and job.is_alive() and state.newest(tmp_path) == before:  # a new checkpoint, then some random moment
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 0.1))
+        assert job.is_alive(), f"it ended by itself: {job.exitcode}"
+        job.kill()
+        job.join()
+        assert job.exitcode == -signal.SIGKILL and state.newest(tmp_path) != before
+        for path in state.checkpoints(tmp_path):
+            state.read_state(path)
+            assert all(load_file(path / f"{name}.safetensors") for name in ("model", "ema", "moments"))
+    assert not (tmp_path / "model").exists()
+    job = process(tmp_path)
+    job.join(60)
+    assert job.exitcode == 0 and what_is_left(tmp_path) == what_is_left(whole)
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    job = process(tmp_path, 0.1)
+    while job.is_alive() and not (tmp_path / "log.jsonl").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="another process is training there"):
+        go(RUN, tmp_path)
+    job.terminate()  # TERM: the step is finished and saved
+    job.join(30)
+    assert job.exitcode == 0 and state.newest(tmp_path) is not None and not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    "A run with checkpoints at 5, 10 and 12"
+    go(replace(RUN, keep=9), tmp_path, stopping(12))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "moments.safetensors", "state.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated(stopped, name, share):
+    path = stopped / "step-00000012" / name
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    log = (stopped / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"step-00000012/{name}: truncated.*; delete the folder step-00000012 to go on from step-00000010") as e:
+        go(RUN, stopped)
+    assert "\n" not in str(e.value) and (stopped / "log.jsonl").read_bytes() == log, "a refused run changes nothing"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "moments.safetensors", "state.json"])
+def test_missing_and_the_way_out(stopped, whole, name):
+    (stopped / "step-00000012" / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}: missing; delete the folder step-00000012 to go on from step-00000010"):
+        go(RUN, stopped)
+    (stopped / "step-00000012").rename(stopped.parent / f"{stopped.name}-gone")
+    go(RUN, stopped)
+    assert what_is_left(stopped)[3:] == what_is_left(whole)[3:]
+
+
+def test_other_version_pickle_and_config(stopped):
+    path = stopped / "step-00000012/state.json"
+    text = path.read_text()
+    path.write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(ValueError, match="state.json: format 2, and this version of diffuspeech reads 1"):
+        go(RUN, stopped)
+    path.write_text(text)
+    for name in ("step-00000012/model.pt", "last.ckpt", "model.bin"):
+        (stopped / name).write_bytes(b"\x80\x04")
+        with pytest.raises(ValueError, match=f"{name}: a pickle, which is never read"):
+            go(RUN, stopped)
+        (stopped / name).unlink()
+    with pytest.raises(ValueError, match=r"belongs to another run: lr=0.01 \(now 0.02\), model=\{\} \(now \{\"n\": 1\}\), seed=0 \(now 3\); start in another folder"):
+        go(replace(RUN, lr=0.02, seed=3, model={"n": 1}), stopped)
+
+    class Wider(Toy):
+        def __init__(self, run):
+            super().__init__(run)
+            self.model[4] = nn.Linear(16, 2)
+    with pytest.raises(ValueError, match=r"model.safetensors: does not fit the model at 4.bias, 4.weight"):
+        go(RUN, stopped, Wider)
+    assert go(replace(RUN, steps=14, validate_every=7, save_every=7, keep=1, doc="shorter"), stopped)["score"] > 0, "these may change"
+
+
+def test_half_written_is_ignored_and_removed(stopped):
+    half = stopped / ".step-00000020.part99"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (stopped / ".log.jsonl.part99").write_text("half")
+    with open(stopped / "log.jsonl", "a") as f:
+        f.write('{"step": 13, "lo')
+    lines = []
+    go(RUN, stopped, on_step=lines.append)
+    assert [line["step"] for line in lines] == list(range(13, 25))
+    assert not [p for p in stopped.iterdir() if ".part" in p.name]
+    assert history(stopped)["train"]["step"] == list(range(1, 25))
+
+
+def test_full_disk(tmp_path, monkeypatch, whole):
+    "While any of its files is written: no folder under a final name, the old checkpoint stands, and the run goes on later"
+    real, calls = state.save_file, []
+
+    def full(tensors, path):
+        calls.append(Path(path).name)
+        if len(calls) > 3 and Path(path).name == failing:
+            raise state.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path)
+
+    monkeypatch.setattr(state, "save_file", full)
+    for failing in ("model.safetensors", "moments.safetensors", "ema.safetensors"):
+        folder = tmp_path / failing
+        calls.clear()
+        with pytest.raises(OSError, match="disk is full: step 10 of .* could not be saved, step-00000005 is whole") as e:
+            go(RUN, folder)
+        assert e.value.errno == errno.ENOSPC and [p.name for p in folder.iterdir() if "step" in p.name] == ["step-00000005"]
+    monkeypatch.undo()
+    go(RUN, folder)
+    assert what_is_left(folder) == what_is_left(whole)
+
+
+@pytest.mark.parametrize("name", ["loss", "norm of the gradient"])
+def test_not_a_number(tmp_path, name):
+    class Bad(Toy):
+        def loss(self, batch, step):
+            loss = super().loss(batch, step)["loss"]
+            if step == 8:
+                loss = loss * math.nan if name == "loss" else loss + (self.model[0].weight[0, 0] * 0).sqrt()
+            return {"loss": loss}
+    with pytest.raises(FloatingPointError, match=f"step 8: the {name} is (nan|inf) with the rows 1-0-0, 1-0-1, "):
+        go(RUN, tmp_path, Bad)
+    assert [p.name for p in state.checkpoints(tmp_path)] == ["step-00000005"]
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "step-00000005/model.safetensors").values())
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    class Worse(Toy):
+        def validate(self, model):
+            return {"score": float(scores.pop(0))}
+    scores = [5, 1, 2, 3, 4, 5]
+    go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse)
+    assert [state.number(p) for p in state.checkpoints(tmp_path)] == [8, 20, 24]
+    progress = state.read_state(state.newest(tmp_path))["progress"]
+    assert progress["best"] == 1 and progress["best_step"] == 8 and not scores
+    assert go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse) == {"score": 5.0}, "a finished run is only exported again"
+
+
+@pytest.mark.parametrize("nothing", [None, [], SimpleNamespace(ids=[])])
+def test_empty_batches(tmp_path, nothing):
+    class Holes(Toy):
+        def batches(self, epoch, start):
+            for i, batch in enumerate(super().batches(epoch, 0)):
+                if i >= start:
+                    yield nothing if i in (2, 6) else batch
+    go(RUN, tmp_path / "a", Holes)
+    go(RUN, tmp_path / "b", stopping(5, 12, base=Holes))
+    go(RUN, tmp_path / "b", stopping(12, base=Holes))
+    go(RUN, tmp_path / "b", Holes)
+    assert what_is_left(tmp_path / "a") == what_is_left(tmp_path / "b")
+    progress = state.read_state(state.newest(tmp_path / "a"))["progress"]
+    assert (progress["epoch"], progress["batch"], progress["empty"]) == (4, 5, 9) and progress["audio"] == 24 * 8
+
+    class Nothing(Toy):
+        def batches(self, epoch, start):
+            return iter([nothing] * 3)
+    with pytest.raises(ValueError, match="epoch 0 has no batch with anything in it"):
+        go(RUN, tmp_path / "c", Nothing)
+
+
+def test_ema_by_hand(tmp_path):
+    "Against the formula, from the weights after each step"
+    seen = []
+
+    class Watched(Toy):
+        def loss(self, batch, step):
+            seen.append(self.model[0].weight.detach().clone())
+            return super().loss(batch, step)
+    go(replace(RUN, save_every=24, validate_every=24, ema=0.5), tmp_path, Watched)
+    seen.append(load_file(tmp_path / "step-00000024/model.safetensors")["0.weight"])
+    by_hand = seen[0].double()
+    for k, now in enumerate(seen[1:], 1):
+        d = min(0.5, (1 + k) / (10 + k))
+        by_hand = d * by_hand + (1 - d) * now.double()
+    ema = load_file(tmp_path / "step-00000024/ema.safetensors")["0.weight"]
+    assert torch.allclose(ema.double(), by_hand, atol=1e-6) and not torch.allclose(ema, seen[-1], atol=1e-3)
+    exported = json.loads((tmp_path / "model/weights.json").read_text())
+    assert exported["0.weight"] == ema.tolist(), "the finished model has the averaged weights"
+    assert exported["1.running_mean"] == load_file(tmp_path / "step-00000024/model.safetensors")["1.running_mean"].tolist(), "and the buffers as they are"
+    about = json.loads((tmp_path / "model/about.json").read_text())
+    assert about["step"] == 24 and about["run"]["ema"] == 0.5 and about["validation"]["score"] > 0
+
+
+def test_the_rate(tmp_path):
+    run = Run("tests", steps=110, lr=0.5, warmup=10, floor=0.1)
+    assert [rate(run, k) for k in (1, 5, 10)] == [0.05, 0.25, 0.5]
+    assert rate(run, 60) == pytest.approx(0.5 * 0.55) and rate(run, 110) == pytest.approx(0.05) == rate(run, 200)
+    assert rate(run, 35) == pytest.approx(0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert rate(replace(run, warmup=0), 1) < 0.5 and rate(replace(run, warmup=200), 110) == pytest.approx(0.5 * 110 / 200)
+    go(RUN, tmp_path)
+    assert history(tmp_path)["train"]["lr"] == [rate(RUN, k) for k in range(1, 25)]
+
+
+def test_clipping_and_decay(tmp_path):
+    "Adam does not see the size of a gradient, so the moments are looked at; and what decays is matrices"
+    norms = {}
+    for clip in (0.0, 0.01):
+        folder = tmp_path / str(clip)
+        go(replace(RUN, steps=1, clip=clip), folder)
+        moments = load_file(folder / "step-00000001/moments.safetensors")
+        norms[clip] = math.sqrt(sum((t / 0.1).pow(2).sum().item() for n, t in moments.items() if n.startswith("exp_avg/")))
+        assert history(folder)["train"]["norm"][0] == pytest.approx(norms[0.0], rel=1e-3), "the log has the norm before it is cut"
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-2) and norms[0.0] > 0.1
+    model = Toy(RUN).model
+    assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in adam(RUN, model).param_groups] == [(0.01, {2}), (0.0, {1})]
+
+
+def test_names_and_the_nearest(tmp_path, monkeypatch):
+    for name in ("decoder-small", "tokenizer-small"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "diffuspeech.speech.tokens:X", "model": {"hidden": 8}, "doc": "ten minutes"}))
+    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    assert preset("decoder-small").doc == "ten minutes" and config.presets() == ["decoder-small", "tokenizer-small"]
+    for bad, words in ((lambda: preset("tokeniser-small"), "tokeniser-small: no such preset; the nearest is tokenizer-small"),
+                       (lambda: override(RUN, ["warmpu=3"]), "warmpu: no such field; the nearest is warmup"),
+                       (lambda: override(preset("decoder-small"), ["model.hiden=3"]), "model.hiden: no such field; the nearest is model.hidden"),
+                       (lambda: override(RUN, ["steps=many"]), 'steps="many": should be a whole number'),
+                       (lambda: override(RUN, ["steps=true"]), "steps=true: should be a whole number"),
+                       (lambda: start("decoder-small", ["steps=2"], tmp_path / "x"), "tokens has no X"),
+                       (lambda: train(replace(RUN, task="os:system"), tmp_path / "x"), "should be diffuspeech"),
+                       (lambda: history(tmp_path), "no such log")):
+        with pytest.raises(ValueError, match=words):
+            bad()
+    assert not (tmp_path / "x").exists(), "a wrong name leaves no folder"
+    run = override(preset("decoder-small"), ["lr=1", "betas=[0.9, 0.99]", "data=2024", "model.hidden=9", 'options={"a": 1}', "options.a=2"])
+    assert (run.lr, run.betas, run.data, run.model, run.options) == (1.0, (0.9, 0.99), "2024", {"hidden": 9}, {"a": 2})
+
+
+def test_progress_and_log(tmp_path, capfd):
+    train(replace(RUN, log_every=10), tmp_path, "cpu", task=Toy)
+    err = capfd.readouterr().err
+    assert "24/24" in err and "s of audio/s" in err and "loss" in err
+    seen = history(tmp_path)
+    assert seen["train"]["step"] == [1, 10, 20, 24] and seen["train"]["audio"] == [8, 80, 160, 192] and seen["validation"]["step"] == [10, 20, 24]
