@@ -75,6 +75,15 @@ def what_is_left(folder):
     return last.name, said, log, (folder / "model/weights.json").read_text(), {p.name: {n: t.tolist() for n, t in load_file(p).items()} for p in last.glob("*.safetensors")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Runs are equal bit for bit on the same number of threads: the killed processes have one"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "A run that nothing happened to"
