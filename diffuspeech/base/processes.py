@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['spread']
 
-# %% ../../nbs/base/processes.ipynb #71731f67
+# %% ../../nbs/base/processes.ipynb #1d85ad6b
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
-# %% ../../nbs/base/processes.ipynb #70683164
+import torch
+
+# %% ../../nbs/base/processes.ipynb #01e5aee6
 def spread(
     do: Callable,  # of one job's arguments; in a module, so that another process finds it
     jobs: Sequence[tuple],
@@ -22,7 +24,7 @@ def spread(
     if workers == 1 or len(jobs) < 2:
         yield from ((i, do(*job)) for i, job in enumerate(jobs))
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         running = {pool.submit(do, *job): i for i, job in enumerate(jobs)}
         for done in as_completed(running):
             yield running[done], done.result()

@@ -124,13 +124,12 @@ def roughen(
         raise ValueError(f"condition={condition!r} must be clean, noise or reverb")
     return wave * min(1.0, 0.95 / wave.abs().max().item())
 
-# %% ../../nbs/speech/builtin.ipynb #ce71acd6
+# %% ../../nbs/speech/builtin.ipynb #164af085
 def make(
     items: list[Item],  # of one voice and one speed
     folder: Path,
 ) -> list[str]:  # what went wrong
     "Make the recordings that are not there yet"
-    torch.set_num_threads(1)
     todo = [item for item in items if not where(folder, item).exists()]
     if not todo:
         return []

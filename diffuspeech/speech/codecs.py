@@ -21,7 +21,7 @@ from ..base import folder as folders
 from . import audio
 from .quantize import own_randomness
 
-# %% ../../nbs/speech/codecs.ipynb #1322b2eb
+# %% ../../nbs/speech/codecs.ipynb #f6a0530c
 class Adapter(nn.Module):
     "A public model behind the protocol of speech tokenizers. A kind says how one row is encoded (`_encode`) and decoded (`_decode`)"
     kind = ""
@@ -89,12 +89,6 @@ class Adapter(nn.Module):
     def _whole(self, wave: Tensor) -> Tensor:
         "Zeros at the end, to whole frames"
         return nn.functional.pad(wave, (0, -len(wave) % self.hop))
-
-    def _encode(self, wave: Tensor) -> Tensor:  # (S,) at self.rate, S > 0 -> (L, Q)
-        raise NotImplementedError(f"{type(self).__name__} has no _encode(wave)")
-
-    def _decode(self, ids: Tensor) -> Tensor:  # (L, Q), L > 0 -> (about L * hop,)
-        raise NotImplementedError(f"{type(self).__name__} has no _decode(ids)")
 
     def _rows(self, ids, lengths):
         "The ids of each row, (L, Q), checked"

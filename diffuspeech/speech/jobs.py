@@ -23,7 +23,7 @@ from .manifest import Manifest, ManifestError, Utterance, load_audio
 from .tokens import CONTEXT, SpeechTokenizer
 from .vocode import SpeechCodec
 
-# %% ../../nbs/speech/jobs.ipynb #14cac50f
+# %% ../../nbs/speech/jobs.ipynb #70316185
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -34,20 +34,19 @@ class Job:
     troubles: list[str] = field(default_factory=list)
 
     def each(self, progress: Callable = tqdm) -> Iterator[Utterance]:
-        "The utterances, with a bar; trouble with one ends up in `troubles`"
+        "The utterances, with a bar when there are several"
         yield from progress(self.todo, unit="clip", disable=None if len(self.todo) > 1 else True)
 
-# %% ../../nbs/speech/jobs.ipynb #5c50fbcf
+# %% ../../nbs/speech/jobs.ipynb #0dd86caf
 def gather(
-    names: Iterable["str | Path"],  # files, folders, manifests
-    need_text: bool = False,
+    names: Iterable["str | Path"],  # files, folders, manifests; a text is not needed
 ) -> Job:
     "All utterances that these names stand for"
     job = Job()
     for name in map(Path, names):
         if name.suffix == ".jsonl":
             try:
-                manifest = Manifest(name, need_text=need_text, on_bad="skip")
+                manifest = Manifest(name, need_text=False, on_bad="skip")
             except (ManifestError, OSError) as e:
                 job.troubles.append(str(e))
                 continue

@@ -44,7 +44,7 @@ def faster(
     rate = round(speed * 40) * RATE // 40
     return resample(wave, rate) if rate != RATE else wave
 
-# %% ../../nbs/speech/prepared.ipynb #2b5e8c90
+# %% ../../nbs/speech/prepared.ipynb #ff4b08ab
 def make_shard(
     path: Path,
     manifest: Path,
@@ -52,7 +52,6 @@ def make_shard(
     twins: float,
 ) -> list[dict]:  # one for each recording and each twin: id, seconds, text, speaker
     "Analyse some recordings"
-    torch.set_num_threads(1)
     if path.exists():
         return json.loads(path.with_suffix(".json").read_text())
     world, tensors, found = World(), {}, []
