@@ -36,22 +36,20 @@ def bench(args: argparse.Namespace):
     if args.json:
         write_rows(args.json, rows)
 
-# %% ../nbs/cli.ipynb #5edbfd57
+# %% ../nbs/cli.ipynb #513ef4a4
 def encode(args: argparse.Namespace):
     "Speech tokens of files, folders and manifests"
-    from diffuspeech.speech.jobs import encode_all, gather
-    from diffuspeech.speech.tokens import built_in
+    from diffuspeech.speech.jobs import encode_all, gather, load_codec
     job = gather(args.input)
-    finish(args, encode_all(job, built_in(args.model), args.out), job.troubles, "encoded", args.out)
+    finish(args, encode_all(job, load_codec(args.model), args.out), job.troubles, "encoded", args.out)
 
-# %% ../nbs/cli.ipynb #c320d978
+# %% ../nbs/cli.ipynb #d590adc3
 def decode(args: argparse.Namespace):
     "Waves of speech tokens"
     from diffuspeech.speech.audio import load, speakable
-    from diffuspeech.speech.jobs import decode_all
-    from diffuspeech.speech.vocode import SpeechCodec
+    from diffuspeech.speech.jobs import decode_all, load_codec
     reference = speakable(load(args.reference), args.reference) if args.reference else None
-    finish(args, *decode_all(args.tokens, SpeechCodec.from_pretrained(args.model), args.out, reference, args.steps, args.seed), "decoded", args.out)
+    finish(args, *decode_all(args.tokens, load_codec(args.model), args.out, reference, **({} if ":" in args.model else dict(steps=args.steps, seed=args.seed))), "decoded", args.out)
 
 # %% ../nbs/cli.ipynb #5198700e
 def judge(args: argparse.Namespace):
@@ -90,12 +88,12 @@ def corpus(args: argparse.Namespace):
         from diffuspeech.speech.prepared import prepare
         print(prepare(args.input, args.out, twins=args.twins, workers=args.workers))
 
-# %% ../nbs/cli.ipynb #eda332ae
+# %% ../nbs/cli.ipynb #ec36bd3c
 def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps"
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
-    from diffuspeech.speech.vocode import SpeechCodec
-    rows = speech_table(SpeechCodec.from_pretrained(args.model), pack_utterances() if args.pack else test_utterances(), graded=args.graded)
+    from diffuspeech.speech.jobs import load_codec
+    rows = speech_table(load_codec(args.model), pack_utterances() if args.pack else test_utterances(), graded=args.graded)
     print_table(rows)
     if args.json:
         write_rows(args.json, rows)
@@ -139,7 +137,7 @@ def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, 
     if troubles:
         sys.exit(1)
 
-# %% ../nbs/cli.ipynb #c36b9abb
+# %% ../nbs/cli.ipynb #c93e004a
 def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
@@ -156,7 +154,7 @@ def main(
 
     inputs = ("input", dict(nargs="+", metavar="IN", help="sound files, folders of them, manifests (.jsonl)"))
     json_file = ("--json", dict(metavar="FILE", help="write the rows there, too"))
-    model = ("--model", dict(default="small", metavar="NAME", help="small (built in), or a folder (default %(default)s)"))
+    model = ("--model", dict(default="small", metavar="NAME", help="small (built in), paper (CosyVoice), a folder of either, or a public one, as mimi:kyutai/mimi (default %(default)s)"))
     seed = ("--seed", dict(type=int, default=0, help="(default %(default)s)"))
     verb(encode, "speech tokens of sound files", inputs, ("-o --out", dict(required=True, metavar="TOKENS.jsonl")), model)
     verb(decode, "sound files of speech tokens", ("tokens", dict(metavar="TOKENS.jsonl")), ("-o --out", dict(required=True, metavar="FOLDER")), model,

@@ -3,6 +3,20 @@ import pytest
 from browser import CHROMIUM, Lab, Server
 from playwright.sync_api import sync_playwright
 
+from diffuspeech.evaluate.metrics import MissingJudge
+
+
+@pytest.fixture(scope="session")
+def present():
+    "present(Judge, ...): the judge, or a skip that names it"
+    def make(judge, *args):
+        try:
+            return judge(*args)
+        except MissingJudge as e:
+            pytest.skip(str(e))
+
+    return make
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):

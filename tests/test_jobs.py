@@ -15,8 +15,9 @@ import torch
 
 from diffuspeech import cli
 from diffuspeech.speech import audio, builtin, sentences
+from diffuspeech.speech.adapters import tiny
 from diffuspeech.speech.flow import Flow, FlowConfig
-from diffuspeech.speech.jobs import gather
+from diffuspeech.speech.jobs import gather, load_codec
 from diffuspeech.speech.manifest import Manifest
 from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig, batch_of
 from diffuspeech.speech.vocode import SpeechCodec, check_ids
@@ -82,7 +83,7 @@ def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
     make, said = BAD[name]
     make(tmp_path / name)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["encode", str(tmp_path / name), str(good), "-o", str(tmp_path / "out.jsonl"), "--model", str(model / "speech-tokens")])
+        cli.main(["encode", str(tmp_path / name), str(good), "-o", str(tmp_path / "out.jsonl"), "--model", str(model)])
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
     assert stop.value.code == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
@@ -96,7 +97,7 @@ def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
     wave = audio.clip()[:16000].numpy()
     soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
     audio.save(tmp_path / "one.wav", audio.clip()[:16000])
-    cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model / "speech-tokens")])
+    cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
     eight, one = [json.loads(x)["ids"] for x in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert eight == one
 
@@ -114,11 +115,32 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
 
 
 def test_there_and_back(model, good, tmp_path):
-    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model / "speech-tokens")])
+    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
     for k, extra in enumerate(([], ["--reference", str(good)], ["--seed", "1"])):
         cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / f"out{k}"), "--model", str(model), "--steps", "2", *extra])
     a, b, c = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(3)]
     assert len(a) == len(b) == 32000 and not torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_public_codec_there_and_back(good, tmp_path, capsys):
+    tiny("dac").save_pretrained(tmp_path / "dac")
+    name = f"dac:{tmp_path / 'dac'}"
+    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", name])
+    line = json.loads((tmp_path / "t.jsonl").read_text())
+    assert line["tokenizer"] == load_codec(name).version and len(line["ids"][0]) == 3, "three codebooks"
+    cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--model", name])
+    assert abs(len(audio.load(tmp_path / "out" / "good.wav")) - 32000) <= load_codec(name).hop
+    (tmp_path / "flat.jsonl").write_text(json.dumps(line | {"ids": [1, 2]}))
+    with pytest.raises(SystemExit):
+        cli.main(["decode", str(tmp_path / "flat.jsonl"), "-o", str(tmp_path / "out"), "--model", name])
+    assert "of 3 for each frame" in capsys.readouterr().err
+
+
+def test_a_flow_of_other_ids_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "codec")
+    Flow.from_pretrained(model / "flow").save_pretrained(tmp_path / "codec" / "flow", tokenizer="s3-small-00000000")
+    with pytest.raises(ValueError, match="speaks ids of s3-small-00000000"):
+        SpeechCodec.from_pretrained(tmp_path / "codec")
 
 
 @pytest.mark.parametrize("line, said", [
@@ -187,7 +209,7 @@ def test_no_test_text_is_in_training_and_no_test_id_reaches_tuning():
     assert seconds >= 8 * 60
     for voice in builtin.UNSEEN:
         assert {i.split for i in items if i.voice == voice} == {"test-other"}
-    styles = {s for i in items if i.split in ("train", "dev") for s in builtin.VOICES[i.voice].styles}
+    styles = {s for i in items if not i.split.startswith("test") for s in builtin.VOICES[i.voice].styles}
     assert not styles & {s for v in builtin.UNSEEN for s in builtin.VOICES[v].styles}  # nor inside a blend
 
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/base/layers.ipynb #338843c0
+# %% ../../nbs/base/layers.ipynb #63e0f7df
 def angles(
-    length: int,
+    places: Tensor,  # (length,) positions, not always whole ones
     dim: int,  # of a head
-    device: "torch.device | str" = "cpu",
 ) -> Tensor:  # (length, dim / 2)
     "How far each pair of numbers is turned at each position"
-    return torch.outer(torch.arange(length, device=device).float(), 10000.0 ** (-torch.arange(0, dim, 2, device=device).float() / dim))
+    return torch.outer(places.float(), 10000.0 ** (-torch.arange(0, dim, 2, device=places.device).float() / dim))
 
 
 def rotate(

@@ -62,14 +62,14 @@ def normaliser() -> Callable[[str], str]:
     "Whisper's English text normaliser"
     return package("whisper_normalizer.english", "WER", "pip install whisper-normalizer").EnglishTextNormalizer()
 
-# %% ../../nbs/evaluate/metrics.ipynb #177d8855
+# %% ../../nbs/evaluate/metrics.ipynb #2fb9c202
 @dataclass(frozen=True)
 class Errors:
-    "Word errors of each row; the rates are of the whole table"
+    "Errors of each row, in words or in phonemes; the rates are of the whole table"
     inserted: Tensor  # (rows,)
     deleted: Tensor  # (rows,)
     substituted: Tensor  # (rows,)
-    words: Tensor  # (rows,) in the reference
+    size: Tensor  # (rows,) of the reference
 
     @property
     def count(self) -> Tensor:
@@ -77,14 +77,14 @@ class Errors:
         return self.inserted + self.deleted + self.substituted
 
     @property
-    def wer(self) -> float:
-        return (self.count.sum() / self.words.sum()).item()
+    def rate(self) -> float:
+        "WER, or PER"
+        return (self.count.sum() / self.size.sum()).item()
 
     @property
     def parts(self) -> dict:
-        "WER and what it is made of, which add up"
-        n = self.words.sum()
-        return dict(wer=self.wer, ins=(self.inserted.sum() / n).item(), dele=(self.deleted.sum() / n).item(), sub=(self.substituted.sum() / n).item())
+        "What the rate is made of, which add up to it"
+        return {name: (errors.sum() / self.size.sum()).item() for name, errors in (("ins", self.inserted), ("del", self.deleted), ("sub", self.substituted))}
 
 # %% ../../nbs/evaluate/metrics.ipynb #5c5dee26
 def wer(

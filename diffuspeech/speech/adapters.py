@@ -39,7 +39,7 @@ def import_s3tokenizer():
         if absent:
             del sys.modules["onnx"]
 
-# %% ../../nbs/speech/adapters.ipynb #28356098
+# %% ../../nbs/speech/adapters.ipynb #5271be89
 S3 = {"speech_tokenizer_v1": 320, "speech_tokenizer_v1_25hz": 640, "speech_tokenizer_v2_25hz": 640, "speech_tokenizer_v3_25hz": 640}  # samples for each id
 FILES = {"speech_tokenizer_v2": "speech_tokenizer_v2_25hz", "speech_tokenizer_v3": "speech_tokenizer_v3_25hz"}  # as CosyVoice names them
 
@@ -102,7 +102,7 @@ class S3Tokens(Adapter):
 
     def decode(self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
         "S3 has no decoder, and this says so"
-        raise ValueError(f"{self.model.name} has no decoder: its ids say what is spoken and not by whom, and CosyVoice's flow model and vocoder, which make the wave, are not part of it")
+        raise ValueError(f"{self.model.name} has no decoder: its ids say what is spoken and not by whom, and the wave is made by CosyVoice's flow and vocoder: speech.cosyvoice")
 
 # %% ../../nbs/speech/adapters.ipynb #c520e600
 def _network(name, **sizes):

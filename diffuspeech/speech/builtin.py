@@ -26,7 +26,7 @@ from .audio import RATE
 from .manifest import Manifest, Utterance, write_manifest
 from .voices import VOICES, missing, speak
 
-# %% ../../nbs/speech/builtin.ipynb #ce2996b7
+# %% ../../nbs/speech/builtin.ipynb #19d2367d
 HUMAN = "allison"
 UNSEEN = ("flite-awb", "kokoro-kumo")  # voices of test-other alone
 STYLES = [name for name in VOICES if name.startswith("kokoro") and name not in UNSEEN]
@@ -36,7 +36,8 @@ PLANS = {  # sentences of each voice in each split; of the human recordings: min
         "test-clean": {HUMAN: 6.0, "piper-joe": 110, "flite-slt": 80, "flite-rms": 80, **dict.fromkeys(SINGLE, 25)},
         "test-other": {HUMAN: 3.0, "piper-joe": 70, "flite-slt": 55, "flite-rms": 55, **dict.fromkeys(SINGLE, 10), **dict.fromkeys(UNSEEN, 80)},
         "dev": {HUMAN: 1.5, "piper-joe": 45, "flite-slt": 30, "flite-rms": 30, **dict.fromkeys(SINGLE, 8)},
-        "train": {HUMAN: 60.0, "piper-joe": 2700, "flite-slt": 1500, "flite-rms": 1500, "flite-kal16": 350, **{name: 90 if name in SINGLE else 40 for name in STYLES}}},
+        "train": {HUMAN: 60.0, "piper-joe": 2700, "flite-slt": 1500, "flite-rms": 1500, "flite-kal16": 350, **{name: 90 if name in SINGLE else 40 for name in STYLES}},
+        "second": {"piper-joe": 2400, "flite-slt": 900, "flite-rms": 900, "flite-kal16": 300, **dict.fromkeys(STYLES, 12)}},
     "tiny": {split: {"flite-slt": n, "flite-rms": n} | ({"flite-awb": 2} if split == "test-other" else {}) for split, n in [("test-clean", 2), ("test-other", 2), ("dev", 2), ("train", 6)]},
 }
 
@@ -52,7 +53,7 @@ class Item:
     speed: float = 1.0
     condition: str = "clean"  # noise, reverb
 
-# %% ../../nbs/speech/builtin.ipynb #e50f5f4c
+# %% ../../nbs/speech/builtin.ipynb #e80b0388
 def plan_corpus(
     size: str = "small",  # of `PLANS`
     seed: int = 0,
@@ -73,7 +74,7 @@ def plan_corpus(
     counts, parallel = Counter(), []
     if HUMAN in plan["train"]:
         prompts = sentences.prompts()
-        left = {split: 60 * voices[HUMAN] for split, voices in plan.items()}
+        left = {split: 60 * voices.get(HUMAN, 0.0) for split, voices in plan.items()}
         groups = sentences.groups([text for _, text, _ in prompts])
         groups.sort(key=lambda g: (len(g) > 3 or sum(len(sentences.words(prompts[i][1])) for i in g) < 3 * len(g), keys.key(seed, "prompt", prompts[g[0]][1])))
         for group in groups:  # first those that make a test: neither tangled with others nor a mere word

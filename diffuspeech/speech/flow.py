@@ -49,7 +49,7 @@ class FlowConfig:
         if self.frames % self.patch:
             raise ValueError(f"patch={self.patch} must divide frames={self.frames}")
 
-# %% ../../nbs/speech/flow.ipynb #ef6c6187
+# %% ../../nbs/speech/flow.ipynb #6d73e2fe
 class Flow(Saved):
     "The velocity from noise to features, given ids and a speaker"
     Config = FlowConfig
@@ -100,7 +100,7 @@ class Flow(Saved):
         h = self.start(x_t.unflatten(1, (-1, self.config.patch)).flatten(2)) + condition
         about = torch.nn.functional.silu(self.time(waves_of(t, self.config.dim).to(h.dtype)) + voice)
         moves = self.moves(about).unflatten(-1, (9, -1))
-        angle = angles(h.shape[1], self.config.dim // self.config.heads, h.device)
+        angle = angles(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
         for block in self.blocks:
             h = block(h, mask, angle, moves)
         return self.finish(self.norm(h)).unflatten(-1, (self.config.patch, -1)).flatten(1, 2)

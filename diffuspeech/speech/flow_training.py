@@ -36,7 +36,7 @@ def ids_of(
         write_aside(file, lambda aside: save_file(found, aside))
     return load_file(file)
 
-# %% ../../nbs/speech/flow_training.ipynb #970e7328
+# %% ../../nbs/speech/flow_training.ipynb #608cb1cd
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
 
@@ -89,4 +89,4 @@ class FlowTask:
         return dict(score=total / n)
 
     def export(self, folder, **about):
-        self.model.save_pretrained(folder, tokenizer=self.tokenizer.version, **about)
+        self.model.save_pretrained(folder, half=True, tokenizer=self.tokenizer.version, **about)

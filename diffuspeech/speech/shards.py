@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDING', 'Sound', 'opus', 'array', 'write_tar', 'read_table', 'trouble', 'pack_range', 'save_table', 'pack', 'Shards']
 
-# %% ../../nbs/speech/shards.ipynb #20c9594d
+# %% ../../nbs/speech/shards.ipynb #7e01850a
 import hashlib
 import io
 import json

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MEAN', 'SPREAD', 'WINDOW', 'CONTEXT', 'SpeechTokenizer', 'TokenizerConfig', 'Tokenizer', 'batch_of', 'built_in']
 
-# %% ../../nbs/speech/tokens.ipynb #90ba0362
-import hashlib
+# %% ../../nbs/speech/tokens.ipynb #085a454a
 import math
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -15,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..base.folder import Saved
+from ..base.folder import Saved, fingerprint
 from . import text
 from .audio import RATE, import_torchaudio, log_mel
 from .quantize import inside, quantizer
@@ -49,7 +48,7 @@ class TokenizerConfig:
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))
 
-# %% ../../nbs/speech/tokens.ipynb #b2f2da87
+# %% ../../nbs/speech/tokens.ipynb #aa396723
 MEAN, SPREAD = -6.0, 4.0  # of log-mel energies, roughly: what the network reads is near zero and of size one
 WINDOW, CONTEXT = 250, 25  # tokens: longer audio is read in pieces, with so much more on both sides
 
@@ -77,11 +76,7 @@ class Tokenizer(Saved):
     @property
     def version(self) -> str:
         "Kind and hash of the weights that make the ids"
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            if name.startswith(("first.", "norm.", "quantizer.")):
-                digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-        return f"s3-small-{digest.hexdigest()[:8]}"
+        return "s3-small-" + fingerprint({name: t for name, t in self.state_dict().items() if name.startswith(("first.", "norm.", "quantizer."))})
 
     def read(self,
         waves: Tensor,  # (B, samples)

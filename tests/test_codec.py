@@ -1,0 +1,83 @@
+"The built-in codec: its ids are pinned, every digit is alive, what it says can be understood"
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuspeech.evaluate.metrics import Recogniser, wer
+from diffuspeech.evaluate.speech import pack_utterances
+from diffuspeech.speech import text
+from diffuspeech.speech.audio import clip
+from diffuspeech.speech.manifest import load_audio
+from diffuspeech.speech.tokens_training import distance
+from diffuspeech.speech.vocode import SpeechCodec
+
+GOLDEN = Path(__file__).with_name("golden_ids.json")
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return SpeechCodec.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def pack():
+    clips = pack_utterances()
+    return clips, [load_audio(u) for u in clips]
+
+
+def test_ids_are_pinned(codec):
+    """Another id than in golden_ids.json is another tokenizer: every model trained on the old one is void.
+    After training a new one on purpose: python tests/test_codec.py"""
+    golden = json.loads(GOLDEN.read_text())
+    assert codec.version == golden["version"]
+    assert codec.encode(clip()[None])[0][0].tolist() == golden["ids"]
+
+
+def test_every_level_of_every_digit_is_alive(codec, pack):
+    clips, waves = pack
+    codes = torch.cat([codec.encode(w[None])[0][0] for w in waves])
+    for place, levels in enumerate(codec.tokenizer.config.levels):
+        assert (torch.bincount(codes // 4**place % 4, minlength=levels) > 0.02 * len(codes)).all(), f"digit {place}"
+
+
+def test_the_ids_alone_can_be_read(codec, pack):
+    clips, waves = pack
+    errors = words = 0
+    for u, wave in zip(clips, waves):
+        if u.extra["condition"] == "clean" and not u.extra["unseen"]:
+            said = text.said(u.text).split()
+            errors, words = errors + distance(codec.tokenizer.transcribe(wave[None])[0].split(), said), words + len(said)
+    assert words > 100 and errors / words < 0.5, f"{errors} of {words} words"
+
+
+def test_what_is_decoded_can_be_understood(codec, pack, present):
+    judge = present(Recogniser)
+    some = [(u, w) for u, w in zip(*pack) if u.extra["condition"] == "clean" and not u.extra["unseen"]][::2]
+    made = [codec.decode(*codec.encode(w[None]), reference=[w])[0] for _, w in some]
+    assert wer([u.text for u, _ in some], judge(made)).rate < 0.6
+
+
+def test_steps_and_seeds(codec):
+    ids, lengths = codec.encode(clip()[None, :32000])
+    voices = codec.voices([clip()])
+    one, same, other = (codec.features(ids, voices, seed=s, temperature=1.0) for s in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert (one - codec.features(ids, voices, steps=40, temperature=1.0)).abs().mean() < (one - other).abs().mean()  # ten steps are nearer to forty than another seed is
+
+
+def test_a_row_does_not_depend_on_its_neighbours(codec, pack):
+    _, waves = pack
+    some = waves[:3]
+    lengths = torch.tensor([len(w) for w in some])
+    ids, counts = codec.encode(torch.nn.utils.rnn.pad_sequence(some, batch_first=True), lengths)
+    together = codec.decode(ids, counts, reference=some)
+    for i, w in enumerate(some):
+        alone = codec.decode(ids[i : i + 1, : counts[i]], reference=[w])[0]
+        assert (together[i, : len(alone)] - alone).abs().mean() < 1e-3 * alone.abs().max()
+
+
+if __name__ == "__main__":
+    made = SpeechCodec.from_pretrained()
+    GOLDEN.write_text(json.dumps({"version": made.version, "ids": made.encode(clip()[None])[0][0].tolist()}) + "\n")

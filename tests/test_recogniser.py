@@ -1,0 +1,370 @@
+"The recogniser that the text-aligned tokenizer starts from: it hears each row alone, learns, and comes whole out of NeMo's archive"
+import io
+import json
+import os
+import struct
+import tarfile
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import save_file
+
+from diffuspeech.speech import nemo, text
+from diffuspeech.speech.audio import clip, load
+from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig, Features, loop
+from diffuspeech.speech.recogniser_training import RecogniserTask
+from diffuspeech.train.config import Run, preset
+from diffuspeech.train.loop import history, train
+
+TINY = CanaryConfig(hidden=24, layers=2, heads=2, inner=48, channels=4, bands=40, decoder_hidden=32, decoder_layers=2, decoder_heads=4, decoder_inner=40, positions=64)
+
+
+def random_canary(config=TINY, seed=0):
+    "A network whose every number matters: no zero biases, no norms of one"
+    torch.manual_seed(seed)
+    model = Canary(config).eval()
+    for name, t in model.state_dict().items():
+        if t.is_floating_point() and not name.startswith("features."):
+            t.copy_(torch.rand_like(t) + 0.5 if name.endswith("running_var") else torch.randn_like(t) * (0.2 if t.ndim > 1 else 0.1) + ("norm" in name and name.endswith("weight")))
+    return model
+
+
+@pytest.fixture(scope="module")
+def canary():
+    return random_canary()
+
+
+def rows(*sizes):
+    wave = clip()
+    waves = [wave[k * 3_000 : k * 3_000 + n] for k, n in enumerate(sizes)]
+    return waves, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor(sizes)
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch(canary):
+    waves, batch, lengths = rows(20_000, 159, 7_777, 12_800, 1_281)
+    everything = range(TINY.layers + 1)
+    together, mask = canary.read(batch, lengths, everything)
+    garbage = batch.masked_fill(torch.arange(batch.shape[1]) >= lengths[:, None], 7.0)  # what stands in the padding is not heard
+    assert torch.equal(canary.read(garbage, lengths)[0][0], together[-1])
+    for i, wave in enumerate(waves):
+        alone, inside = canary.read(wave[None], None, everything)
+        assert inside.all() and mask[i].sum() == inside.shape[1]
+        for a, b in zip(alone, together):
+            assert (a[0] - b[i, mask[i]]).abs().max() < 1e-5
+    assert canary.hear(batch, lengths) == [canary.hear(w[None])[0] for w in waves]
+    assert canary.transcribe(batch, lengths) == [canary.transcribe(w[None])[0] for w in waves]
+
+
+def test_layers_are_counted_from_the_subsampling(canary):
+    _, batch, lengths = rows(9_000, 5_000)
+    every, mask = canary.read(batch, lengths, (0, 1, 2))
+    assert torch.equal(canary.read(batch, lengths, (-1, 0))[0][0], every[2]) and torch.equal(canary.read(batch, lengths, (-3,))[0][0], every[0])
+    features, inside = canary.features(batch, lengths)
+    assert torch.allclose(canary.body.encoder.subsampling(features, inside), every[0])
+    for bad in (3, -4):
+        with pytest.raises(ValueError, match=f"no {bad}$"):
+            canary.read(batch, lengths, (0, bad))
+
+
+def test_features_are_transformers():
+    from transformers import ParakeetFeatureExtractor
+    waves, batch, lengths = rows(20_000, 9_999)
+    theirs = ParakeetFeatureExtractor(feature_size=128)([w.numpy() for w in waves], sampling_rate=16_000, return_tensors="pt")
+    ours, mask = Features(128)(batch, lengths)
+    assert torch.equal(theirs["attention_mask"][:, : mask.shape[1]].bool(), mask)
+    assert (theirs["input_features"][:, : mask.shape[1]] - ours).abs().max() < 1e-3
+
+
+def test_the_decoder_ends_goes_round_or_is_stopped(canary):
+    _, batch, lengths = rows(9_000, 5_000)
+    model = random_canary()
+    with torch.no_grad():
+        model.bias[TINY.end] = 100
+        assert model.write(batch, lengths) == ([[], []], ["end", "end"]) and model.hear(batch, lengths) == ["", ""]
+        model.bias[TINY.end], model.bias[9] = 0, 100
+        assert model.write(batch, lengths, rate=40) == ([[9], [9]], ["loop", "loop"])
+        assert model.write(batch, lengths, rate=1) == ([[9] * 5, [9] * 5], ["cap", "cap"])
+    assert loop([1, 2] + [3, 4, 5] * 4) == 9 and not loop([3, 4, 5] * 3) and not loop([3] * 11)
+
+
+def test_ctc_has_room_for_fast_speech():
+    "Twice the letters that fit into an encoder frame: the head has a frame for each"
+    model, wave = random_canary(), clip()[:32_000]
+    (hidden,), mask = model.read(wave[None])
+    logp = model.letter_logp(hidden)
+    letters = torch.tensor(text.letters.encode("forty two letters in two seconds are many"))
+    assert mask.sum() == 25 < len(letters) < logp.shape[1] == 50
+    assert torch.isfinite(F.ctc_loss(logp.transpose(0, 1), letters[None], torch.tensor([50]), torch.tensor([len(letters)])))
+
+
+def test_saved_and_loaded(canary, tmp_path):
+    _, batch, lengths = rows(9_000, 5_000)
+    canary.save_pretrained(tmp_path / "a", score=1.0)
+    again = Canary.from_pretrained(tmp_path / "a")
+    assert again.config == TINY and torch.equal(again.read(batch, lengths)[0][0], canary.read(batch, lengths)[0][0]) and again.hear(batch, lengths) == canary.hear(batch, lengths)
+    canary.save_pretrained(tmp_path / "half", half=True)
+    assert torch.equal(Canary.from_pretrained(tmp_path / "half").bridge.weight, canary.bridge.weight.bfloat16().float())
+    (tmp_path / "a" / "pieces.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the pieces of a tokenizer"):
+        Canary.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "pieces.json").unlink()
+    with pytest.raises(ValueError, match="diffuspeech.speech.nemo.convert"):
+        Canary.from_pretrained(tmp_path / "a")
+
+
+def test_a_new_encoder_hears():
+    "transformers' own start leaves a millionth of the signal to the first LayerNorm, which takes that for silence"
+    torch.manual_seed(0)
+    (first,), _ = Canary(CanaryConfig(layers=1, decoder_layers=1)).eval().read(clip()[None], layers=(0,))
+    assert first.std(1).mean() > 1e-5**0.5
+
+
+def test_the_size_of_the_paper():
+    with torch.device("meta"):
+        model = Canary(PAPER)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 183 and sum(p.numel() for p in model.parameters()) == 182_643_840  # the card cuts to 182
+    assert len(model.body.encoder.layers) == 17 and len(model.body.decoder.layers) == 4
+    with pytest.raises(ValueError, match="no CTC head"):
+        model.letter_logp(None)
+
+
+# Training
+
+def prepared(folder, n):
+    "A few clips as a prepared corpus, train and dev alike"
+    pack = files("diffuspeech") / "assets" / "pack"
+    found = [json.loads(line) for line in (pack / "pack.jsonl").read_text().splitlines()][:n]
+    for split in ("second", "dev"):
+        place, tensors, index = folder / "prepared" / split, {}, []
+        place.mkdir(parents=True)
+        for k, row in enumerate(found):
+            wave = load(pack / row["audio_filepath"])
+            tensors |= {f"c{k}/wave": (wave * 32767).to(torch.int16), f"c{k}/world": torch.zeros(len(wave) // 160 + 1, 2)}
+            index.append(dict(id=f"c{k}", seconds=len(wave) / 16_000, text=row["text"], speaker=row["speaker"]))
+        save_file(tensors, place / "shard-0000.safetensors")
+        (place / "index.json").write_text(json.dumps({"shards": {"shard-0000.safetensors": index}}))
+    return folder
+
+
+def test_both_losses_fall(tmp_path):
+    shape = dict(hidden=48, layers=2, heads=2, inner=96, channels=8, decoder_hidden=48, decoder_layers=1, decoder_heads=2, decoder_inner=96, dropout=0.0)
+    run = Run(task="diffuspeech.speech.recogniser_training:RecogniserTask", data=str(prepared(tmp_path, 4)), model=shape, options={"clean": 20},
+              steps=40, lr=4e-3, warmup=4, floor=0.5, ema=0, precision="fp32", seconds=20, seed=1, validate_every=1000, save_every=1000)
+    said = train(run, tmp_path / "run", device="cpu", progress=False)
+    log = history(tmp_path / "run")["train"]
+    for name in ("loss", "ctc", "attention"):
+        assert sum(log[name][-5:]) / 5 < 0.8 * sum(log[name][:3]) / 3, (name, log[name])
+    assert {"score", "ctc", "attention", "wer", "wer_ctc", "endless"} <= said.keys() and said["score"] == said["loss"]
+    assert Canary.from_pretrained(tmp_path / "run" / "model").config.hidden == 48
+
+
+def test_the_preset():
+    run, tokenizer = preset("recogniser"), preset("speech-tokens")
+    assert run.seed != tokenizer.seed and run.options["split"] == "second" != tokenizer.options.get("split", "train")  # they share nothing
+    assert CanaryConfig(**run.model) == CanaryConfig() and run.task.endswith(f":{RecogniserTask.__name__}")
+
+
+# NeMo's archive
+
+SPECIALS = ["<unk>", "<|nospeech|>", "<pad>", "<|endoftext|>", *dict.fromkeys(nemo.PROMPT), "<|de|>", "▁"]
+ENGLISH = ["<unk>", "th", "▁t", "▁a", "▁th", "▁the", "in", *"▁abcdefghijklmnopqrstuvwxyz'"]
+GERMAN = ["<unk>", "en", "▁the", "ß"]
+SMALL = replace(TINY, vocabulary=len(SPECIALS) + len(ENGLISH) + len(GERMAN), pad=2, end=3, prompt=tuple(map(SPECIALS.index, nemo.PROMPT)), split=0)
+
+
+def message(*pairs):
+    "A protobuf message: text and messages, floats, small whole numbers"
+    out = b""
+    for number, value in pairs:
+        if isinstance(value, float):
+            out += bytes([number << 3 | 5]) + struct.pack("<f", value)
+        elif isinstance(value, int):
+            out += bytes([number << 3, value])
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            out += bytes([number << 3 | 2, len(value) % 128 | (128 if len(value) > 127 else 0)]) + (bytes([len(value) // 128]) if len(value) > 127 else b"") + value
+    return out
+
+
+def sentencepiece_model(pieces, kind=2):
+    return b"".join(message((1, message((1, p), (2, -float(k)), *([(3, 2)] if p == "<unk>" else [(3, 4)] if p.startswith("<") else [])))) for k, p in enumerate(pieces)) + message((2, message((3, kind))))
+
+
+def parts(model):
+    "What an archive of this model holds: settings, weights, other files"
+    c = model.config
+    settings = yaml.safe_load(f"""
+        sample_rate: 16000
+        prompt_format: canary2
+        tokenizer: {{type: agg, langs: {{spl_tokens: {{type: bpe, model_path: "nemo:s_tokenizer.model"}}, en: {{type: bpe, model_path: "nemo:e_tokenizer.model"}}, de: {{model_path: "nemo:d_tokenizer.model"}}}}}}
+        preprocessor: {{sample_rate: 16000, normalize: per_feature, window_size: 0.025, window_stride: 0.01, window: hann, features: {c.bands}, n_fft: 512, log: true, frame_splicing: 1, dither: 1.0e-05}}
+        encoder: {{feat_in: {c.bands}, feat_out: -1, n_layers: {c.layers}, d_model: {c.hidden}, subsampling: dw_striding, subsampling_factor: {c.factor}, subsampling_conv_channels: {c.channels}, causal_downsampling: false,
+          reduction: null, ff_expansion_factor: {c.inner // c.hidden}, self_attention_model: rel_pos, n_heads: {c.heads}, att_context_size: [-1, -1], xscaling: false, untie_biases: true,
+          conv_kernel_size: {c.kernel}, conv_norm_type: batch_norm, conv_context_size: null}}
+        transf_encoder: {{num_layers: 0}}
+        transf_decoder: {{pre_ln_final_layer_norm: true, config_dict: {{max_sequence_length: {c.positions}, learn_positional_encodings: false, hidden_size: {c.decoder_hidden}, inner_size: {c.decoder_inner},
+          num_layers: {c.decoder_layers}, num_attention_heads: {c.decoder_heads}, hidden_act: relu, pre_ln: true}}}}
+        head: {{num_layers: 1, num_classes: {c.vocabulary}}}""")
+    back = nemo.halves(c.decoder_hidden).argsort()
+    weights = {nemo.nemo_name(n): nemo.rearranged(nemo.nemo_name(n), t, back).clone() for n, t in model.state_dict().items()}
+    weights["preprocessor.featurizer.fb"] = weights["preprocessor.featurizer.fb"][None]
+    weights[nemo.POSITIONS], weights[nemo.READING] = nemo.in_turn(c.positions, c.decoder_hidden), weights[nemo.EMBEDDING].clone()
+    return settings, weights, {"s_tokenizer.model": sentencepiece_model(SPECIALS), "e_tokenizer.model": sentencepiece_model(ENGLISH), "d_tokenizer.model": sentencepiece_model(GERMAN), "s_vocab.txt": b"not read"}
+
+
+def pack(path, settings, weights, others, mode="w", start="./"):
+    held = dict(others)
+    if settings is not None:
+        held["model_config.yaml"] = settings if isinstance(settings, bytes) else yaml.safe_dump(settings, sort_keys=False).encode()
+    if weights is not None:
+        file = io.BytesIO()
+        torch.save(weights, file)
+        held["model_weights.ckpt"] = file.getvalue()
+    with tarfile.open(path, mode) as tar:
+        for name, data in held.items():
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(start + name)
+            info.size = 0 if info is data else len(data)
+            tar.addfile(info, None if info is data else io.BytesIO(data))
+    return path
+
+
+def nemo_decoder(w, ids, memory, heads):
+    "NeMo's decoder, from its description: sines and cosines in turn, norms before, scores of queries and keys each over the fourth root"
+    norm = lambda x, n: F.layer_norm(x, x.shape[-1:], w[f"{n}.weight"], w[f"{n}.bias"])
+    linear = lambda x, n: F.linear(x, w[f"{n}.weight"], w[f"{n}.bias"])
+
+    def attend(x, y, n, causal):
+        q, k, v = (linear(z, f"{n}.{kind}_net").unflatten(-1, (heads, -1)).transpose(1, 2) for z, kind in ((x, "query"), (y, "key"), (y, "value")))
+        scores = (q / q.shape[-1] ** 0.25) @ (k / k.shape[-1] ** 0.25).mT
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -1e4)
+        return linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{n}.out_projection")
+    at = torch.arange(ids.shape[1])[:, None] / 10000 ** (torch.arange(0, memory.shape[-1], 2) / memory.shape[-1])
+    positions = torch.zeros(ids.shape[1], memory.shape[-1])
+    positions[:, 0::2], positions[:, 1::2] = at.sin(), at.cos()
+    x = norm(w["transf_decoder._embedding.token_embedding.weight"][ids] + positions / memory.shape[-1] ** 0.5, "transf_decoder._embedding.layer_norm")
+    for k in range(sum(n.endswith("layer_norm_1.weight") for n in w)):
+        layer = f"transf_decoder._decoder.layers.{k}."
+        y = norm(x, layer + "layer_norm_1")
+        x = x + attend(y, y, layer + "first_sub_layer", True)
+        x = x + attend(norm(x, layer + "layer_norm_2"), memory, layer + "second_sub_layer", False)
+        x = x + linear(linear(norm(x, layer + "layer_norm_3"), layer + "third_sub_layer.dense_in").relu(), layer + "third_sub_layer.dense_out")
+    return linear(norm(x, "transf_decoder._decoder.final_layer_norm"), "log_softmax.mlp.layer0")
+
+
+@pytest.mark.parametrize("mode, start", [("w", "./"), ("w:gz", "")])
+def test_an_archive_becomes_the_same_recogniser(tmp_path, mode, start):
+    model = random_canary(SMALL)
+    settings, weights, others = parts(model)
+    nemo.convert(pack(tmp_path / "some.nemo", settings, weights, others, mode, start), tmp_path / "out")
+    again = Canary.from_pretrained(tmp_path / "out")
+    assert replace(again.config, dropout=TINY.dropout) == SMALL
+    _, batch, lengths = rows(20_000, 9_999)
+    (a,), mask = model.read(batch, lengths)
+    (b,), _ = again.read(batch, lengths)
+    ids = torch.tensor([SMALL.prompt + (30, 31, 32)]).expand(2, -1)
+    with torch.no_grad():
+        assert (a - b).abs().max() < 1e-6 and (model.piece_logits(a, mask, ids)[0] - again.piece_logits(b, mask, ids)[0]).abs().max() < 1e-6
+        theirs = nemo_decoder(weights, ids[:1], F.linear(b[:1], weights["encoder_decoder_proj.weight"], weights["encoder_decoder_proj.bias"]), SMALL.decoder_heads)
+        assert (again.piece_logits(b, mask, ids)[0][:1] - theirs).abs().max() < 1e-5  # mask[0] has no padding
+    said = again.pieces.encode("The cat, in a hat")
+    first = len(SPECIALS)
+    assert again.pieces.decode(said) == "the cat in a hat" and said[0] == first + ENGLISH.index("▁the") and all(first <= i < first + len(ENGLISH) for i in said)
+    assert again.pieces.decode([*SMALL.prompt, *said, SMALL.end]) == "the cat in a hat" and len(again.pieces) == SMALL.vocabulary
+
+
+class Code:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def link(name, to):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, to
+    return info
+
+
+def without(d, *keys):
+    return {k: v for k, v in d.items() if k not in keys}
+
+
+def deep(d, path, value):
+    first, _, rest = path.partition(".")
+    return d | {first: deep(d[first], rest, value) if rest else value}
+
+
+Q = "encoder.layers.1.self_attn.linear_q.weight"
+DAMAGE = {  # what is changed in (settings, weights, others), and what the one line must say
+    "a path that climbs": (lambda s, w, o: (s, w, o | {"../evil": b"x"}), r"evil.* not a plain file"),
+    "a path that starts at the root": (lambda s, w, o: (s, w, o | {"/etc/evil": b"x"}), r"evil.* not a plain file"),
+    "a link": (lambda s, w, o: (s, w, o | {"l": link("./l", "model_config.yaml")}), "not a plain file"),
+    "no config": (lambda s, w, o: (None, w, o), "no model_config.yaml"),
+    "no weights": (lambda s, w, o: (s, None, o), "no model_weights.ckpt"),
+    "no tokenizer": (lambda s, w, o: (s, w, without(o, "e_tokenizer.model")), "no e_tokenizer.model"),
+    "a config that is code": (lambda s, w, o: (b"!!python/object/apply:os.mkdir ['EVIL']", w, o), "not YAML of plain data"),
+    "a config that is no record": (lambda s, w, o: (b"- 1\n- 2\n", w, o), "prompt_format is None"),
+    "a causal encoder": (lambda s, w, o: (deep(s, "encoder.causal_downsampling", True), w, o), "encoder.causal_downsampling is True"),
+    "norms after": (lambda s, w, o: (deep(s, "transf_decoder.config_dict.pre_ln", False), w, o), "pre_ln is False"),
+    "an interpolation": (lambda s, w, o: (deep(s, "encoder.d_model", "${model_defaults.asr_enc_hidden}"), w, o), r"encoder.d_model is '\$"),
+    "another size": (lambda s, w, o: (deep(s, "encoder.n_heads", 4), w, o), "pos_bias_u has shape"),
+    "weights that are code": (lambda s, w, o: (s, w | {"x": Code(o["place"])}, without(o, "place")), "more than tensors"),
+    "weights that are noise": (lambda s, w, o: (s, None, o | {"model_weights.ckpt": b"noise" * 200}), "model_weights.ckpt is damaged"),
+    "weights that are a list": (lambda s, w, o: (s, [1, 2], o), "should hold tensors by name"),
+    "a missing tensor": (lambda s, w, o: (s, without(w, Q), o), f"missing {Q}"),
+    "a tensor too many": (lambda s, w, o: (s, w | {"encoder.layers.9.odd": torch.zeros(1)}, o), "not known encoder.layers.9.odd"),
+    "a wrong shape": (lambda s, w, o: (s, w | {Q: torch.zeros(3, 24)}, o), r"linear_q.weight has shape \(3, 24\)"),
+    "other positions": (lambda s, w, o: (s, w | {nemo.POSITIONS: w[nemo.POSITIONS] + 0.1}, o), "other positions"),
+    "two embeddings": (lambda s, w, o: (s, w | {nemo.READING: w[nemo.READING] + 0.1}, o), "is not the embedding"),
+    "another front end": (lambda s, w, o: (s, w | {"preprocessor.featurizer.window": torch.ones(400)}, o), "featurizer.window is not what"),
+    "a tokenizer of another kind": (lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH, 1)}), "e_tokenizer.model: should be a SentencePiece model of kind BPE"),
+    "a tokenizer cut off": (lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH)[:-3]}), "not a SentencePiece model"),
+    "too few pieces": (lambda s, w, o: (s, w, o | {"d_tokenizer.model": sentencepiece_model(GERMAN[:-1])}), "pieces are wanted"),
+    "no prompt": (lambda s, w, o: (s, w, o | {"s_tokenizer.model": sentencepiece_model([p.replace("nopnc", "pnc") for p in SPECIALS])}), r"has no <\|nopnc\|>"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return parts(random_canary(SMALL))
+
+
+@pytest.mark.parametrize("damage, says", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_archive_gives_one_line(tmp_path, whole, damage, says):
+    place = tmp_path / "made by code"
+    settings, weights, others = damage(*whole[:2], whole[2] | {"place": place} if says == "more than tensors" else whole[2])
+    with pytest.raises(ValueError, match=says) as caught:
+        nemo.convert(pack(tmp_path / "bad.nemo", settings, weights, others), tmp_path / "out")
+    assert "\n" not in str(caught.value) and "bad.nemo" in str(caught.value)
+    assert not (tmp_path / "out").exists() and not place.exists() and not os.path.exists("EVIL")
+
+
+def test_a_file_cut_off(tmp_path, whole):
+    data = pack(tmp_path / "a.nemo", *whole).read_bytes()
+    for name, kept in (("half", data[: len(data) // 2]), ("start", data[:700]), ("empty", b""), ("no tar", b"hello" * 1000)):
+        (tmp_path / name).write_bytes(kept)
+        with pytest.raises(ValueError, match="cut off, or not a tar archive|no model_config.yaml") as caught:
+            nemo.convert(tmp_path / name, tmp_path / "out")
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="no such file"):
+        nemo.convert(tmp_path / "absent.nemo", tmp_path / "out")
+
+
+def test_a_member_that_is_too_large(tmp_path, whole, monkeypatch):
+    archive = pack(tmp_path / "a.nemo", *whole)
+    monkeypatch.setitem(nemo.LIMITS, "ckpt", 1000)
+    with pytest.raises(ValueError, match="1000 is the most"):
+        nemo.convert(archive, tmp_path / "out")
+
+
+def test_an_archive_may_leave_what_can_be_computed(tmp_path, whole):
+    settings, weights, others = whole
+    lean = without(weights, nemo.POSITIONS, nemo.READING, "preprocessor.featurizer.fb", "preprocessor.featurizer.window")
+    nemo.convert(pack(tmp_path / "a.nemo", settings, lean, others), tmp_path / "out")
+    assert torch.allclose(Canary.from_pretrained(tmp_path / "out").features.bank, weights["preprocessor.featurizer.fb"][0])
