@@ -28,6 +28,8 @@ docs: .venv/.ready  ## the site, in _docs/
 
 bench: .venv/.ready  ## what things cost
 	@.venv/bin/diffuspeech bench sampler
+	@.venv/bin/diffuspeech bench decoder
+	@.venv/bin/diffuspeech bench training
 	@.venv/bin/diffuspeech bench law
 
 notebooks: .venv/.ready  ## run every notebook top to bottom at its CI scale and store its outputs (NB=path for some)

@@ -18,7 +18,8 @@ from diffuspeech.speech.audio import clip, load
 from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig, Features, loop
 from diffuspeech.speech.recogniser_training import RecogniserTask
 from diffuspeech.train.config import Run, preset
-from diffuspeech.train.loop import history, train
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import train
 
 TINY = CanaryConfig(hidden=24, layers=2, heads=2, inner=48, channels=4, bands=40, decoder_hidden=32, decoder_layers=2, decoder_heads=4, decoder_inner=40, positions=64)
 

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diffuspeech.base import keys
+from diffuspeech.speech.batches import Each
 from diffuspeech.train import config, state
 from diffuspeech.train.config import Run, override, preset
-from diffuspeech.train.loop import adam, history, rate, start, train
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import adam, rate, start, train
 
 RUN = Run("tests", steps=24, lr=1e-2, warmup=4, floor=0.1, ema=0.9, precision="fp32", validate_every=10, save_every=5, keep=2)
 
@@ -31,10 +33,11 @@ class Toy:
         self.run = run
         self.model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
 
-    def batches(self, epoch, start):
-        for i in range(start, 7):
+    def batches(self, epoch):
+        def batch(i):
             g = torch.Generator().manual_seed(keys.key(self.run.seed, epoch, i))
-            yield SimpleNamespace(ids=[f"{epoch}-{i}-{r}" for r in range(8)], seconds=8.0, x=torch.randn(8, 4, generator=g))
+            return SimpleNamespace(ids=[f"{epoch}-{i}-{r}" for r in range(8)], seconds=8.0, x=torch.randn(8, 4, generator=g))
+        return Each(batch, range(7))
 
     def loss(self, batch, step):
         time.sleep(self.pause)
@@ -122,39 +125,42 @@ SERVER = multiprocessing.get_context("forkserver")  # imports torch once, and th
 SERVER.set_forkserver_preload(["diffuspeech.train.loop", "torch._dynamo", "pytest"])  # the optimizer imports the second when it is made
 
 
-def work(folder, pause):
+def work(folder, pause, run):
     torch.set_num_threads(1)
     Toy.pause = pause
-    go(RUN, folder)
+    go(run, folder)
 
 
-def process(folder, pause=0.0):
-    job = SERVER.Process(target=work, args=(folder, pause))
+def process(folder, pause=0.0, run=RUN):
+    job = SERVER.Process(target=work, args=(folder, pause, run))
     job.start()
     return job
 
 
-def test_killed_three_times(tmp_path, whole):
-    "SIGKILL at moments of no choice of ours; what is there under a final name is whole each time"
-    dice = random.Random()
-    for kill in range(3):
-        before = state.newest(tmp_path)
-        job = process(tmp_path, 0.02)
+def test_killed_twenty_times(tmp_path):
+    "SIGKILL at random moments, in the middle of a save or not; what is there under a final name is whole each time, and the end is that of a run which nobody touched, bit for bit"
+    dice, long = random.Random(), replace(RUN, steps=400, save_every=3)
+    whole, folder, steps = tmp_path / "whole", tmp_path / "killed", []
+    go(long, whole)
+    for kill in range(20):
+        before = (folder / "log.jsonl").stat().st_mtime_ns if (folder / "log.jsonl").exists() else 0
+        job = process(folder, 0.01, long)
         limit = time.monotonic() + 60
-        while time.monotonic() < limit and job.is_alive() and state.newest(tmp_path) == before:  # a new checkpoint, then some random moment
+        while time.monotonic() < limit and job.is_alive() and ((folder / "log.jsonl").stat().st_mtime_ns if (folder / "log.jsonl").exists() else 0) == before:
             time.sleep(0.002)
-        time.sleep(dice.uniform(0, 0.1))
+        time.sleep(dice.uniform(0, 0.15))
         assert job.is_alive(), f"it ended by itself: {job.exitcode}"
         job.kill()
         job.join()
-        assert job.exitcode == -signal.SIGKILL and state.newest(tmp_path) != before
-        for path in state.checkpoints(tmp_path):
+        assert job.exitcode == -signal.SIGKILL and not (folder / "model").exists()
+        for path in state.checkpoints(folder):
             state.read_state(path)
             assert all(load_file(path / f"{name}.safetensors") for name in ("model", "ema", "moments"))
-    assert not (tmp_path / "model").exists()
-    job = process(tmp_path)
-    job.join(60)
-    assert job.exitcode == 0 and what_is_left(tmp_path) == what_is_left(whole)
+        steps.append(state.number(state.newest(folder)) if state.newest(folder) else 0)
+    assert steps == sorted(steps) and 0 < steps[-1] < 400, "each life goes on where the last one saved"
+    job = process(folder, run=long)
+    job.join(120)
+    assert job.exitcode == 0 and what_is_left(folder) == what_is_left(whole)
 
 
 def test_two_processes_in_one_folder(tmp_path):
@@ -285,10 +291,8 @@ def test_keeps_the_last_and_the_best(tmp_path):
 @pytest.mark.parametrize("nothing", [None, [], SimpleNamespace(ids=[])])
 def test_empty_batches(tmp_path, nothing):
     class Holes(Toy):
-        def batches(self, epoch, start):
-            for i, batch in enumerate(super().batches(epoch, 0)):
-                if i >= start:
-                    yield nothing if i in (2, 6) else batch
+        def batches(self, epoch):
+            return [nothing if i in (2, 6) else batch for i, batch in enumerate(super().batches(epoch))]
     go(RUN, tmp_path / "a", Holes)
     go(RUN, tmp_path / "b", stopping(5, 12, base=Holes))
     go(RUN, tmp_path / "b", stopping(12, base=Holes))
@@ -298,8 +302,8 @@ def test_empty_batches(tmp_path, nothing):
     assert (progress["epoch"], progress["batch"], progress["empty"]) == (4, 5, 9) and progress["audio"] == 24 * 8
 
     class Nothing(Toy):
-        def batches(self, epoch, start):
-            return iter([nothing] * 3)
+        def batches(self, epoch):
+            return [nothing] * 3
     with pytest.raises(ValueError, match="epoch 0 has no batch with anything in it"):
         go(RUN, tmp_path / "c", Nothing)
 
@@ -377,3 +381,35 @@ def test_progress_and_log(tmp_path, capfd):
     assert "24/24" in err and "s of audio/s" in err and "loss" in err
     seen = history(tmp_path)
     assert seen["train"]["step"] == [1, 10, 20, 24] and seen["train"]["audio"] == [8, 80, 160, 192] and seen["validation"]["step"] == [10, 20, 24]
+
+
+def test_samples_and_board(tmp_path):
+    "What a model sounds like is kept with each validation, and TensorBoard reads the same numbers as log.jsonl"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Heard(Toy):
+        def samples(self, model):
+            assert not model.training and not torch.is_grad_enabled()
+            return {"tone": torch.sin(torch.arange(1600) * 0.2) * 0.5}
+    go(RUN, tmp_path, stopping(12, base=Heard), board=True)
+    go(RUN, tmp_path, Heard, board=True)
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"tone-{step:08d}.wav" for step in (10, 20, 24)]
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    log = history(tmp_path)
+    assert [(e.step, pytest.approx(e.value)) for e in board.Scalars("train/loss")] == list(zip(log["train"]["step"], log["train"]["loss"]))
+    assert [e.step for e in board.Scalars("validation/score")] == [10, 20, 24] and [e.step for e in board.Audio("tone")] == [10, 20, 24]
+
+
+def test_batches_in_one_update(tmp_path):
+    "Three batches make one step: their mean gradient, and epochs run on from each other"
+    seen = []
+
+    class Watched(Toy):
+        def loss(self, batch, step):
+            seen.append((step, batch.ids[0]))
+            return super().loss(batch, step)
+    run = replace(RUN, batches=3, steps=5)
+    go(run, tmp_path, Watched)
+    assert seen == [(1 + k // 3, f"{k // 7}-{k % 7}-0") for k in range(15)]
+    progress = state.read_state(state.newest(tmp_path))["progress"]
+    assert (progress["epoch"], progress["batch"], progress["audio"]) == (2, 1, 15 * 8)

@@ -34,7 +34,7 @@ def student(
     v = freedom
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
 
-# %% ../../nbs/evaluate/intervals.ipynb #3ba75682
+# %% ../../nbs/evaluate/intervals.ipynb #99dab27e
 def bootstrap(
     value: Tensor,  # (rows,): errors, grades, cosines
     voice: Sequence,  # (rows,) who speaks
@@ -70,6 +70,8 @@ def bootstrap(
     tail = student((1 + level) / 2, G - 1) / student((1 + level) / 2, 10**9)
     ends = off.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
     low, high = (estimate + ends * small * tail).tolist()
+    if against is None and (value >= 0).all():  # errors and grades have a floor, which a symmetric tail does not know
+        low = max(low, 0.0)
     return Interval(estimate, low, high, off.std().item() * small, G)
 
 # %% ../../nbs/evaluate/intervals.ipynb #045a312a

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['DurationConfig', 'Duration', 'Texts', 'DurationTask']
 
-# %% ../../nbs/models/duration.ipynb #369f24bd
-from collections.abc import Iterator
+# %% ../../nbs/models/duration.ipynb #3179421c
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ..base.layers import Block, angles
 from ..diffusion.length import coverage, pinball
 from .decoder import Condition
 from ..speech import text
+from ..speech.batches import Each
 from ..speech.prepared import Prepared
 
 # %% ../../nbs/models/duration.ipynb #9032fd55
@@ -73,7 +73,7 @@ class Duration(Saved):
         at = self(condition)
         return torch.lerp(at[:, k - 1], at[:, k], float((q - known[k - 1]) / (known[k] - known[k - 1])))
 
-# %% ../../nbs/models/duration.ipynb #83800088
+# %% ../../nbs/models/duration.ipynb #b71f1086
 @dataclass
 class Texts:
     "Texts and how long they took"
@@ -92,6 +92,11 @@ class DurationTask:
         torch.manual_seed(run.seed)
         self.model = Duration(DurationConfig(**run.model))
 
+    @staticmethod
+    def outline(run) -> list[dict]:
+        c = DurationConfig(**run.model)
+        return [dict(name="duration", module=Duration(c), rate=4.2, depth=c.layers, width=c.dim)]
+
     def read(self, corpus: Prepared) -> list[tuple[str, list[int], float]]:
         return [(row["id"], text.pieces().encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
 
@@ -101,11 +106,10 @@ class DurationTask:
         frames = (torch.tensor(seconds) * self.options["frame_rate"]).ceil()
         return Texts(list(ids), Condition(padded, torch.tensor([len(p) for p in pieces])), frames)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Texts]:
+    def batches(self, epoch: int) -> Each:  # of Texts
         rows, n = self.corpora["train"], self.options["rows"]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(keys.key(self.run.seed, epoch) % 2**63)).tolist()
-        for k in range(start * n, len(rows), n):
-            yield self.batch([rows[i] for i in order[k : k + n]])
+        return Each(lambda k: self.batch([rows[i] for i in order[k : k + n]]), range(0, len(rows), n))
 
     def pinball(self, model: Duration, batch: Texts) -> Tensor:
         device = model.finish.bias.device

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ids_of', 'FlowTask']
 
-# %% ../../nbs/speech/flow_training.ipynb #eb19bb35
-from collections.abc import Iterator
+# %% ../../nbs/speech/flow_training.ipynb #f5d1877a
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import keys
 from ..base.folder import write_aside
+from .batches import Each
 from .flow import Flow, FlowConfig, noise_for, voiceprint
 from .prepared import Prepared, PreparedBatch
 from .quantize import inside
@@ -36,7 +36,7 @@ def ids_of(
         write_aside(file, lambda aside: save_file(found, aside))
     return load_file(file)
 
-# %% ../../nbs/speech/flow_training.ipynb #608cb1cd
+# %% ../../nbs/speech/flow_training.ipynb #8bc658b0
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
 
@@ -51,8 +51,13 @@ class FlowTask:
         self.model = Flow(FlowConfig(levels=self.tokenizer.config.levels, **run.model))
         self.model.moments.copy_(moments(self.train))
 
-    def batches(self, epoch: int, start: int) -> Iterator[PreparedBatch]:
-        return self.train.batches(self.run.seconds, self.run.seed, epoch, start)
+    @staticmethod
+    def outline(run) -> list[dict]:
+        c = FlowConfig(**run.model)
+        return [dict(name="flow", module=Flow(c), rate=100 / c.patch, depth=c.layers, width=c.dim)]
+
+    def batches(self, epoch: int) -> Each:  # of PreparedBatch
+        return self.train.batches(self.run.seconds, self.run.seed, epoch)
 
     def parts(self, batch: PreparedBatch, model: Flow, key: Tensor, t: Tensor) -> dict[str, Tensor]:
         device = model.moments.device

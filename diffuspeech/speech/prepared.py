@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TWINS', 'twin_speed', 'faster', 'make_shard', 'prepare', 'PreparedBatch', 'Prepared']
 
-# %% ../../nbs/speech/prepared.ipynb #48ec6cd0
+# %% ../../nbs/speech/prepared.ipynb #f6d86526
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def prepare(
     write_json(folder / "index.json", {"manifest": manifest.name, "twins": twins, "shards": {k: index[k] for k in sorted(index)}})
     return folder
 
-# %% ../../nbs/speech/prepared.ipynb #1bb70045
+# %% ../../nbs/speech/prepared.ipynb #4dba458d
 @dataclass
 class PreparedBatch:
     "Recordings padded with zeros, their features padded with zeros, and what is said"
@@ -136,7 +136,6 @@ class Prepared:
         count = lambda xs: torch.tensor([len(x) for x in xs])
         return PreparedBatch([r["id"] for r in rows], [r["text"] for r in rows], [r["speaker"] for r in rows], pad(waves), count(waves), pad(world), count(world))
 
-    def batches(self, seconds: float, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[PreparedBatch]:
+    def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.Each:  # of PreparedBatch
         "One epoch, the same whenever it is asked for"
-        for rows in batches.plan(self.seconds, seconds, seed, epoch)[start:]:
-            yield self.batch(rows)
+        return batches.Each(self.batch, batches.plan(self.seconds, seconds, seed, epoch))

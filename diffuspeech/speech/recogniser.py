@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['WINDOW', 'HOP', 'BINS', 'PAPER', 'Features', 'CanaryConfig', 'body', 'Canary', 'built_in', 'loop']
 
-# %% ../../nbs/speech/recogniser.ipynb #63f89472
+# %% ../../nbs/speech/recogniser.ipynb #8cd5f1fb
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..base.folder import Saved, find, write_aside
+from ..base.folder import Saved, find, ours, write_aside
 from . import text
 from .audio import RATE, import_torchaudio
 from .tokens import batch_of
@@ -218,25 +217,21 @@ class Canary(Saved):
             raise ValueError(f"{folder / 'pieces.json'}: not the pieces of a tokenizer ({e})") from None
         return model
 
-# %% ../../nbs/speech/recogniser.ipynb #649996ed
+# %% ../../nbs/speech/recogniser.ipynb #8c24718b
 def built_in(
     name: "str | Path" = "small",  # or a folder, or an id on the hub
 ) -> Canary:
     "A trained recogniser"
-    if str(name) != "small":
-        return Canary.from_pretrained(name)
-    with as_file(files("diffuspeech") / "assets" / "models" / "recogniser") as folder:
-        if not folder.is_dir():
-            raise ValueError("no recogniser comes with this version; train one (diffuspeech train recogniser) and give its folder: runs/recogniser/model")
-        return Canary.from_pretrained(folder)
+    return Canary.from_pretrained(ours("recogniser") if str(name) == "small" else name)
 
-# %% ../../nbs/speech/recogniser.ipynb #982feb01
+# %% ../../nbs/speech/recogniser.ipynb #c595b82a
 def loop(
     ids: list[int],  # what was written so far
+    least: int = 12,  # of them, before it counts
 ) -> int:  # how many of the last ones only repeat what is before them; 0: it does not go round
     "Does this end in one phrase, again and again?"
     for size in range(1, len(ids) // 4 + 1):
-        times = max(4, math.ceil(12 / size))
+        times = max(4, math.ceil(least / size))
         if ids[-size:] * times == ids[-size * times :]:
             return size * (times - 1)
     return 0

@@ -28,7 +28,7 @@ def dictation(
     write = [torch.tensor([-100] * (len(prompt) - 1) + [*row, end]) for row in texts]
     return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
 
-# %% ../../nbs/speech/recogniser_training.ipynb #437ddb72
+# %% ../../nbs/speech/recogniser_training.ipynb #546b1922
 class RecogniserTask(TokenizerTask):
     "Train a recogniser on a prepared corpus"
 
@@ -38,6 +38,13 @@ class RecogniserTask(TokenizerTask):
         self.train, self.dev = Prepared(folder / "prepared" / self.options["split"]), Prepared(folder / "prepared" / "dev", twins=False)
         torch.manual_seed(run.seed)
         self.model = Canary(CanaryConfig(**run.model))
+
+    @staticmethod
+    def outline(run) -> list[dict]:
+        c = CanaryConfig(**run.model)
+        model = Canary(c)
+        return [dict(name="encoder", module=model.body.encoder, rate=100 / c.factor, depth=c.layers, width=c.hidden),
+                dict(name="decoder", module=model.body.decoder, rate=4.2, depth=c.decoder_layers, width=c.decoder_hidden)]
 
     def parts(self, batch: PreparedBatch, waves: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         "The loss and its parts; CTC's log probabilities and how many of a row's frames count"

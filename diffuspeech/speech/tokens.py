@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['MEAN', 'SPREAD', 'WINDOW', 'CONTEXT', 'SpeechTokenizer', 'TokenizerConfig', 'Tokenizer', 'batch_of', 'built_in']
 
-# %% ../../nbs/speech/tokens.ipynb #085a454a
+# %% ../../nbs/speech/tokens.ipynb #8d28f11b
 import math
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..base.folder import Saved, fingerprint
+from ..base.folder import Saved, fingerprint, ours
 from . import text
 from .audio import RATE, import_torchaudio, log_mel
 from .quantize import inside, quantizer
@@ -150,14 +149,9 @@ def batch_of(
         raise ValueError(f"wave {int((~torch.isfinite(waves)).any(1).nonzero()[0])} holds values that are not finite")
     return waves, lengths
 
-# %% ../../nbs/speech/tokens.ipynb #5479653f
+# %% ../../nbs/speech/tokens.ipynb #5a169ad8
 def built_in(
     name: str = "small",  # or a folder, or a hub id
 ) -> Tokenizer:
     "A trained tokenizer"
-    if name != "small":
-        return Tokenizer.from_pretrained(name)
-    with as_file(files("diffuspeech") / "assets" / "models" / "speech-tokens") as folder:
-        if not folder.is_dir():
-            raise ValueError("no tokenizer comes with this version; train one (diffuspeech train speech-tokens) and give its folder: runs/speech-tokens/model")
-        return Tokenizer.from_pretrained(folder)
+    return Tokenizer.from_pretrained(ours("speech-tokens") if name == "small" else name)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['moments', 'Supervised', 'TokenizerTask', 'distance']
 
-# %% ../../nbs/speech/tokens_training.ipynb #cbf86c70
-from collections.abc import Iterator
+# %% ../../nbs/speech/tokens_training.ipynb #d68b2325
 from pathlib import Path
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from ..base import keys
 from . import text
 from .align import PHONES, phones_of
+from .batches import Each
 from .builtin import roughen
-from .flow import voiceprint
+from .flow import FlowConfig, voiceprint
 from .prepared import Prepared, PreparedBatch
 from .quantize import inside, perplexity, usage
 from .tokens import Tokenizer, TokenizerConfig
@@ -57,7 +57,7 @@ class Supervised(nn.Module):
             h = h + torch.nn.functional.gelu(conv(h.mT)).mT
         return self.finish(h).unflatten(-1, (4, -1)).flatten(1, 2)
 
-# %% ../../nbs/speech/tokens_training.ipynb #363b8b92
+# %% ../../nbs/speech/tokens_training.ipynb #b8ec0888
 class TokenizerTask:
     "Train the built-in tokenizer on a prepared corpus"
 
@@ -68,8 +68,14 @@ class TokenizerTask:
         torch.manual_seed(run.seed)
         self.model = Supervised(TokenizerConfig(**run.model), moments(self.train))
 
-    def batches(self, epoch: int, start: int) -> Iterator[PreparedBatch]:
-        return self.train.batches(self.run.seconds, self.run.seed, epoch, start)
+    @staticmethod
+    def outline(run) -> list[dict]:  # what `train.plan` calls a Part
+        "The parts of the model, without data"
+        c = TokenizerConfig(**run.model)
+        return [dict(name="tokenizer", module=Supervised(c, torch.zeros(2, FlowConfig.features)), rate=25.0, depth=c.before + c.after, width=c.hidden)]
+
+    def batches(self, epoch: int) -> Each:  # of PreparedBatch
+        return self.train.batches(self.run.seconds, self.run.seed, epoch)
 
     def heard(self, batch: PreparedBatch, step: int) -> Tensor:  # (B, S)
         "What the network hears in training"

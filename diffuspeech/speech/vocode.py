@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['TEMPERATURE', 'SpeechCodec', 'check_ids']
 
-# %% ../../nbs/speech/vocode.ipynb #d9a0a700
-from importlib.resources import as_file, files
+# %% ../../nbs/speech/vocode.ipynb #90a06b15
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..base import keys
-from ..base.folder import find, read_config
+from ..base.folder import find, ours, read_config
 from .audio import RATE
 from .flow import Flow, noise_for, voiceprint
 from .tokens import CONTEXT, WINDOW, Tokenizer
 from .vocoder import Vocoder, World
 
-# %% ../../nbs/speech/vocode.ipynb #b240c4c2
+# %% ../../nbs/speech/vocode.ipynb #c31ec3f9
 TEMPERATURE = 0.3  # chosen on dev: 0 and 0.3 do not clearly differ there (44 and 46% word errors), 0.6 is worse (51%), 1 far worse (86%)
 
 
@@ -38,16 +37,16 @@ class SpeechCodec:
         name: "str | Path" = "small",  # the built-in one; a folder or hub id that holds speech-tokens/ and flow/, as models or as training runs
     ) -> "SpeechCodec":
         "A trained codec"
-        with as_file(files("diffuspeech") / "assets" / "models") as ours:
-            home = ours if name == "small" else find(name)
+        if name == "small":
+            tokens, flow = ours("speech-tokens"), ours("flow")
+        else:
+            home = find(name)
             tokens, flow = ((home / part / "model" if (home / part / "model").is_dir() else home / part) for part in ("speech-tokens", "flow"))
-            if name == "small" and not flow.is_dir():
-                raise ValueError("no codec comes with this version; train speech-tokens and flow (diffuspeech train ...), and give their folder: runs")
-            codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow))
-            made_for = read_config(flow)["about"].get("tokenizer", codec.version)
-            if made_for != codec.version:
-                raise ValueError(f"{flow}: this flow speaks ids of {made_for}, and {tokens} makes {codec.version}; train the flow again")
-            return codec
+        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow))
+        made_for = read_config(flow)["about"].get("tokenizer", codec.version)
+        if made_for != codec.version:
+            raise ValueError(f"{flow}: this flow speaks ids of {made_for}, and {tokens} makes {codec.version}; train the flow again")
+        return codec
 
     def encode(self,
         waves: Tensor,  # (B, samples) at 16 kHz

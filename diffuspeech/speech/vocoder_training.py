@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['RESOLUTIONS', 'SIDE', 'HifiGanConfig', 'hifigan', 'stft_loss', 'HifiGanOptions', 'HifiGanTask']
 
-# %% ../../nbs/speech/vocoder_training.ipynb #a7dbdedf
+# %% ../../nbs/speech/vocoder_training.ipynb #bd177d60
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch.nn.functional import l1_loss, pad
 from ..base import keys
 from ..base.folder import write_aside, write_json
 from .audio import RATE, import_torchaudio
+from .batches import Each
 from .manifest import Manifest, load_audio
 from .vocoder import MEL, log10_mel
 
@@ -83,7 +83,7 @@ class HifiGanOptions:
     held_out: int = 8  # utterances at the manifest's end that are kept for validation
     valid: str = ""  # a manifest for validation, instead of those
 
-# %% ../../nbs/speech/vocoder_training.ipynb #7b33b02e
+# %% ../../nbs/speech/vocoder_training.ipynb #03e937ea
 SIDE = 4  # frames on each side of a segment, for its mel
 
 
@@ -120,20 +120,18 @@ class HifiGanTask:
 
     def batches(self,
         epoch: int,
-        start: int = 0,  # batches of the epoch that are done already
-    ) -> Iterator[Tensor]:  # (B, (frames + 2 SIDE) * hop)
+    ) -> Each:  # of (B, (frames + 2 SIDE) * hop)
         "Segments, each utterance once an epoch; the last batch is filled up from the epoch's beginning"
         draw = {u.id: keys.key(self.seed, epoch, u.id) for u in self.train}
         order = sorted(self.train, key=lambda u: draw[u.id])
         size, length = self.rows, (self.options.frames + 2 * SIDE) * self.hop
-        for k in range(start * size, len(order), size):
-            rows = []
-            for u in (order[i % len(order)] for i in range(k, k + size)):
-                wave = self.wave(u)
-                wave = pad(wave, (0, max(0, length - len(wave))))
-                at = int(keys.uniform(keys.fold(torch.tensor(draw[u.id]), 1)) * (len(wave) - length + 1))
-                rows.append(wave[at : at + length])
-            yield torch.stack(rows)
+
+        def segment(u):
+            wave = self.wave(u)
+            wave = pad(wave, (0, max(0, length - len(wave))))
+            at = int(keys.uniform(keys.fold(torch.tensor(draw[u.id]), 1)) * (len(wave) - length + 1))
+            return wave[at : at + length]
+        return Each(lambda k: torch.stack([segment(order[i % len(order)]) for i in range(k, k + size)]), range(0, len(order), size))
 
     def loss(self,
         batch: Tensor,  # (B, samples)

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import get_type_hints
 
-# %% ../../nbs/train/config.ipynb #7eac90ae
+# %% ../../nbs/train/config.ipynb #c635847e
 @dataclass(frozen=True)
 class Run:
     "A training run, as plain values"
@@ -32,6 +32,7 @@ class Run:
     ema: float = 0.999  # decay of the averaged weights; 0 keeps none
     precision: str = "bf16"  # or fp32
     seconds: float = 60.0  # padded seconds of audio in a batch
+    batches: int = 1  # in one update, all processes together
     seed: int = 0
     log_every: int = 1  # steps from one line of the log to the next
     validate_every: int = 500
@@ -42,7 +43,7 @@ class Run:
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, fit(name, getattr(self, name), kind))
-        positive = ("steps", "lr", "seconds", "log_every", "validate_every", "save_every", "keep")
+        positive = ("steps", "lr", "seconds", "batches", "log_every", "validate_every", "save_every", "keep")
         for name, good, want in (*((n, getattr(self, n) > 0, "above 0") for n in positive),
                                  *((n, getattr(self, n) >= 0, "at least 0") for n in ("warmup", "weight_decay", "clip")),
                                  ("floor", 0 <= self.floor <= 1, "from 0 to 1"), ("ema", 0 <= self.ema < 1, "from 0 to below 1"),

@@ -1,0 +1,36 @@
+"What test_processes.py starts, in one process or in several: a short run of the speech decoder that writes down what it masks"
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from diffuspeech.models import decoder_training
+from diffuspeech.train.config import Run
+from diffuspeech.train.loop import train
+
+SHAPE = dict(dim=48, inner=64, narrow=32)
+
+
+def main(place: Path, corpus: Path, **changes):
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / f"masked-{os.environ.get('RANK', 0)}.jsonl"
+    real, rows = decoder_training.corrupt, []
+
+    def corrupt(tokens, row_keys, mask, t, lengths, **how):
+        found = real(tokens, row_keys, mask, t, lengths, **how)
+        rows.extend((key, hashlib.sha256(x[:n].numpy().tobytes()).hexdigest()) for key, x, n in zip(row_keys.tolist(), found.x_t, lengths.tolist()))
+        return found
+
+    decoder_training.corrupt = corrupt
+    run = Run("diffuspeech.models.decoder_training:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
+              **dict(steps=6, lr=3e-3, warmup=2, ema=0.9, precision="fp32", seconds=12.0, batches=2, validate_every=100, save_every=100) | changes)
+    train(run, place, "cpu", progress=False)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))

@@ -1,0 +1,101 @@
+"The paper's size: its numbers, and its whole path on small fakes of what the hub holds"
+import json
+import re
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+import torch
+from test_cosyvoice import FLOW, HIFT, small_campplus
+from test_processes import prepared
+from test_recogniser import SMALL, pack, parts, random_canary
+
+from diffuspeech.cli import main
+from diffuspeech.evaluate.reconstruct import System, reconstruct_table
+from diffuspeech.models.decoder_training import OPTIONS
+from diffuspeech.models.reconstructor import Reconstructor
+from diffuspeech.speech.adapters import import_s3tokenizer, tiny
+from diffuspeech.speech.cosyvoice import CosyVoice
+from diffuspeech.speech.cosyvoice_flow import CosyFlow
+from diffuspeech.speech.hift import Hift
+from diffuspeech.speech.recogniser import Canary
+from diffuspeech.train.config import preset
+from diffuspeech.train.loop import train
+from diffuspeech.train.plan import outline, plan
+
+SAID = json.loads((files("diffuspeech") / "assets" / "paper" / "ddm_taste.json").read_text())["training"]
+number = lambda text: float(re.search(r"\d[\d,.]*(e-?\d+)?", text)[0].replace(",", ""))
+
+
+def test_the_presets_are_the_papers():
+    "Each field of the training block"
+    first, second = preset("paper-vectors"), preset("paper")
+    assert first.batches == second.batches == number(SAID["gpus"]) and first.seconds == second.seconds == number(SAID["batch"])
+    assert first.steps == number(SAID["stage1"]) * 1000 and "without quantizer" in SAID["stage1"] and "quantizer" not in first.options.get("taste", {})
+    assert second.steps == number(SAID["stage2"]) * 1000 and "encoder frozen" in SAID["stage2"] and second.options["encoder"] == "frozen" and second.options["taste"]["quantizer"] == dict(kind="fsq", layers=4)
+    trained = sum(p.parameters for p in outline(first) if p.trained)
+    assert abs(trained / (number(SAID["trainable_parameters"]) * 1e6) - 1) < 0.05
+    assert SAID["optimizer"] == "Adam" and first.weight_decay == second.weight_decay == 0 and first.betas == (0.9, 0.999)
+    high, warmup, low = (float(x.replace(",", "")) for x in re.findall(r"[\d,]+e-\d+|\d+,\d+", SAID["learning_rate"]))
+    for run in (first, second):
+        assert (run.lr, run.warmup, run.lr * run.floor) == (high, warmup, pytest.approx(low))
+        assert run.model.get("dropout", 0.0) == SAID["dropout"]["DDM"] and not run.model["causal"]
+    assert preset("ar").model["dropout"] == preset("ar-vectors").model["dropout"] == SAID["dropout"]["AR"] and preset("ddm").model.get("dropout", 0.0) == SAID["dropout"]["DDM"]
+    assert first.options["recogniser"].endswith("canary-180m-flash") and "canary-180m-flash" in SAID["encoder_and_aggregator"] and first.options["encoder"] == "trained"
+    codes, size = map(int, re.findall(r"\d+", SAID["rvq"]))
+    from diffuspeech.speech.quantize import QuantizerConfig
+    assert (QuantizerConfig(kind="rvq").codebook_size, QuantizerConfig(kind="rvq").code_dim) == (codes, size)
+    ids, rate = (float(x.replace(",", "")) for x in re.findall(r"([\d,]+) codes at (\d+) Hz", SAID["speech_tokens"])[0])
+    assert (FLOW.__class__().vocab, FLOW.__class__().rate) == (ids, rate) and first.options["tokenizer"] == "paper"
+    assert OPTIONS["withheld"] == 0.1, "nothing of this is in the paper; guidance wants it"
+
+
+def test_the_plan():
+    needs = plan(preset("paper-vectors"), gpus=32)
+    assert needs["fits"] and needs["audio_hours"] == round(100_000 * 32 * 375 / 3600) and 1 < needs["hours"] < 100
+    assert plan(preset("paper-vectors"), gpus=32, shared=True)["memory_gb"] < needs["memory_gb"]
+    second = plan(preset("paper"), gpus=32)
+    assert second["parameters"] == pytest.approx(needs["parameters"], rel=0.02) and second["trained"] < needs["trained"]
+    for name in ("ddm", "ar", "duration", "flow", "speech-tokens", "recogniser"):
+        assert plan(preset(name))["hours"] >= 0
+
+
+def test_the_whole_path_on_fakes(tmp_path, capsys):
+    "A NeMo archive is converted, both stages take two steps over CosyVoice's tokens, and what comes out is judged"
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    try:
+        import_s3tokenizer()
+    except ImportError as e:
+        pytest.skip(str(e))
+    pack(tmp_path / "canary.nemo", *parts(random_canary(SMALL)))
+    main(["convert", str(tmp_path / "canary.nemo"), "-o", str(tmp_path / "canary")])
+    torch.manual_seed(0)
+    CosyVoice(CosyFlow(FLOW), Hift(HIFT), tiny("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path / "campplus.onnx")).save_pretrained(tmp_path / "cosyvoice")
+    clips = prepared(tmp_path / "corpus", 4)
+    small = dict(data=str(tmp_path / "corpus"), model=dict(dim=32, narrow=16, inner=48, encoder=1, decoder=2, rate=9.4), steps=2, warmup=1, seconds=10.0, batches=2, validate_every=2, save_every=2)
+    here = dict(tokenizer=str(tmp_path / "cosyvoice"), recogniser=str(tmp_path / "canary"))
+    first = preset("paper-vectors")
+    train(replace(first, **small, options=first.options | here), tmp_path / "one", "cpu", progress=False)
+    encoder = [Canary.from_pretrained(f).body.encoder.state_dict() for f in (tmp_path / "canary", tmp_path / "one/model/recogniser")]
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(*(e.values() for e in encoder))), "the first stage trains the encoder"
+    second = preset("paper")
+    train(replace(second, **small, options=second.options | here | dict(recogniser=str(tmp_path / "one/model/recogniser"), start=str(tmp_path / "one/model"))), tmp_path / "two", "cpu", progress=False)
+    assert not (tmp_path / "two/model/recogniser").exists(), "the second one does not"
+    model = Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "one/model/recogniser")
+    with pytest.raises(ValueError, match="trained with the recogniser"):
+        Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "canary")
+    model.has("fsq4")
+    with pytest.raises(ValueError, match="quantizer=rvq4: this model has fsq4"):
+        model.has("rvq4")
+
+    class Judge:  # the real ones are tested in test_judges.py
+        def __init__(self, answer):
+            self.name, self.answer = f"constant-{type(answer).__name__}", answer
+
+        def __call__(self, waves):
+            return [self.answer] * len(waves)
+    from diffuspeech.evaluate.metrics import Cache
+    judges = dict(wer=Judge("the"), mos=Judge(3.0), speaker=Judge([1.0, 0.0]))
+    rows = reconstruct_table([System("S3-Oracle"), System("DDM-4L-FSQ", model, 2)], model, clips, judges, graded=2, cache=Cache(tmp_path / "judged"), progress=lambda **k: __import__("tqdm").tqdm(disable=True, **k))
+    assert {r["system"] for r in rows} == {"S3-Oracle", "DDM-4L-FSQ"} and all(r["wer"] > 0 for r in rows) and {r["nfe"] for r in rows if r["steps"]} == {2.0}
+    assert all(r["bitrate"] > 0 for r in rows if r["steps"])

@@ -1,0 +1,94 @@
+"One process and several take the same steps: real processes, over gloo"
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffuspeech.speech.manifest import Manifest, load_audio
+from diffuspeech.speech.recogniser import Canary, CanaryConfig
+from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
+from diffuspeech.train import state
+
+SCRIPT = Path(__file__).parent / "processes.py"
+ALONE = [sys.executable, str(SCRIPT)]
+DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+SHARED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}  # what `accelerate launch --use_fsdp --fsdp_version 2` says to its processes
+
+
+def prepared(folder, n):
+    "Some clips of the pack as a prepared corpus, train and dev"
+    pack = files("diffuspeech") / "assets" / "pack"
+    clips = list(Manifest(pack / "pack.jsonl"))[:n]
+    for split, some in (("train", clips), ("dev", clips[:2])):
+        place, tensors, index = folder / "prepared" / split, {}, []
+        place.mkdir(parents=True)
+        for k, u in enumerate(some):
+            wave = load_audio(u)
+            tensors |= {f"c{k}/wave": (wave * 32767).to(torch.int16), f"c{k}/world": torch.zeros(len(wave) // 160 + 1, 2)}
+            index.append(dict(id=f"c{k}", seconds=len(wave) / 16_000, text=u.text, speaker=u.speaker))
+        save_file(tensors, place / "shard-0000.safetensors")
+        (place / "index.json").write_text(json.dumps({"shards": {"shard-0000.safetensors": index}}))
+    return clips
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    "Twelve clips, and a tokenizer and a recogniser with random weights"
+    folder = tmp_path_factory.mktemp("corpus")
+    prepared(folder, 12)
+    torch.manual_seed(0)
+    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
+    Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")
+    return folder
+
+
+def go(command, place, corpus, env=None, **changes):
+    "Losses, what was masked, and the last checkpoint of a run"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
+    done = subprocess.run([*command, str(place), str(corpus), json.dumps(changes)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+    masked = [tuple(json.loads(line)) for file in sorted(place.glob("masked-*.jsonl")) for line in file.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in log if "loss" in line}, masked, state.newest(place)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    return go(ALONE, tmp_path_factory.mktemp("alone"), corpus)
+
+
+@pytest.mark.parametrize("command, env", [(DDP, {}), (DDP, SHARED)], ids=["ddp", "fsdp"])
+def test_two_processes_take_the_steps_of_one(command, env, corpus, alone, tmp_path):
+    losses, masked, last = go(command, tmp_path / "two", corpus, env)
+    assert losses.keys() == alone[0].keys() and len(losses) == 6
+    assert all(abs(a - losses[step]) <= 1e-5 * abs(a) for step, a in alone[0].items()), (alone[0], losses)
+    assert (tmp_path / "two/masked-1.jsonl").exists() and set(masked) == set(alone[1]) and len(set(masked)) > 30, "the same masks to the bit, whoever drew them"
+    for name in ("model", "moments", "ema"):
+        mine, theirs = load_file(alone[2] / f"{name}.safetensors"), load_file(last / f"{name}.safetensors")
+        assert mine.keys() == theirs.keys()
+        counter = "taste.quantizer.step"  # of calls, and each process made half of them
+        far, long = (sum(f(mine[k].double(), theirs[k].double()).square().sum() for k in mine if k != counter) ** 0.5 for f in (torch.sub, lambda a, b: a))
+        assert far <= 2e-3 * long, name  # Adam makes a step of a gradient that is nothing but rounding, so single weights may differ
+
+
+def test_from_two_processes_to_one_and_back(corpus, alone, tmp_path):
+    "A checkpoint is the same wherever it was made"
+    place = tmp_path / "moved"
+    go(DDP, place, corpus, SHARED, steps=2)
+    go(ALONE, place, corpus, steps=4)
+    losses = go(DDP, place, corpus, steps=6)[0]
+    straight = go(ALONE, tmp_path / "straight", corpus, steps=6)[0]
+    assert losses.keys() == straight.keys()
+    assert abs(losses[1] - straight[1]) <= 1e-5 * straight[1] and losses[6] < losses[1]
+
+
+def test_uneven_shares_are_refused(corpus, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*DDP, str(tmp_path / "x"), str(corpus), json.dumps({"batches": 3})], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "batches=3: 2 processes cannot share them evenly; --set batches=4" in done.stderr

@@ -1,0 +1,130 @@
+"From a shell: recordings said again, sentences said, and what is refused. Small networks with random weights and the built-in codec; what trained ones say is in the table"
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuspeech.cli import main
+from diffuspeech.diffusion import trajectory
+from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
+from diffuspeech.speech import audio
+from diffuspeech.speech.manifest import Utterance, write_manifest
+from diffuspeech.speech.recogniser import Canary, CanaryConfig
+from diffuspeech.speech.taste import Taste
+from diffuspeech.speech.tokens import built_in
+
+CLIP = audio.clip()[:32_000]
+TEXT = "please leave your message"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    "ddm and ar, as a run with a trained encoder exports them"
+    home = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    recogniser = Canary(CanaryConfig(hidden=32, layers=1, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32))
+    about = dict(tokenizer=built_in().version, recogniser="its own", per_piece=6.0)
+    for name in ("ddm", "ar"):
+        recogniser.save_pretrained(home / name / "recogniser")
+        Taste.of(recogniser, quantizer=dict(kind="fsq", layers=4)).save_pretrained(home / name / "taste", **about)
+        decoder = SpeechDecoder(DecoderConfig(causal=name == "ar", text=258, vector=32, dim=32, narrow=16, inner=48))
+        with torch.no_grad():
+            decoder.bias[decoder.config.eos] = 2.0
+        decoder.save_pretrained(home / name / "decoder", **about)
+    return home
+
+
+@pytest.fixture
+def wav(tmp_path):
+    audio.save(tmp_path / "in.wav", CLIP)
+    return tmp_path / "in.wav"
+
+
+def run(capsys, *words):
+    "Exit status, and what was said"
+    status = 0
+    try:
+        main(list(map(str, words)))
+    except SystemExit as e:
+        status = e.code
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+            status = 1
+    said = capsys.readouterr()
+    return status or 0, said.out + said.err
+
+
+def test_a_recording_is_said_again(models, wav, tmp_path, capsys):
+    common = ("reconstruct", wav, "--text", TEXT, "--model", models / "ddm", "--quantizer", "fsq4", "--steps", 4, "--sampler", "conf-topk")
+    assert run(capsys, *common, "-o", tmp_path / "a.wav", "--trace", tmp_path / "trace")[0] == 0
+    assert run(capsys, *common, "-o", tmp_path / "b.wav")[0] == 0
+    a, b = audio.load(tmp_path / "a.wav"), audio.load(tmp_path / "b.wav")
+    assert torch.equal(a, b) and len(a) == len(CLIP), "the given length, and the same seed"
+    seen = trajectory.load(tmp_path / "trace" / "in.safetensors")
+    assert seen.steps == 4 and seen.rule.startswith("ConfTopK") and (seen.committed[0] >= 0).all() and int(seen.lengths[0]) == len(CLIP) // 640
+    assert run(capsys, "reconstruct", wav, "--text", TEXT, "--model", models / "ar", "-o", tmp_path / "c.wav")[0] == 0 and (tmp_path / "c.wav").exists()
+    assert run(capsys, "reconstruct", wav, "--model", models / "ddm", "--text", TEXT, "--length", "ratio", "-o", tmp_path / "d.flac")[0] == 0 and len(audio.load(tmp_path / "d.flac")) != len(CLIP)
+
+
+def test_a_job_goes_on(models, wav, tmp_path, capsys):
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    write_manifest(tmp_path / "two.jsonl", [Utterance(wav, 2.0, text=TEXT, id="one"), Utterance(wav, 2.0, text="4 ...", id="two")])
+    status, said = run(capsys, "reconstruct", tmp_path / "two.jsonl", tmp_path / "bad.wav", tmp_path / "none.wav", "-o", tmp_path / "out", "--model", models / "ddm", "--steps", 2)
+    assert status == 1 and "bad.wav: not an audio file" in said and "none.wav: no such file" in said and (tmp_path / "out/one.wav").exists()
+    assert f"{len(list((tmp_path / 'out').glob('*.wav')))} said again" in said
+
+
+def test_a_sentence_is_said(models, wav, tmp_path, capsys):
+    status, said = run(capsys, "say", TEXT, "-o", tmp_path / "x.wav", "--model", models / "ddm", "--length", "ratio", "--steps", 3, "--voice", wav)
+    assert status == 0 and "3 calls" in said and len(audio.load(tmp_path / "x.wav")) > 8000
+
+
+@pytest.mark.parametrize("words, answer", [
+    (("reconstruct", "WAV", "WAV", "-o", "x.wav", "--model", "DDM"), "names one file, and there are 2 inputs"),
+    (("reconstruct", "WAV", "-o", "folder", "--text", "a", "--model", "DDM"), "--text is what one recording says"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--quantizer", "rvq4"), "quantizer=rvq4: this model has fsq4"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--sampler", "conf-topq"), "conf_topq"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--text", "!?", "--model", "DDM"), "no word"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--model", "nowhere"), "nowhere: no such folder"),
+    (("say", TEXT, "-o", "x.txt", "--model", "DDM", "--length", "ratio"), "the ending says the format"),
+    (("say", "", "-o", "x.wav", "--model", "DDM", "--length", "ratio"), "no word"),
+    (("plan", "ddn"), "the nearest is ddm"), (("plan", "ddm", "--gpu", "a10"), "the nearest is a100"), (("plan", "ddm", "--set", "model.dmi=3"), "dmi"),
+    (("convert", "nothing.nemo", "-o", "x"), "nothing.nemo")])
+def test_refused_in_one_line(models, wav, tmp_path, monkeypatch, capsys, words, answer):
+    monkeypatch.chdir(tmp_path)
+    status, said = run(capsys, *({"WAV": wav, "DDM": models / "ddm"}.get(word, word) for word in words))
+    assert status != 0 and answer in said and not list(tmp_path.glob("x.*")), said
+
+
+def spoiled(kind, folder):
+    "A decoder's folder with something wrong"
+    file = folder / "decoder" / "model.safetensors"
+    config = json.loads((folder / "decoder" / "config.json").read_text())
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "pickle":
+        file.rename(file.with_name("pytorch_model.bin"))
+        (folder / "decoder" / "config.json").unlink()
+    elif kind == "other token ids":
+        config["about"]["tokenizer"] = "s3-small-ffffffff"
+    elif kind == "another recogniser":
+        config["about"]["recogniser"] = "ffffffff"
+    elif kind == "another version":
+        config["diffuspeech"] = 99
+    elif kind == "another model":
+        config["model"] = "Flow"
+    if kind != "pickle":
+        (folder / "decoder" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind, answer", [("truncated", "truncated|not a safetensors|incomplete"), ("pickle", "is a pickle, which is never read"), ("other token ids", "trained with the tokenizer s3-small-ffffffff"),
+                                          ("another recogniser", "trained with the recogniser ffffffff"), ("another version", "99"), ("another model", "holds a Flow")])
+def test_checkpoints_that_are_refused(models, wav, tmp_path, capsys, kind, answer):
+    import re
+    import shutil
+    folder = Path(shutil.copytree(models / "ddm", tmp_path / "copy"))
+    spoiled(kind, folder)
+    status, said = run(capsys, "reconstruct", wav, "-o", tmp_path / "x.wav", "--text", TEXT, "--model", folder)
+    assert status == 1 and re.search(answer, said) and str(folder) in said and "Traceback" not in said and not (tmp_path / "x.wav").exists(), said
