@@ -6,8 +6,8 @@ from importlib.resources import files
 
 import pytest
 import torch
+from small import prepared
 from test_cosyvoice import FLOW, HIFT, small_campplus
-from test_processes import prepared
 from test_recogniser import SMALL, pack, parts, random_canary
 
 from diffuspeech.cli import main
@@ -56,7 +56,7 @@ def test_the_plan():
     assert plan(preset("paper-vectors"), gpus=32, shared=True)["memory_gb"] < needs["memory_gb"]
     second = plan(preset("paper"), gpus=32)
     assert second["parameters"] == pytest.approx(needs["parameters"], rel=0.02) and second["trained"] < needs["trained"]
-    for name in ("ddm", "ar", "duration", "flow", "speech-tokens", "recogniser"):
+    for name in ("ddm", "ddm-few", "ar", "duration", "flow", "speech-tokens", "recogniser"):
         assert plan(preset(name))["hours"] >= 0
 
 
@@ -71,7 +71,7 @@ def test_the_whole_path_on_fakes(tmp_path, capsys):
     main(["convert", str(tmp_path / "canary.nemo"), "-o", str(tmp_path / "canary")])
     torch.manual_seed(0)
     CosyVoice(CosyFlow(FLOW), Hift(HIFT), tiny("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path / "campplus.onnx")).save_pretrained(tmp_path / "cosyvoice")
-    clips = prepared(tmp_path / "corpus", 4)
+    clips = prepared(tmp_path / "corpus", train=4, dev=2)
     small = dict(data=str(tmp_path / "corpus"), model=dict(dim=32, narrow=16, inner=48, encoder=1, decoder=2, rate=9.4), steps=2, warmup=1, seconds=10.0, batches=2, validate_every=2, save_every=2)
     here = dict(tokenizer=str(tmp_path / "cosyvoice"), recogniser=str(tmp_path / "canary"))
     first = preset("paper-vectors")

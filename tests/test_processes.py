@@ -3,14 +3,13 @@ import json
 import os
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from small import prepared
 
-from diffuspeech.speech.manifest import Manifest, load_audio
 from diffuspeech.speech.recogniser import Canary, CanaryConfig
 from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
 from diffuspeech.train import state
@@ -21,27 +20,11 @@ DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 SHARED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}  # what `accelerate launch --use_fsdp --fsdp_version 2` says to its processes
 
 
-def prepared(folder, n):
-    "Some clips of the pack as a prepared corpus, train and dev"
-    pack = files("diffuspeech") / "assets" / "pack"
-    clips = list(Manifest(pack / "pack.jsonl"))[:n]
-    for split, some in (("train", clips), ("dev", clips[:2])):
-        place, tensors, index = folder / "prepared" / split, {}, []
-        place.mkdir(parents=True)
-        for k, u in enumerate(some):
-            wave = load_audio(u)
-            tensors |= {f"c{k}/wave": (wave * 32767).to(torch.int16), f"c{k}/world": torch.zeros(len(wave) // 160 + 1, 2)}
-            index.append(dict(id=f"c{k}", seconds=len(wave) / 16_000, text=u.text, speaker=u.speaker))
-        save_file(tensors, place / "shard-0000.safetensors")
-        (place / "index.json").write_text(json.dumps({"shards": {"shard-0000.safetensors": index}}))
-    return clips
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     "Twelve clips, and a tokenizer and a recogniser with random weights"
     folder = tmp_path_factory.mktemp("corpus")
-    prepared(folder, 12)
+    prepared(folder, train=12, dev=2)
     torch.manual_seed(0)
     Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
     Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")

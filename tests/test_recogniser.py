@@ -1,20 +1,18 @@
 "The recogniser that the text-aligned tokenizer starts from: it hears each row alone, learns, and comes whole out of NeMo's archive"
 import io
-import json
 import os
 import struct
 import tarfile
 from dataclasses import replace
-from importlib.resources import files
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import save_file
+from small import prepared
 
 from diffuspeech.speech import nemo, text
-from diffuspeech.speech.audio import clip, load
+from diffuspeech.speech.audio import clip
 from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig, Features, loop
 from diffuspeech.speech.recogniser_training import RecogniserTask
 from diffuspeech.train.config import Run, preset
@@ -135,25 +133,10 @@ def test_the_size_of_the_paper():
 
 # Training
 
-def prepared(folder, n):
-    "A few clips as a prepared corpus, train and dev alike"
-    pack = files("diffuspeech") / "assets" / "pack"
-    found = [json.loads(line) for line in (pack / "pack.jsonl").read_text().splitlines()][:n]
-    for split in ("second", "dev"):
-        place, tensors, index = folder / "prepared" / split, {}, []
-        place.mkdir(parents=True)
-        for k, row in enumerate(found):
-            wave = load(pack / row["audio_filepath"])
-            tensors |= {f"c{k}/wave": (wave * 32767).to(torch.int16), f"c{k}/world": torch.zeros(len(wave) // 160 + 1, 2)}
-            index.append(dict(id=f"c{k}", seconds=len(wave) / 16_000, text=row["text"], speaker=row["speaker"]))
-        save_file(tensors, place / "shard-0000.safetensors")
-        (place / "index.json").write_text(json.dumps({"shards": {"shard-0000.safetensors": index}}))
-    return folder
-
-
 def test_both_losses_fall(tmp_path):
     shape = dict(hidden=48, layers=2, heads=2, inner=96, channels=8, decoder_hidden=48, decoder_layers=1, decoder_heads=2, decoder_inner=96, dropout=0.0)
-    run = Run(task="diffuspeech.speech.recogniser_training:RecogniserTask", data=str(prepared(tmp_path, 4)), model=shape, options={"clean": 20},
+    prepared(tmp_path, second=4, dev=4)
+    run = Run(task="diffuspeech.speech.recogniser_training:RecogniserTask", data=str(tmp_path), model=shape, options={"clean": 20},
               steps=40, lr=4e-3, warmup=4, floor=0.5, ema=0, precision="fp32", seconds=20, seed=1, validate_every=1000, save_every=1000)
     said = train(run, tmp_path / "run", device="cpu", progress=False)
     log = history(tmp_path / "run")["train"]

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-BUDGET = {"speech-tokens": 8, "flow": 8, "recogniser": 6, "ddm": 6, "ar": 6, "talker": 6}  # MiB
+BUDGET = {"speech-tokens": 8, "flow": 9, "recogniser": 6, "ddm": 6, "ar": 6, "talker": 5}  # MiB
 
 run, name = Path(sys.argv[1]), sys.argv[2]
 target = Path(__file__).parent.parent / "diffuspeech" / "assets" / "models" / name

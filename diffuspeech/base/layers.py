@@ -10,25 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/base/layers.ipynb #63e0f7df
+# %% ../../nbs/base/layers.ipynb #a8188f33
 def angles(
     places: Tensor,  # (length,) positions, not always whole ones
     dim: int,  # of a head
-) -> Tensor:  # (length, dim / 2)
-    "How far each pair of numbers is turned at each position"
-    return torch.outer(places.float(), 10000.0 ** (-torch.arange(0, dim, 2, device=places.device).float() / dim))
+) -> Tensor:  # (2, length, dim / 2)
+    "Cosine and sine of how far each pair of numbers is turned at each position"
+    angle = torch.outer(places.float(), 10000.0 ** (-torch.arange(0, dim, 2, device=places.device).float() / dim))
+    return torch.stack([angle.cos(), angle.sin()])
 
 
 def rotate(
     x: Tensor,  # (..., length, dim)
-    angle: Tensor,  # (length, dim / 2)
+    angle: Tensor,  # (2, length, dim / 2) of `angles`
 ) -> Tensor:
     "x turned by its positions"
     a, b = x.float().chunk(2, -1)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 
-# %% ../../nbs/base/layers.ipynb #b9d4548c
+# %% ../../nbs/base/layers.ipynb #721cef10
 class Block(nn.Module):
     "One transformer layer over (B, L, dim)"
 
@@ -55,7 +56,7 @@ class Block(nn.Module):
     def forward(self,
         x: Tensor,  # (B, L, dim)
         mask: Tensor,  # (B, L) True inside
-        angle: Tensor,  # (L, dim / heads / 2)
+        angle: Tensor,  # (2, L, dim / heads / 2)
         moves: Tensor | None = None,  # (B, 9, dim) of the condition
     ) -> Tensor:
         moves = x.new_zeros(len(x), 9, 1) if moves is None else self.table + moves

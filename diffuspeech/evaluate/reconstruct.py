@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['System', 'systems', 'Made', 'make', 'kept_rhythm', 'reconstruct_table']
 
-# %% ../../nbs/evaluate/reconstruct.ipynb #2f98e018
+# %% ../../nbs/evaluate/reconstruct.ipynb #05f260b9
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .intervals import bootstrap
-from .metrics import Cache, Mos, Recogniser, Speaker, cosine, f0_error, wer
+from .metrics import Cache, Mos, Recogniser, Speaker, audible, f0_error
+from .speech import verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
 from ..speech.audio import RATE
@@ -49,7 +49,7 @@ def systems(
             *(System("DDM-4L-FSQ", ddm, steps) for steps in (1, 10, 50)), System("DDM-4L-FSQ", ddm, 10, "predicted"), System("DDM-4L-FSQ", ddm, 10, "eos"),
             System("DDM-4L-FSQ, text only", ddm, 10, control="text only"), System("DDM-4L-FSQ, shuffled", ddm, 10, control="shuffled")]
 
-# %% ../../nbs/evaluate/reconstruct.ipynb #3f25d4ec
+# %% ../../nbs/evaluate/reconstruct.ipynb #12a76e2a
 @dataclass
 class Made:
     "What a system made of some clips"
@@ -96,7 +96,7 @@ def make(
             made.tokens += int(out.lengths.sum())
             made.runaways += int((~out.run.ended).sum()) if hasattr(out.run, "ended") else 0
         for i, wave in zip(some, spoken):
-            made.waves[i] = wave if wave.any() else wave + 1e-4 * torch.randn(len(wave), generator=torch.Generator().manual_seed(0))  # judges refuse silence
+            made.waves[i] = wave
     made.total_seconds = time.perf_counter() - began
     return made
 
@@ -115,7 +115,7 @@ def kept_rhythm(
             continue
     return duration_correlation(*map(list, zip(*pairs))) if sum(len(a.words) for a, _ in pairs) > 2 else float("nan")
 
-# %% ../../nbs/evaluate/reconstruct.ipynb #a68ea090
+# %% ../../nbs/evaluate/reconstruct.ipynb #f24b9c38
 def reconstruct_table(
     rows: Sequence[System],
     oracle: Reconstructor,
@@ -133,23 +133,17 @@ def reconstruct_table(
         groups[u.split].append(u)
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():
-            waves, texts, voice = [load_audio(u) for u in some], [u.text for u in some], [u.speaker for u in some]
+            waves, texts = [load_audio(u) for u in some], [u.text for u in some]
             at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
-            pick = lambda values: [values[i] for i in at]
-            prints, seconds, first = cache(judges["speaker"], pick(waves)), sum(map(len, waves)) / RATE, None
+            pick, seconds, first = lambda values: [values[i] for i in at], sum(map(len, waves)) / RATE, None
             for system in rows:
-                made = make(system, oracle, waves, texts, seed=seed)
-                errors = wer(texts, cache(judges["wer"], made.waves))
+                made, model = make(system, oracle, waves, texts, seed=seed), system.model
+                made.waves = audible(made.waves)
+                numbers, errors = verdict(some, made.waves, waves, at, judges, cache, "wer_over_oracle", first)
                 first = errors.count if system.name == "S3-Oracle" else first
-                over = None if first is None else bootstrap(errors.count, voice, texts, errors.size, against=first)
-                mos, same = torch.tensor(cache(judges["mos"], pick(made.waves))), cosine(cache(judges["speaker"], pick(made.waves)), prints)
-                tune = [f0_error(a, b)["semitones"] for a, b in zip(pick(made.waves), pick(waves))]
-                model = system.model
-                row = dict(system=system.name, split=split, steps=system.steps, length_mode=None if model is None else system.length, clips=len(some), words=int(errors.size.sum()), **errors.parts)
-                for name, found in dict(wer=bootstrap(errors.count, voice, texts, errors.size), wer_over_oracle=over, distillmos=bootstrap(mos, pick(voice), pick(texts)), spksim=bootstrap(same, pick(voice), pick(texts))).items():
-                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), [None] * 3 if found is None else [round(v, 4) for v in (found.estimate, found.low, found.high)]))
-                tune = [v for v in tune if v == v]
-                row |= dict(semitones=round(sum(tune) / max(1, len(tune)), 3), duration_correlation=round(kept_rhythm(pick(made.waves), pick(waves), pick(texts)), 3), graded=len(at),
+                tune = [v for a, b in zip(pick(made.waves), pick(waves)) if (v := f0_error(a, b)["semitones"]) == v]
+                row = dict(system=system.name, split=split, steps=system.steps, length_mode=None if model is None else system.length) | numbers
+                row |= dict(semitones=round(sum(tune) / max(1, len(tune)), 3), duration_correlation=round(kept_rhythm(pick(made.waves), pick(waves), pick(texts)), 3),
                             decoder_seconds=round(made.decoder_seconds / len(some), 4), total_seconds=round(made.total_seconds / len(some), 4), rtf=round(made.total_seconds / seconds, 4),
                             nfe=round(made.calls / len(some), 2), tokens_per_call=round(made.tokens / max(1, made.calls), 2), runaways=made.runaways,
                             bitrate=None if model is None or system.control == "text only" else round(bitrate(model.taste.quantizer.bits, int(model.pieces(texts)[1].sum()), seconds), 1))

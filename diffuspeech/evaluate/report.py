@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Protocol', 'digest', 'Cell', 'grid', 'judged', 'sweep', 'summary', 'foreign']
 
-# %% ../../nbs/evaluate/report.ipynb #fd679c4f
+# %% ../../nbs/evaluate/report.ipynb #8a9f1b1e
 import hashlib
 import itertools
 import json
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..base.folder import write_aside, write_json
 from .intervals import bootstrap
-from .metrics import Cache, Mos, Recogniser, Speaker, cosine, wer
+from .metrics import Cache, Mos, Recogniser, Speaker, audible, cosine, wer
 from ..models.reconstructor import Reconstructor
 from ..speech.audio import load
 from ..speech.manifest import Utterance, load_audio
@@ -92,7 +92,7 @@ def grid(
     for values in itertools.product(*choices.values()):
         yield Cell(**dict(zip(choices, values)))
 
-# %% ../../nbs/evaluate/report.ipynb #aa385723
+# %% ../../nbs/evaluate/report.ipynb #9eb5860f
 def judged(
     utterances: Sequence[Utterance],
     waves: Sequence[Tensor],  # what a system made of each
@@ -100,7 +100,7 @@ def judged(
     cache: Cache,
 ) -> list[dict]:  # a row for each clip
     "What the judges say, clip by clip"
-    loud = [w if w.any() else w + 1e-4 * torch.randn(len(w), generator=torch.Generator().manual_seed(0)) for w in waves]  # judges refuse silence
+    loud = audible(waves)
     heard = cache(judges["wer"], loud)
     errors = wer([u.text for u in utterances], heard)
     mos = cache(judges["mos"], loud) if "mos" in judges else [None] * len(loud)

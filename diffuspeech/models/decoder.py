@@ -64,7 +64,7 @@ class Condition:
         none = torch.zeros(len(self), dtype=torch.bool, device=self.text.device)
         return Condition(self.text, self.lengths, self.vectors, none if text else self.has_text, none if vectors else self.has_vectors)
 
-# %% ../../nbs/models/decoder.ipynb #7f95d18e
+# %% ../../nbs/models/decoder.ipynb #0324720b
 class Layer(nn.Module):
     "One layer over (B, L, dim)"
 
@@ -81,7 +81,7 @@ class Layer(nn.Module):
 
     def remember(self,
         memory: Tensor,  # (B, N, dim) of the encoder
-        angle: Tensor,  # (N, dim / heads / 2)
+        angle: Tensor,  # (2, N, dim / heads / 2)
     ) -> tuple[Tensor, Tensor]:  # keys and values, (B, heads, N, dim / heads)
         "What attention to the text needs, the same in every step"
         k, v = (self.split(part) for part in self.tell(memory).chunk(2, -1))
@@ -90,7 +90,7 @@ class Layer(nn.Module):
     def forward(self,
         x: Tensor,  # (B, L, dim)
         sees: Tensor,  # (B or 1, 1, L or 1, places) True where a position may look
-        angle: Tensor,  # (L, dim / heads / 2)
+        angle: Tensor,  # (2, L, dim / heads / 2)
         memory: tuple[Tensor, Tensor],  # of `remember`
         text: Tensor,  # (B, 1, 1, N) True inside
         cache: "tuple[Tensor, Tensor] | None" = None,  # keys and values of all places, (B, heads, places, dim / heads); those of x are put in
@@ -107,7 +107,7 @@ class Layer(nn.Module):
         a, b = self.up(self.norms[2](x)).chunk(2, -1)
         return x + self.drop(self.down(F.silu(a) * b))
 
-# %% ../../nbs/models/decoder.ipynb #b1e7314a
+# %% ../../nbs/models/decoder.ipynb #1928fcf1
 class SpeechDecoder(Saved):
     "Speech tokens from pieces of text and their vectors"
     Config = DecoderConfig
@@ -150,11 +150,12 @@ class SpeechDecoder(Saved):
 
     def bind(self,
         condition: Condition,
+        call=None,  # in the place of `forward`: the same, compiled
     ) -> "Bound":
         "A denoiser that has done once what does not change from step to step"
         memory, mask = self.encode(condition)
         angle = self.angles(self.config.rate * torch.arange(memory.shape[1], device=memory.device))
-        return Bound(self, [layer.remember(memory, angle) for layer in self.layers], mask[:, None, None])
+        return Bound(self, [layer.remember(memory, angle) for layer in self.layers], mask[:, None, None], call or self)
 
     def forward(self,
         tokens: Tensor,  # (B, L)
@@ -180,12 +181,12 @@ class SpeechDecoder(Saved):
         "The output"
         return F.linear(self.thin(x), self.table.weight, self.bias)
 
-# %% ../../nbs/models/decoder.ipynb #f2dd903e
+# %% ../../nbs/models/decoder.ipynb #94ddeeda
 class Bound:
     "A decoder and the condition of a batch: denoiser(tokens, lengths, t=, where=, batch=) -> logits"
 
-    def __init__(self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], text: Tensor):
-        self.decoder, self.memory, self.text = decoder, memory, text
+    def __init__(self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], text: Tensor, call):
+        self.decoder, self.memory, self.text, self.call = decoder, memory, text, call
         self.rows, self.some = None, None  # the last rows that were asked for alone
 
     def of(self, batch: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
@@ -207,5 +208,5 @@ class Bound:
         sees = (places < lengths[:, None])[:, None, None]
         if self.decoder.config.causal:
             sees = sees & (places <= places[:, None])
-        x = self.decoder(tokens, sees, places, *self.of(batch), t)
+        x = self.call(tokens, sees, places, *self.of(batch), t)
         return self.decoder.logits(x if where is None else x.flatten(0, 1)[where])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'states_of', 'SpeechBatch', 'Speaking', 'assemble', 'DecoderTask', 'begin']
 
-# %% ../../nbs/models/decoder_training.ipynb #8a244dd3
+# %% ../../nbs/models/decoder_training.ipynb #8a9cddb5
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ class Speaking(nn.Module):
         q = self.taste(*states, batch.text, batch.pieces)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
-# %% ../../nbs/models/decoder_training.ipynb #103ad234
+# %% ../../nbs/models/decoder_training.ipynb #b3b51472
 OPTIONS = dict(
     tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
     encoder="kept",  # frozen, trained
@@ -217,11 +218,16 @@ class DecoderTask:
             n += len(batch.ids)
         return {name: value / n for name, value in sums.items()} | dict(score=sums["loss"] / n)
 
+    @cached_property
+    def codec(self):
+        "What samples are heard through"
+        return load_codec(self.options["codec"])
+
     def samples(self, model: Speaking) -> dict[str, Tensor]:
         "Two clips of dev as the decoder says them, and as its codec would at best"
         if not self.options["codec"]:
             return {}
-        codec, corpus = load_codec(self.options["codec"]), self.corpora["dev"]
+        codec, corpus = self.codec, self.corpora["dev"]
         batch = self.batch(corpus, corpus.seconds.argsort()[[len(corpus) // 2, -len(corpus) // 4]])
         bound, c = model.decoder.bind(model.condition(batch)[0]), model.decoder.config
         if c.causal:

@@ -33,7 +33,7 @@ def draw(
     at = (total < u[:, None] * total[:, -1:]).sum(-1)
     return order.gather(1, at[:, None])[:, 0]
 
-# %% ../../nbs/models/left_to_right.ipynb #f5926a48
+# %% ../../nbs/models/left_to_right.ipynb #754b7ebe
 @dataclass
 class Written:
     "What a run gives: the tokens and what they cost"
@@ -54,13 +54,12 @@ def write(
     temperature: float = 1.0,
     nucleus: float = 1.0,
     seed: "int | Tensor" = 0,
-    call=None,  # a compiled `decoder.forward`, if there is one; it sees the whole cache in every step, so that no shape changes
 ) -> Written:
     "Token after token, until each row has its end"
     began, decoder, c = time.perf_counter(), bound.decoder, bound.decoder.config
     if not c.causal:
         raise ValueError("this decoder was made to fill in masks (causal=False); diffusion.sample runs it")
-    B, device = len(bound.text), bound.text.device
+    B, device, compiled = len(bound.text), bound.text.device, bound.call is not decoder  # a compiled step sees the whole cache, so that no shape changes
     rows, row_keys = torch.arange(B, device=device), keys.row_keys(seed, B, device)
     memory, text = bound.memory, bound.text
     shape = (B, c.heads, most, c.dim // c.heads)
@@ -69,8 +68,8 @@ def write(
     ended, calls = torch.zeros(B, dtype=torch.bool, device=device), torch.zeros(B, dtype=torch.int64, device=device)
     last, places, nfe = torch.full((B,), c.mask, device=device), torch.arange(most, device=device), 0
     for i in range(most):
-        sees = (places <= i if call else places[: i + 1] <= i)[None, None, None]
-        x = (call or decoder)(last[:, None], sees, places[i : i + 1], memory, text, None, caches)
+        sees = (places <= i if compiled else places[: i + 1] <= i)[None, None, None]
+        x = bound.call(last[:, None], sees, places[i : i + 1], memory, text, None, caches)
         logits = decoder.logits(x[:, 0]).float()
         logits[:, c.mask] = -torch.inf
         last = draw(logits, keys.uniform(keys.fold(row_keys[rows], i)), temperature, nucleus)
@@ -78,7 +77,7 @@ def write(
         over = (last == c.eos) & ~ended[rows]
         ended[rows[over]], lengths[rows[over]] = True, i
         out[rows[~over], i] = last[~over]
-        if over.any() and not call:  # who has ended leaves; a compiled step wants the same shapes, so there it goes on unheard
+        if over.any() and not compiled:  # who has ended leaves; a compiled step wants the same shapes, so there it goes on unheard
             rows, last, text = rows[~over], last[~over], text[~over]
             memory, caches = ([tuple(t[~over] for t in pair) for pair in pairs] for pairs in (memory, caches))
         if ended.all():

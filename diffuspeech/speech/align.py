@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['Aligner', 'ARPABET', 'pocketsphinx', 'PHONES', 'Word', 'Phone', 'Alignment', 'spoken', 'arpabet', 'letters_to_sound',
-           'bare', 'guess', 'PocketSphinx', 'phones_of', 'align', 'ctc_align', 'CTC', 'durations', 'tempo',
-           'duration_correlation']
+           'bare', 'guess', 'PocketSphinx', 'align', 'ctc_align', 'CTC', 'durations', 'tempo', 'duration_correlation']
 
-# %% ../../nbs/speech/align.ipynb #cc977d9b
+# %% ../../nbs/speech/align.ipynb #74cb8b17
 import math
 import re
 import shutil
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .audio import RATE
-from .text import said
 
 # %% ../../nbs/speech/align.ipynb #dfce984b
 @dataclass(frozen=True)
@@ -175,16 +173,8 @@ class PocketSphinx:
 # %% ../../nbs/speech/align.ipynb #5a5e680a
 pocketsphinx = cache(PocketSphinx)  # loaded once
 
-# %% ../../nbs/speech/align.ipynb #30555a92
+# %% ../../nbs/speech/align.ipynb #d3380791
 PHONES = sorted(set(ARPABET.values()))
-
-
-@cache
-def phones_of(
-    text: str,
-) -> list[str]:  # of `PHONES`
-    "How a text is pronounced, word by word"
-    return [phone for word in said(text).split() for phone in pocketsphinx().pronounce(word)]
 
 # %% ../../nbs/speech/align.ipynb #5e8efcfe
 def align(

@@ -31,13 +31,14 @@ def voiceprint(
     spread = ((world - mean[:, None]).pow(2) * loud).sum(1).div(n).clamp_min(1e-6).sqrt()
     return torch.cat([mean, spread], 1)
 
-# %% ../../nbs/speech/flow.ipynb #c249150f
+# %% ../../nbs/speech/flow.ipynb #f4a26ebd
 @dataclass(frozen=True)
 class FlowConfig:
     "The shape of the flow"
     levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)  # of the tokenizer: the digits of an id
     dim: int = 240
-    layers: int = 4
+    before: int = 2  # layers that read the ids, before any noise comes in
+    layers: int = 3
     heads: int = 4
     inner: int = 600
     features: int = 43  # of the vocoder
@@ -49,7 +50,7 @@ class FlowConfig:
         if self.frames % self.patch:
             raise ValueError(f"patch={self.patch} must divide frames={self.frames}")
 
-# %% ../../nbs/speech/flow.ipynb #6d73e2fe
+# %% ../../nbs/speech/flow.ipynb #b2daeacf
 class Flow(Saved):
     "The velocity from noise to features, given ids and a speaker"
     Config = FlowConfig
@@ -61,7 +62,9 @@ class Flow(Saved):
         self.digits = nn.ModuleList(nn.Embedding(n, d) for n in c.levels)
         self.near = nn.ModuleList(nn.Conv1d(d, d, 3, padding=1) for _ in range(2))
         self.phase = nn.Parameter(torch.randn(c.frames // c.patch, d) * 0.02)
-        self.start = nn.Linear(c.features * c.patch, d)
+        self.reading = nn.ModuleList(Block(d, c.heads, c.inner) for _ in range(c.before))
+        self.guess = nn.Linear(d, c.features * c.patch)
+        self.start = nn.Linear(2 * c.features * c.patch, d)
         self.speaker, self.nobody = nn.Linear(2 * c.features, d), nn.Parameter(torch.zeros(d))
         self.time = nn.Linear(d, d)
         self.moves = nn.Linear(d, 9 * d)
@@ -71,15 +74,23 @@ class Flow(Saved):
 
     def condition(self,
         ids: Tensor,  # (B, L), -1 in padding
-    ) -> Tensor:  # (B, L * frames / patch, dim)
+        voice: Tensor,  # (B, dim), of `voice`
+        mask: Tensor,  # (B, L * frames / patch) True inside
+    ) -> tuple[Tensor, Tensor]:  # (B, L * frames / patch, dim), and a first guess at the features, (B, L * frames, features)
         "What the ids say about each patch; computed once for all steps"
         h, rest = 0.0, ids.clamp_min(0)
         for table, n in zip(self.digits, self.config.levels):
             h, rest = h + table(rest % n), rest // n
-        mask = (ids >= 0)[..., None]
         for conv in self.near:
-            h = h + torch.nn.functional.gelu(conv((h * mask).mT)).mT
-        return (h[:, :, None] + self.phase).flatten(1, 2)
+            h = h + torch.nn.functional.gelu(conv((h * (ids >= 0)[..., None]).mT)).mT
+        h = (h[:, :, None] + self.phase).flatten(1, 2) + voice[:, None]
+        angle = self.angles(h)
+        for block in self.reading:
+            h = block(h, mask, angle)
+        return h, self.guess(h).unflatten(-1, (self.config.patch, -1)).flatten(1, 2)
+
+    def angles(self, h: Tensor) -> Tensor:
+        return angles(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
 
     def voice(self,
         print: Tensor,  # (B, 2 features)
@@ -92,15 +103,16 @@ class Flow(Saved):
     def forward(self,
         x_t: Tensor,  # (B, T, features)
         t: Tensor,  # (B,)
-        condition: Tensor,  # of `condition`
+        condition: tuple[Tensor, Tensor],  # of `condition`
         voice: Tensor,  # of `voice`
         mask: Tensor,  # (B, T / patch)
     ) -> Tensor:  # (B, T, features)
         "The velocity at x_t"
-        h = self.start(x_t.unflatten(1, (-1, self.config.patch)).flatten(2)) + condition
+        said, guess = condition
+        h = self.start(torch.cat([x.unflatten(1, (-1, self.config.patch)).flatten(2) for x in (x_t, guess)], -1)) + said
         about = torch.nn.functional.silu(self.time(waves_of(t, self.config.dim).to(h.dtype)) + voice)
         moves = self.moves(about).unflatten(-1, (9, -1))
-        angle = angles(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
+        angle = self.angles(h)
         for block in self.blocks:
             h = block(h, mask, angle, moves)
         return self.finish(self.norm(h)).unflatten(-1, (self.config.patch, -1)).flatten(1, 2)
@@ -116,9 +128,9 @@ class Flow(Saved):
         steps: int = 10,  # of Euler
     ) -> Tensor:  # (B, L * frames, features), the vocoder's features
         "Features for ids: follow the velocity from noise to speech"
-        condition, x = self.condition(ids), noise
         mask = (ids >= 0).repeat_interleave(self.config.frames // self.config.patch, 1)
         mask[:, 0] = True  # a row of nothing attends to something
+        condition, x = self.condition(ids, voice, mask), noise
         for k in range(steps):
             x = x + self(x, x.new_full((len(x),), k / steps), condition, voice, mask).float() / steps
         return x * self.moments[1] + self.moments[0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ids_of', 'FlowTask']
 
-# %% ../../nbs/speech/flow_training.ipynb #f5d1877a
+# %% ../../nbs/speech/flow_training.ipynb #22ca277e
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .flow import Flow, FlowConfig, noise_for, voiceprint
 from .prepared import Prepared, PreparedBatch
 from .quantize import inside
 from .tokens import Tokenizer, built_in
-from .tokens_training import moments
+from .tokens_training import heed, moments
 
 # %% ../../nbs/speech/flow_training.ipynb #3171ba9a
 def ids_of(
@@ -36,7 +36,7 @@ def ids_of(
         write_aside(file, lambda aside: save_file(found, aside))
     return load_file(file)
 
-# %% ../../nbs/speech/flow_training.ipynb #8bc658b0
+# %% ../../nbs/speech/flow_training.ipynb #0d7374b6
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
 
@@ -54,7 +54,7 @@ class FlowTask:
     @staticmethod
     def outline(run) -> list[dict]:
         c = FlowConfig(**run.model)
-        return [dict(name="flow", module=Flow(c), rate=100 / c.patch, depth=c.layers, width=c.dim)]
+        return [dict(name="flow", module=Flow(c), rate=100 / c.patch, depth=c.before + c.layers, width=c.dim)]
 
     def batches(self, epoch: int) -> Each:  # of PreparedBatch
         return self.train.batches(self.run.seconds, self.run.seed, epoch)
@@ -74,10 +74,14 @@ class FlowTask:
         x_t = x_0 + t[:, None, None] * (x_1 - x_0)
         known = keys.uniform(keys.fold(key, 10**6)) >= self.options["nobody"]
         mask = (ids >= 0).repeat_interleave(model.config.frames // model.config.patch, 1)
-        v = model(x_t, t, model.condition(ids), model.voice(speaker, known), mask).float()
+        voice = model.voice(speaker, known)
+        condition = model.condition(ids, voice, mask)
+        v = model(x_t, t, condition, voice, mask).float()
         inner = (ids >= 0).repeat_interleave(model.config.frames, 1)[..., None]
-        error = ((v - (x_1 - x_0)) ** 2 * inner).sum((1, 2)) / inner.sum((1, 2)) / world.shape[2]
-        return dict(loss=error.mean())
+        weight = heed(model.moments[1])
+        mean = lambda error: ((error * inner * weight).sum((1, 2)) / inner.sum((1, 2)) / weight.sum()).mean()
+        parts = dict(velocity=mean((v - (x_1 - x_0)) ** 2), guess=mean((condition[1].float() - x_1).abs()))
+        return dict(loss=parts["velocity"] + parts["guess"]) | parts
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
         key = keys.fold(torch.tensor(keys.key(self.run.seed, step, "flow")), torch.arange(len(batch.ids)))

@@ -196,7 +196,7 @@ class Skipped:
         more = self.count - len(self.messages)
         return "\n".join([f"{self.count} skipped", *self.messages, *([f"... and {more} more"] if more else [])])
 
-# %% ../../nbs/speech/manifest.ipynb #69236fb6
+# %% ../../nbs/speech/manifest.ipynb #16ace98a
 class Manifest(Sequence):
     "The utterances that a file of JSON lines lists"
 
@@ -239,8 +239,10 @@ class Manifest(Sequence):
         file.seek(start)
         return parse(file.read(end - start).rstrip(), self.path.parent, self.where(i), self.need_text)
 
-    def __getitem__(self, i: int) -> Utterance:
+    def __getitem__(self, i: "int | slice") -> "Utterance | list[Utterance | ManifestError]":
         i = range(len(self))[i]
+        if isinstance(i, range):
+            return self.__getitems__(i)
         with self._open() as file:
             return self._read(file, i)
 

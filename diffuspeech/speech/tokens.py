@@ -47,7 +47,7 @@ class TokenizerConfig:
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))
 
-# %% ../../nbs/speech/tokens.ipynb #aa396723
+# %% ../../nbs/speech/tokens.ipynb #865c4728
 MEAN, SPREAD = -6.0, 4.0  # of log-mel energies, roughly: what the network reads is near zero and of size one
 WINDOW, CONTEXT = 250, 25  # tokens: longer audio is read in pieces, with so much more on both sides
 
@@ -66,6 +66,9 @@ class Tokenizer(Saved):
                 hidden_size=config.hidden, num_hidden_layers=layers, num_attention_heads=config.heads, intermediate_size=config.inner, subsampling_factor=4,
                 subsampling_conv_channels=config.channels, num_mel_bins=80, dropout=config.dropout, layerdrop=0.0, activation_dropout=0.0, attention_dropout=0.0))
         self.first, self.second = conformer(config.before), conformer(config.after)
+        for part in self.first.subsampling.modules():
+            if hasattr(part, "reset_parameters"):  # transformers starts them so small that little of the signal is left
+                part.reset_parameters()
         self.second.subsampling = None  # it reads what the quantizer lets through
         self.norm = nn.LayerNorm(config.hidden)
         self.quantizer = quantizer("fsq", dim=config.hidden, layers=1, levels=config.levels, arrange="grouped")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import state
 from .config import Run
 
-# %% ../../nbs/train/launch.ipynb #352dd5fb
+# %% ../../nbs/train/launch.ipynb #a713e924
 def share(
     run: Run,
     world: int,  # processes
@@ -43,7 +43,7 @@ def machine(
     AcceleratorState._reset_state()
     GradientState._reset_state()
     wait = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process may have a corpus to prepare
-    found = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if run.precision == "bf16" else "no", kwargs_handlers=[wait])
+    found = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision="bf16" if run.precision == "bf16" else "no", kwargs_handlers=[wait])
     found.gradient_accumulation_steps = share(run, found.num_processes)
     return found
 
