@@ -67,6 +67,15 @@ def test_steps_and_seeds(codec):
     assert (one - codec.features(ids, voices, steps=40, temperature=1.0)).abs().mean() < (one - other).abs().mean()  # ten steps are nearer to forty than another seed is
 
 
+@pytest.mark.parametrize("tokens", [275, 276, 500, 501, 525, 526])  # 250 to a window, 25 around it
+def test_every_length_of_a_long_recording(codec, tokens):
+    ids = torch.randint(0, codec.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    features = codec.features(ids, steps=2)
+    assert features.shape[1] == 4 * tokens and torch.isfinite(features).all()
+    first = codec.features(ids[:, :275], steps=2)[:, : 4 * 200]
+    assert torch.allclose(features[:, : 4 * 200], first, atol=1e-3)
+
+
 def test_a_row_does_not_depend_on_its_neighbours(codec, pack):
     _, waves = pack
     some = waves[:3]

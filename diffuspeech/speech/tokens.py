@@ -47,7 +47,7 @@ class TokenizerConfig:
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))
 
-# %% ../../nbs/speech/tokens.ipynb #865c4728
+# %% ../../nbs/speech/tokens.ipynb #7653e452
 MEAN, SPREAD = -6.0, 4.0  # of log-mel energies, roughly: what the network reads is near zero and of size one
 WINDOW, CONTEXT = 250, 25  # tokens: longer audio is read in pieces, with so much more on both sides
 
@@ -85,7 +85,7 @@ class Tokenizer(Saved):
         lengths: Tensor,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # (B, L, hidden), (B,) tokens
         "The encoder, up to the quantizer"
-        mel = (log_mel(waves).mT - MEAN) / SPREAD
+        mel = (log_mel(nn.functional.pad(waves, (0, RATE // 10))).mT[:, : waves.shape[1] // (RATE // 100) + 1] - MEAN) / SPREAD  # silence behind the end, in a batch or alone
         frames = lengths // (RATE // 100) + 1
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
         hidden = self.first(mel.masked_fill(~mask[..., None], 0), mask).last_hidden_state
