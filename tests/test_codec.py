@@ -9,6 +9,7 @@ from diffuspeech.evaluate.metrics import Recogniser, wer
 from diffuspeech.evaluate.speech import pack_utterances
 from diffuspeech.speech import text
 from diffuspeech.speech.audio import clip
+from diffuspeech.speech.flow import voiceprint
 from diffuspeech.speech.manifest import load_audio
 from diffuspeech.speech.tokens_training import distance
 from diffuspeech.speech.vocode import SpeechCodec
@@ -65,6 +66,19 @@ def test_steps_and_seeds(codec):
     one, same, other = (codec.features(ids, voices, seed=s, temperature=1.0) for s in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert (one - codec.features(ids, voices, steps=40, temperature=1.0)).abs().mean() < (one - other).abs().mean()  # ten steps are nearer to forty than another seed is
+
+
+def test_the_spectrum_moves_as_far_as_the_references(codec, pack):
+    _, waves = pack
+    ids, counts = codec.encode(torch.nn.utils.rnn.pad_sequence(waves[:2], batch_first=True), torch.tensor([len(w) for w in waves[:2]]))
+    voices, d, colour = codec.voices(waves[:2]), codec.flow.config.features, codec.vocoder.colour
+    made = codec.flow.normal(codec.features(ids, voices))
+    for row, voice, n in zip(made, voices, counts.tolist()):
+        spread = voiceprint(row[None, : 4 * n], torch.tensor([4 * n]))[0, d:][colour]
+        ratio = spread / voice[d:][colour]
+        assert torch.allclose(ratio[:10], torch.ones(10), atol=0.05) and ratio.max() < 1.1, "the later ones are noise, and stop at twice what the flow made"
+    alone = codec.flow.normal(codec.features(ids[:1, : counts[0]], voices[:1]))[0]
+    assert torch.allclose(alone, made[0, : len(alone)], atol=1e-3), "what stands in another row does not matter"
 
 
 @pytest.mark.parametrize("tokens", [275, 276, 500, 501, 525, 526])  # 250 to a window, 25 around it

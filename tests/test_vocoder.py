@@ -51,7 +51,7 @@ def test_world_is_deterministic(clip):
 def test_world_finds_and_makes_a_tone():
     at = torch.arange(16000, dtype=torch.float64) / 16000
     buzz = 0.02 * sum(torch.cos(2 * torch.pi * 123.0 * k * at) for k in range(1, 30)).float()
-    for tracker in ("dio", "harvest"):
+    for tracker in ("dio", "harvest", "both"):
         features = World(tracker=tracker).analyse(buzz)
         middle = features[20:80]
         assert (middle[:, -1] == 1).all() and (middle[:, -2].exp() - 123).abs().max() < 1

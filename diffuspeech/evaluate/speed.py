@@ -25,7 +25,7 @@ from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
 from ..models.left_to_right import write
 from ..speech.batches import plan
 
-# %% ../../nbs/evaluate/speed.ipynb #a231c44f
+# %% ../../nbs/evaluate/speed.ipynb #7276ba1b
 def in_turns(
     jobs: dict[object, Callable[[], object]],
     repeats: int,
@@ -65,7 +65,7 @@ def calls_alone(
     length: int,
 ):
     "The network calls of an autoregressive run, and nothing else"
-    decoder, c, B, device, compiled = bound.decoder, bound.decoder.config, len(bound.text), bound.text.device, bound.call is not bound.decoder
+    decoder, c, B, device, compiled = bound.decoder, bound.decoder.config, len(bound.text), bound.text.device, bound.compiled
     caches = [tuple(torch.zeros(B, c.heads, length, c.dim // c.heads, dtype=bound.memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]
     last, places = torch.full((B, 1), c.mask, device=device), torch.arange(length, device=device)
     for i in range(length):

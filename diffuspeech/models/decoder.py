@@ -181,13 +181,17 @@ class SpeechDecoder(Saved):
         "The output"
         return F.linear(self.thin(x), self.table.weight, self.bias)
 
-# %% ../../nbs/models/decoder.ipynb #94ddeeda
+# %% ../../nbs/models/decoder.ipynb #063101db
 class Bound:
     "A decoder and the condition of a batch: denoiser(tokens, lengths, t=, where=, batch=) -> logits"
 
     def __init__(self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], text: Tensor, call):
         self.decoder, self.memory, self.text, self.call = decoder, memory, text, call
         self.rows, self.some = None, None  # the last rows that were asked for alone
+
+    @property
+    def compiled(self) -> bool:
+        return self.call is not self.decoder
 
     def of(self, batch: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         "Memory and mask of some rows"

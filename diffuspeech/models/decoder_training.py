@@ -89,7 +89,7 @@ class Speaking(nn.Module):
         q = self.taste(*states, batch.text, batch.pieces)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
-# %% ../../nbs/models/decoder_training.ipynb #b3b51472
+# %% ../../nbs/models/decoder_training.ipynb #48dd7a9c
 OPTIONS = dict(
     tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
     encoder="kept",  # frozen, trained
@@ -148,7 +148,7 @@ class DecoderTask:
         reader, writer = nn.ModuleList([m.pieces, m.vectors, m.blocks, m.read]), nn.ModuleList([m.table, m.wide, m.thin, m.layers, m.norm, nn.ParameterList([m.unknown, m.bias])])
         return [*([] if encoder == "kept" else [dict(name="encoder", module=recogniser.body.encoder, rate=100 / c.factor, trained=encoder == "trained", depth=c.layers, width=c.hidden)]),
                 dict(name="aggregator", module=model.taste, rate=rate / d.rate, depth=c.decoder_layers, width=c.decoder_hidden),
-                dict(name="reader", module=reader, rate=rate / d.rate, depth=d.encoder, width=d.dim), dict(name="writer", module=writer, rate=rate, depth=d.decoder, width=d.dim)]
+                dict(name="reader", module=reader, rate=rate / d.rate, depth=d.encoder, width=d.dim), dict(name="writer", module=writer, rate=rate, depth=d.decoder, width=d.dim, tied=m.table.weight.numel())]
 
     def batch(self, corpus: Prepared, rows) -> SpeechBatch:
         "Some rows of a corpus"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Taught', 'teach', 'lesson', 'DistillTask']
 
-# %% ../../nbs/models/distill.ipynb #fdca8869
+# %% ../../nbs/models/distill.ipynb #50b068e0
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from ..base import keys
 from ..diffusion.corrupt import utterance_keys
-from .decoder import Bound, SpeechDecoder
+from ..diffusion.length import canvas
+from ..diffusion.sample import sample
+from .decoder import Bound
 from .decoder_training import DecoderTask, SpeechBatch
 from ..speech.taste import Taste
 
-# %% ../../nbs/models/distill.ipynb #fda5b136
+# %% ../../nbs/models/distill.ipynb #1357796e
 @dataclass
 class Taught:
     "A teacher's run"
@@ -33,21 +36,16 @@ def teach(
     steps: int,
 ) -> Taught:
     "Fill empty canvases, and remember why"
-    c, L = bound.decoder.config, int(lengths.max())
-    inside = torch.arange(L, device=lengths.device) < lengths[:, None]
-    tokens = torch.full((len(lengths), L), c.mask, device=lengths.device)
-    when, thought = torch.full_like(tokens, -1), torch.zeros(*tokens.shape, c.speech + 2, device=lengths.device)
-    for k in range(steps):
-        masked = (tokens == c.mask) & inside
-        logits = bound(tokens, lengths).float()
-        logits[..., [c.mask, c.eos]] = -torch.inf
-        sure, best = logits.softmax(-1).max(-1)
-        left = masked.sum(1)
-        take = (left.float() / (steps - k)).ceil().long()  # of each row
-        rank = sure.masked_fill(~masked, -1).argsort(1, descending=True).argsort(1)
-        now = masked & (rank < take[:, None])
-        tokens, when, thought = torch.where(now, best, tokens), torch.where(now, k, when), torch.where(now[..., None], logits, thought)
-    return Taught(tokens, when, thought)
+    c, (empty, lengths) = bound.decoder.config, canvas(lengths, bound.decoder.config.mask)
+    thought = torch.zeros(*empty.shape, c.speech + 2, device=empty.device)
+
+    def keeping(tokens, lengths, t=None, where=None, batch=None):
+        logits = bound(tokens, lengths, t, where, batch)
+        thought[batch[where // empty.shape[1]], where % empty.shape[1]] = logits.float()  # a place is asked for the last time when it is committed
+        return logits
+
+    run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred")
+    return Taught(run.tokens, run.trajectory.committed.long(), thought)
 
 # %% ../../nbs/models/distill.ipynb #95502e07
 def lesson(
@@ -69,7 +67,7 @@ def lesson(
     ce = nn.functional.cross_entropy(logits, taught.tokens.flatten()[where])
     return dict(loss=mix * divergence + (1 - mix) * ce, divergence=divergence, ce=ce)
 
-# %% ../../nbs/models/distill.ipynb #6dfb7d0d
+# %% ../../nbs/models/distill.ipynb #ba30844d
 class DistillTask(DecoderTask):
     "Train a diffusion decoder to need fewer steps; options.start is both teacher and first student"
 
@@ -79,7 +77,7 @@ class DistillTask(DecoderTask):
         if not self.options["start"] or self.model.decoder.config.causal:
             raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
         self.model.taste = Taste.from_pretrained(f"{self.options['start']}/taste").requires_grad_(False)  # with its quantizer
-        self.teacher = SpeechDecoder.from_pretrained(f"{self.options['start']}/decoder").eval().requires_grad_(False)
+        self.teacher = deepcopy(self.model.decoder).eval().requires_grad_(False)
 
     @staticmethod
     def outline(run) -> list[dict]:

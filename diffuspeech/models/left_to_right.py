@@ -33,7 +33,7 @@ def draw(
     at = (total < u[:, None] * total[:, -1:]).sum(-1)
     return order.gather(1, at[:, None])[:, 0]
 
-# %% ../../nbs/models/left_to_right.ipynb #754b7ebe
+# %% ../../nbs/models/left_to_right.ipynb #51d9f97f
 @dataclass
 class Written:
     "What a run gives: the tokens and what they cost"
@@ -59,7 +59,7 @@ def write(
     began, decoder, c = time.perf_counter(), bound.decoder, bound.decoder.config
     if not c.causal:
         raise ValueError("this decoder was made to fill in masks (causal=False); diffusion.sample runs it")
-    B, device, compiled = len(bound.text), bound.text.device, bound.call is not decoder  # a compiled step sees the whole cache, so that no shape changes
+    B, device, compiled = len(bound.text), bound.text.device, bound.compiled  # a compiled step sees the whole cache, so that no shape changes
     rows, row_keys = torch.arange(B, device=device), keys.row_keys(seed, B, device)
     memory, text = bound.memory, bound.text
     shape = (B, c.heads, most, c.dim // c.heads)

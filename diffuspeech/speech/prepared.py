@@ -44,7 +44,7 @@ def faster(
     rate = round(speed * 40) * RATE // 40
     return resample(wave, rate) if rate != RATE else wave
 
-# %% ../../nbs/speech/prepared.ipynb #ff4b08ab
+# %% ../../nbs/speech/prepared.ipynb #15026411
 def make_shard(
     path: Path,
     manifest: Path,
@@ -54,7 +54,7 @@ def make_shard(
     "Analyse some recordings"
     if path.exists():
         return json.loads(path.with_suffix(".json").read_text())
-    world, tensors, found = World(), {}, []
+    world, tensors, found = World(tracker="both"), {}, []
     for u in Manifest(manifest).__getitems__(rows):
         wave = load_audio(u)
         twin = keys.uniform(torch.tensor(keys.key("has a twin", u.id))).item() < twins

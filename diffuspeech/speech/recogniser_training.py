@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dictation', 'RecogniserTask']
 
-# %% ../../nbs/speech/recogniser_training.ipynb #a27a87b4
+# %% ../../nbs/speech/recogniser_training.ipynb #b8c18325
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import text
 from .prepared import Prepared, PreparedBatch
 from .recogniser import Canary, CanaryConfig
-from .tokens_training import TokenizerTask, distance
+from .tokens_training import TokenizerTask, ctc, distance, letters_of
 
 # %% ../../nbs/speech/recogniser_training.ipynb #e1db91ac
 def dictation(
@@ -28,7 +28,7 @@ def dictation(
     write = [torch.tensor([-100] * (len(prompt) - 1) + [*row, end]) for row in texts]
     return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
 
-# %% ../../nbs/speech/recogniser_training.ipynb #546b1922
+# %% ../../nbs/speech/recogniser_training.ipynb #4fc4d2de
 class RecogniserTask(TokenizerTask):
     "Train a recogniser on a prepared corpus"
 
@@ -51,12 +51,9 @@ class RecogniserTask(TokenizerTask):
         m, device = self.model, self.model.bias.device
         (hidden,), mask = m.read(waves.to(device), batch.lengths.to(device))
         logp, counts = m.letter_logp(hidden.float()), mask.sum(1) * m.config.split
-        target = [torch.tensor(text.letters.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
-        sizes = torch.tensor([len(t) for t in target]).to(device)
-        each = nn.functional.ctc_loss(logp.transpose(0, 1), torch.cat(target).to(device), counts, sizes, reduction="none", zero_infinity=True)
         read, write = dictation([m.pieces.encode(t, id) for id, t in zip(batch.ids, batch.texts)], m.config.prompt, m.config.end, m.config.pad)
         logits, _ = m.piece_logits(hidden, mask, read.to(device))
-        parts = dict(ctc=(each / sizes).mean(), attention=nn.functional.cross_entropy(logits.float().flatten(0, 1), write.flatten().to(device), ignore_index=-100))
+        parts = dict(ctc=ctc(logp, counts, letters_of(batch)), attention=nn.functional.cross_entropy(logits.float().flatten(0, 1), write.flatten().to(device), ignore_index=-100))
         return dict(loss=sum(self.options[k] * v for k, v in parts.items())) | parts, logp, counts
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'LOW', 'HIGH', 'RESTING', 'HOP', 'MOST', 'LOUDER', 'AROUND', 'MEL', 'REACH', 'Vocoder', 'one_wave', 'matrix',
-           'pyworld', 'rests', 'World', 'log10_mel', 'mel_of', 'load_hifigan', 'HifiGan']
+           'pyworld', 'rests', 'track', 'World', 'log10_mel', 'mel_of', 'load_hifigan', 'HifiGan']
 
 # %% ../../nbs/speech/vocoder.ipynb #e63867de
 import math
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from .audio import RATE, import_torchaudio
 
-# %% ../../nbs/speech/vocoder.ipynb #d3661e6a
+# %% ../../nbs/speech/vocoder.ipynb #4cb22ca9
 class Vocoder(Protocol):
     "Features from a wave, and a wave from features"
     name: str
     rate: int  # samples a second
     frame_rate: float  # feature vectors a second
     dim: int  # numbers in each
+    colour: slice  # those of them whose movement makes speech lively
 
     def analyse(self, wave: Tensor) -> Tensor: ...  # (samples,) -> (frames, dim) float32
 
@@ -81,12 +82,27 @@ def rests(
         at.append(first + int(np.lexsort((level[some], voiced[some]))[0]))
     return [*at, len(voiced)]
 
-# %% ../../nbs/speech/vocoder.ipynb #7da80b1e
+# %% ../../nbs/speech/vocoder.ipynb #9464c48c
 LOW, HIGH, RESTING = 60.0, 500.0, 150.0  # Hz: what F0 can be, and what is written where nothing at all is voiced
 HOP = RATE // 100
 MOST = 200.0  # power: the peak of the spectrum of a square wave at full scale
 LOUDER = 10 ** (1.0 / 20)  # what WORLD makes is 1 dB louder than what it heard, mean of twelve clips
 AROUND = 20  # frames on each side of a piece, so that its edges know their surroundings
+
+
+def track(
+    x: np.ndarray,  # (samples,)
+    tracker: str,  # dio, harvest, both
+    frames: int,
+) -> np.ndarray:  # (frames,) F0 in Hz, 0 where nothing is voiced
+    "A first guess at F0. dio decides by continuity what is voiced, and 10 ms are too coarse for that; where harvest is sure, it is the better one"
+    pw, found = pyworld(), np.zeros(frames)
+    if tracker != "harvest":
+        found = pw.dio(x, RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=1.0, channels_in_octave=6.0)[0][::10][:frames]
+    if tracker != "dio":
+        sure = pw.harvest(x, RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=10.0)[0][:frames]
+        found = np.where(sure > 0, sure, found)
+    return np.ascontiguousarray(found)
 
 
 class World:
@@ -95,16 +111,17 @@ class World:
 
     def __init__(self,
         envelope: int = 40,  # numbers for the spectrum
-        tracker: str = "dio",  # of F0; or harvest, slower by far
+        tracker: str = "dio",  # of F0; both: harvest where it is sure, slower by far
     ):
-        if tracker not in ("dio", "harvest"):
-            raise ValueError(f"tracker={tracker!r} must be dio or harvest")
+        if tracker not in ("dio", "harvest", "both"):
+            raise ValueError(f"tracker={tracker!r} must be dio, harvest or both")
         if not 2 <= envelope <= 200:
             raise ValueError(f"envelope={envelope} must be from 2 to 200")
         self.envelope, self.tracker = envelope, tracker
         self.fft = pyworld().get_cheaptrick_fft_size(RATE, LOW)
         self.bands = pyworld().get_num_aperiodicities(RATE)
         self.dim = envelope + self.bands + 2
+        self.colour = slice(1, envelope)  # the spectrum's shape; its first number is loudness
 
     def analyse(self,
         wave: Tensor,  # (samples,) at 16 kHz
@@ -113,8 +130,8 @@ class World:
         pw, x = pyworld(), one_wave(wave)
         frames = len(x) // HOP + 1
         x = np.pad(x, (0, max(HOP, RATE // 10 - len(x))))  # the tracker wants some periods to look at
-        pitch, at = getattr(pw, self.tracker)(x, RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=5.0)
-        pitch, at = (np.ascontiguousarray(v[::2][:frames]) for v in (pw.stonemask(x, pitch, at, RATE), at))
+        at = np.arange(frames) * HOP / RATE
+        pitch = pw.stonemask(x, track(x, self.tracker, frames), at, RATE)
         spectrum = pw.code_spectral_envelope(pw.cheaptrick(x, pitch, at, RATE, f0_floor=LOW, fft_size=self.fft), RATE, self.envelope)
         noise = pw.code_aperiodicity(pw.d4c(x, pitch, at, RATE, fft_size=self.fft), RATE)
         voiced, steps = pitch > 0, np.arange(frames)
@@ -187,7 +204,7 @@ def load_hifigan(
         raise ValueError(f"{source}: these weights do not fit: {wrong}")
     return model
 
-# %% ../../nbs/speech/vocoder.ipynb #04795c06
+# %% ../../nbs/speech/vocoder.ipynb #cff6d8ee
 REACH = 40  # frames on each side that a sample of HiFi-GAN can depend on, and some more
 
 
@@ -204,6 +221,7 @@ class HifiGan:
         self.name = "hifigan" if isinstance(source, torch.nn.Module) else f"hifigan-{Path(source).name}"
         self.hop = math.prod(config.upsample_rates)
         self.rate, self.frame_rate, self.dim = RATE, RATE / self.hop, config.model_in_dim
+        self.colour = slice(0)  # none: not measured
         self.mel = MEL | (getattr(config, "mel", None) or {})
 
     def analyse(self,

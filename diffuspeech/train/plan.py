@@ -14,7 +14,7 @@ from torch import nn
 from .config import Run, nearest
 from .loop import find_task
 
-# %% ../../nbs/train/plan.ipynb #8dc1d376
+# %% ../../nbs/train/plan.ipynb #5221d363
 @dataclass(frozen=True)
 class Part:
     "A part of a model, as a task outlines it"
@@ -24,6 +24,7 @@ class Part:
     trained: bool = True
     depth: int = 0  # layers with attention
     width: int = 0
+    tied: int = 0  # numbers of a table that is the output, too
 
     @property
     def parameters(self) -> int:
@@ -34,7 +35,7 @@ class Part:
     ) -> float:  # for a second of audio
         matrices = sum(p.numel() for name, p in self.module.named_parameters() if p.ndim > 1)
         tables = sum(m.weight.numel() for m in self.module.modules() if isinstance(m, nn.Embedding))  # a row is looked up, nothing is multiplied
-        return self.rate * (2 * (matrices - tables) + 4 * self.depth * self.width * self.rate * seconds) * (3 if self.trained else 1)
+        return self.rate * (2 * (matrices - tables + self.tied) + 4 * self.depth * self.width * self.rate * seconds) * (3 if self.trained else 1)
 
 
 def outline(

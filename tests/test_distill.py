@@ -1,0 +1,47 @@
+"A decoder is taught on real clips by the one that it began as"
+import pytest
+import torch
+from small import prepared
+
+from diffuspeech.models.decoder import SpeechDecoder
+from diffuspeech.models.distill import DistillTask
+from diffuspeech.speech.recogniser import Canary, CanaryConfig
+from diffuspeech.speech.taste import Taste
+from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
+from diffuspeech.train.config import Run
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    "A folder with a corpus, and in it a decoder after a few steps"
+    folder = tmp_path_factory.mktemp("distill")
+    prepared(folder, train=6, dev=2)
+    torch.manual_seed(0)
+    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
+    Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")
+    train(run_of(folder, "decoder_training:DecoderTask", 20), folder / "first", device="cpu", progress=False)
+    return folder
+
+
+def run_of(folder, task, take, **options):
+    options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))) | options
+    return Run(f"diffuspeech.models.{task}", str(folder), dict(dim=48, inner=64, narrow=32), options, steps=take, lr=3e-3, warmup=2, ema=0.0, precision="fp32", seconds=20.0, validate_every=10, save_every=10)
+
+
+def test_a_student_learns_from_its_teacher(first):
+    start = first / "first" / "model"
+    run = run_of(first, "distill:DistillTask", 30, start=str(start), steps=3)
+    train(run, first / "few", device="cpu", progress=False)
+    said = history(first / "few")["train"]
+    assert sum(said["loss"][-5:]) < 0.95 * sum(said["loss"][:5]) and sum(said["ce"][-5:]) < 0.95 * sum(said["ce"][:5]), "it learns to say at once what took three steps"
+    made, was = (SpeechDecoder.from_pretrained(place / "decoder").state_dict() for place in (first / "few" / "model", start))
+    assert any((made[name] - was[name]).abs().max() > 1e-3 for name in was)
+    taste, kept = (Taste.from_pretrained(place / "taste").state_dict() for place in (first / "few" / "model", start))
+    assert all(torch.equal(taste[name], kept[name]) for name in kept), "the vectors stay what they were, quantizer included"
+
+
+def test_what_cannot_be_distilled(first):
+    with pytest.raises(ValueError, match="wants options.start"):
+        DistillTask(run_of(first, "distill:DistillTask", 2))
