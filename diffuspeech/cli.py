@@ -155,11 +155,17 @@ def evaluate(args: argparse.Namespace):
     if args.json:
         write_rows(args.json, rows)
 
-# %% ../nbs/cli.ipynb #55e30d12
+# %% ../nbs/cli.ipynb #f5e04cd8
 def train(args: argparse.Namespace):
     "Train a preset"
+    import torch
+
+    from diffuspeech.train.config import override, preset
+    from diffuspeech.train.launch import bf16_pays
     from diffuspeech.train.loop import start
     folder = args.out or f"runs/{args.preset}"
+    if override(preset(args.preset), args.set).precision == "bf16" and (args.device == "cpu" or not torch.cuda.is_available()) and not bf16_pays():
+        print("note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32", file=sys.stderr)
     said = start(args.preset, args.set, folder, args.device)
     if "stopped" in said:
         print(f"stopped at step {said['stopped']:.0f}; the same command goes on from there")

@@ -20,6 +20,7 @@ from diffuspeech.speech.batches import Each
 from diffuspeech.train import config, state
 from diffuspeech.train.config import Run, override, preset
 from diffuspeech.train.journal import history
+from diffuspeech.train.launch import bf16_pays
 from diffuspeech.train.loop import adam, rate, start, train
 
 RUN = Run("tests", steps=24, lr=1e-2, warmup=4, floor=0.1, ema=0.9, precision="fp32", validate_every=10, save_every=5, keep=2)
@@ -413,3 +414,9 @@ def test_batches_in_one_update(tmp_path):
     assert seen == [(1 + k // 3, f"{k // 7}-{k % 7}-0") for k in range(15)]
     progress = state.read_state(state.newest(tmp_path))["progress"]
     assert (progress["epoch"], progress["batch"], progress["audio"]) == (2, 1, 15 * 8)
+
+
+@pytest.mark.parametrize("known, pays", [({"architecture": "x86_64", "amx_bf16": True}, True), ({"architecture": "x86_64", "amx_bf16": False}, False), ({"architecture": "aarch64"}, True), ({}, True)])
+def test_bfloat16_pays_with_amx(monkeypatch, known, pays):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert bf16_pays() == pays
