@@ -72,7 +72,7 @@ def judge(args: argparse.Namespace):
         write_rows(args.json, [*rows, total] if rows else [])
     finish(args, len(rows), job.troubles, "judged")
 
-# %% ../nbs/cli.ipynb #2ffe82a3
+# %% ../nbs/cli.ipynb #0e467f0e
 def corpus(args: argparse.Namespace):
     "Build, check, pack or prepare a corpus"
     if args.what == "build":
@@ -94,7 +94,7 @@ def corpus(args: argparse.Namespace):
         print(f"{args.out or args.input + '.shards'}: {len(index['shards'])} shards")
     else:
         from diffuspeech.speech.prepared import prepare
-        print(prepare(args.input, args.out, twins=args.twins, workers=args.workers))
+        print(prepare(args.input, args.out, twins=args.twins, features=not args.waves, workers=args.workers))
 
 # %% ../nbs/cli.ipynb #501a38a6
 def reconstruct(args: argparse.Namespace):
@@ -155,17 +155,11 @@ def evaluate(args: argparse.Namespace):
     if args.json:
         write_rows(args.json, rows)
 
-# %% ../nbs/cli.ipynb #f5e04cd8
+# %% ../nbs/cli.ipynb #55e30d12
 def train(args: argparse.Namespace):
     "Train a preset"
-    import torch
-
-    from diffuspeech.train.config import override, preset
-    from diffuspeech.train.launch import bf16_pays
     from diffuspeech.train.loop import start
     folder = args.out or f"runs/{args.preset}"
-    if override(preset(args.preset), args.set).precision == "bf16" and (args.device == "cpu" or not torch.cuda.is_available()) and not bf16_pays():
-        print("note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32", file=sys.stderr)
     said = start(args.preset, args.set, folder, args.device)
     if "stopped" in said:
         print(f"stopped at step {said['stopped']:.0f}; the same command goes on from there")
@@ -220,7 +214,7 @@ def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, 
     if troubles:
         sys.exit(1)
 
-# %% ../nbs/cli.ipynb #841822a3
+# %% ../nbs/cli.ipynb #7a6000f8
 def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
@@ -246,7 +240,8 @@ def main(
          ("--recogniser", dict(default="whisper-tiny.en", help="a name, a folder or a hub id (default %(default)s)")), json_file)
     verb(corpus, "build the built-in corpus; check, pack or prepare a manifest", ("what", dict(choices=["build", "check", "pack", "prepare"])),
          ("input", dict(nargs="?", metavar="SIZE|MANIFEST", help="build: small or tiny; else a manifest")), ("-o --out", dict(metavar="FOLDER")),
-         ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")))
+         ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
+         ("--waves", dict(action="store_true", help="prepare: waves and texts alone, all that a recogniser learns from; the vocoder's features take most of the time")))
     rule = ("--sampler", dict(default="conf-topk", metavar="RULE", help="how the masks are filled (default %(default)s)"))
     steps = ("--steps", dict(type=int, default=10, help="of the diffusion (default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))

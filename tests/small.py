@@ -1,9 +1,13 @@
-"A prepared corpus of a few clips of the pack"
+"A prepared corpus of a few clips of the pack, and a tokenizer and a recogniser with random weights"
 from dataclasses import replace
 from importlib.resources import files
 
+import torch
+
 from diffuspeech.speech.manifest import Manifest, write_manifest
 from diffuspeech.speech.prepared import prepare
+from diffuspeech.speech.recogniser import Canary, CanaryConfig
+from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
 
 
 def prepared(folder, **splits):
@@ -14,3 +18,10 @@ def prepared(folder, **splits):
         write_manifest(folder / f"{split}.jsonl", clips[:n])
         prepare(folder / f"{split}.jsonl", twins=0, workers=1)
     return clips[: max(splits.values())]
+
+
+def listeners(folder):
+    "folder/tokenizer and folder/recogniser, as small as they come"
+    torch.manual_seed(0)
+    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
+    Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")

@@ -1,13 +1,11 @@
 "A decoder is taught on real clips by the one that it began as"
 import pytest
 import torch
-from small import prepared
+from small import listeners, prepared
 
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.models.distill import DistillTask
-from diffuspeech.speech.recogniser import Canary, CanaryConfig
 from diffuspeech.speech.taste import Taste
-from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
@@ -18,9 +16,7 @@ def first(tmp_path_factory):
     "A folder with a corpus, and in it a decoder after a few steps"
     folder = tmp_path_factory.mktemp("distill")
     prepared(folder, train=6, dev=2)
-    torch.manual_seed(0)
-    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
-    Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")
+    listeners(folder)
     train(run_of(folder, "decoder_training:DecoderTask", 20), folder / "first", device="cpu", progress=False)
     return folder
 

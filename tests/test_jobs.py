@@ -216,10 +216,23 @@ def test_no_test_text_is_in_training_and_no_test_id_reaches_tuning():
 def test_tuning_refuses_test_clips(tmp_path):
     "What chooses on dev is given train and dev by name; a manifest with a test clip in it is refused"
     from diffuspeech.speech.prepared import Prepared
-    tmp_path.joinpath("index.json").write_text(json.dumps({"manifest": "dev.jsonl", "shards": {"shard-0000.safetensors": [
+    tmp_path.joinpath("index.json").write_text(json.dumps({"manifest": "dev.jsonl", "features": True, "shards": {"shard-0000.safetensors": [
         {"id": "test-clean-allison-00001", "seconds": 1.0, "text": "x", "speaker": "allison"}]}}))
     with pytest.raises(ValueError, match="test-clean-allison-00001.*test"):
         Prepared(tmp_path)
+
+
+def test_a_shard_that_was_analysed_otherwise_is_made_again(tmp_path):
+    from safetensors.torch import load_file, save_file
+    from small import prepared
+    prepared(tmp_path, dev=1)
+    shard = tmp_path / "prepared/dev/shard-0000.safetensors"
+    was, tensors = shard.stat().st_mtime_ns, load_file(shard)
+    prepared(tmp_path, dev=1)
+    assert shard.stat().st_mtime_ns == was
+    save_file({name: 0 * t for name, t in tensors.items()}, shard, {"analysis": "World(envelope=40, tracker='dio')", "twins": "0"})
+    prepared(tmp_path, dev=1)
+    assert all(torch.equal(t, tensors[name]) for name, t in load_file(shard).items())
 
 
 def test_the_pack_is_of_tests_with_licences():

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import prepared
+from small import listeners, prepared
 
-from diffuspeech.speech.recogniser import Canary, CanaryConfig
-from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
 from diffuspeech.train import state
 
 SCRIPT = Path(__file__).parent / "processes.py"
@@ -25,9 +23,7 @@ def corpus(tmp_path_factory):
     "Twelve clips, and a tokenizer and a recogniser with random weights"
     folder = tmp_path_factory.mktemp("corpus")
     prepared(folder, train=12, dev=2)
-    torch.manual_seed(0)
-    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "tokenizer")
-    Canary(CanaryConfig(hidden=32, layers=2, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32, dropout=0.0)).save_pretrained(folder / "recogniser")
+    listeners(folder)
     return folder
 
 

@@ -6,7 +6,7 @@
 __all__ = ['SYSTEMS', 'VOICE', 'kind_of', 'other_clips', 'render', 'verdict', 'speech_table', 'test_utterances',
            'pack_utterances', 'judge_all']
 
-# %% ../../nbs/evaluate/speech.ipynb #e5abc6c1
+# %% ../../nbs/evaluate/speech.ipynb #af24e2a4
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -24,7 +24,6 @@ from ..speech.audio import RATE, load
 from ..speech.jobs import Job
 from ..speech.manifest import Manifest, Utterance, load_audio
 from ..speech.tokens import SpeechTokenizer
-from ..speech.vocoder import World
 
 # %% ../../nbs/evaluate/speech.ipynb #14ed32dc
 def kind_of(u: Utterance) -> str:
@@ -41,7 +40,7 @@ def other_clips(
         mine[u.speaker].append(i)
     return [mine[u.speaker][(mine[u.speaker].index(i) + 1) % len(mine[u.speaker])] for i, u in enumerate(utterances)]
 
-# %% ../../nbs/evaluate/speech.ipynb #fde3707f
+# %% ../../nbs/evaluate/speech.ipynb #45a4d543
 def render(
     codec: SpeechTokenizer,
     system: str,  # Original, Vocoder, S3-Oracle, "S3-Oracle, other clip", "S3-Oracle, no voice"
@@ -54,8 +53,7 @@ def render(
         return waves, 0.0
     start, found = time.perf_counter(), [None] * len(waves)
     if system == "Vocoder":
-        careful = World(tracker="both") if isinstance(codec.vocoder, World) else codec.vocoder  # the features that the flow learned from
-        found = [codec.vocoder.synthesise(careful.analyse(w))[: len(w)] for w in waves]
+        found = [codec.vocoder.synthesise(codec.vocoder.careful.analyse(w))[: len(w)] for w in waves]
     else:
         order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
         for k in range(0, len(order), batch):

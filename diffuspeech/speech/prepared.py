@@ -44,33 +44,37 @@ def faster(
     rate = round(speed * 40) * RATE // 40
     return resample(wave, rate) if rate != RATE else wave
 
-# %% ../../nbs/speech/prepared.ipynb #15026411
+# %% ../../nbs/speech/prepared.ipynb #ea084016
 def make_shard(
     path: Path,
     manifest: Path,
     rows: Sequence[int],
     twins: float,
+    features: bool,
 ) -> list[dict]:  # one for each recording and each twin: id, seconds, text, speaker
     "Analyse some recordings"
-    if path.exists():
+    world, tensors, found = World().careful, {}, []
+    made = dict(analysis=repr(world) if features else "", twins=str(twins))
+    if path.exists() and safe_open(path, "pt").metadata() == made:
         return json.loads(path.with_suffix(".json").read_text())
-    world, tensors, found = World(tracker="both"), {}, []
     for u in Manifest(manifest).__getitems__(rows):
         wave = load_audio(u)
         twin = keys.uniform(torch.tensor(keys.key("has a twin", u.id))).item() < twins
         for id, x in [(u.id, wave)] + ([(f"{u.id}~", faster(wave, twin_speed(u.id)))] if twin else []):
             tensors[f"{id}/wave"] = (x * 32767).round().clamp(-32768, 32767).to(torch.int16)
-            tensors[f"{id}/world"] = world.analyse(x).half()
+            if features:
+                tensors[f"{id}/world"] = world.analyse(x).half()
             found.append(dict(id=id, seconds=len(x) / RATE, text=u.text, speaker=u.speaker + "~" * (id != u.id)))
     write_json(path.with_suffix(".json"), found)
-    write_aside(path, lambda aside: save_file(tensors, aside))
+    write_aside(path, lambda aside: save_file(tensors, aside, made))
     return found
 
-# %% ../../nbs/speech/prepared.ipynb #c6a717b8
+# %% ../../nbs/speech/prepared.ipynb #96e106c8
 def prepare(
     manifest: "str | Path",
     folder: "str | Path | None" = None,  # beside the manifest when not given
     twins: float = 0.5,  # share of the recordings that get a twin
+    features: bool = True,  # of the vocoder: most of the time; a recogniser needs none
     rows: int = 100,  # recordings in a shard
     workers: int | None = None,
     progress: Callable = tqdm,
@@ -83,13 +87,13 @@ def prepare(
     paths = [folder / f"shard-{k:04d}.safetensors" for k in range(len(spans))]
     index = {}
     with progress(total=n, desc=f"prepare {manifest.stem}", unit="clip") as bar:
-        for i, found in spread(make_shard, [(path, manifest, span, twins) for path, span in zip(paths, spans)], workers):
+        for i, found in spread(make_shard, [(path, manifest, span, twins, features) for path, span in zip(paths, spans)], workers):
             index[paths[i].name] = found
             bar.update(len(spans[i]))
-    write_json(folder / "index.json", {"manifest": manifest.name, "twins": twins, "shards": {k: index[k] for k in sorted(index)}})
+    write_json(folder / "index.json", {"manifest": manifest.name, "twins": twins, "features": features, "shards": {k: index[k] for k in sorted(index)}})
     return folder
 
-# %% ../../nbs/speech/prepared.ipynb #4dba458d
+# %% ../../nbs/speech/prepared.ipynb #d9411464
 @dataclass
 class PreparedBatch:
     "Recordings padded with zeros, their features padded with zeros, and what is said"
@@ -98,8 +102,8 @@ class PreparedBatch:
     speakers: list[str]
     waves: Tensor  # (B, S) float32
     lengths: Tensor  # (B,) samples
-    world: Tensor  # (B, T, dim) float32; T = S // 160 + 1
-    frames: Tensor  # (B,)
+    world: Tensor | None  # (B, T, dim) float32; T = S // 160 + 1
+    frames: Tensor | None  # (B,)
 
     @property
     def seconds(self) -> float:
@@ -118,7 +122,7 @@ class Prepared:
         if tests := [row["id"] for row in self.rows if row["id"].startswith("test-")]:
             raise ValueError(f"{folder}: holds {tests[0]}, a test clip; weights and choices come from train and dev alone")
         self.seconds = np.array([row["seconds"] for row in self.rows])
-        self.open = {}
+        self.features, self.open = index["features"], {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,10 +135,11 @@ class Prepared:
     def batch(self, rows: Sequence[int]) -> PreparedBatch:
         "Some rows together"
         rows = [self.rows[i] for i in rows]
-        waves, world = [self.tensor(r, "wave") / 32767 for r in rows], [self.tensor(r, "world") for r in rows]
+        waves = [self.tensor(r, "wave") / 32767 for r in rows]
+        world = [self.tensor(r, "world") for r in rows] if self.features else None
         pad = lambda xs: torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
         count = lambda xs: torch.tensor([len(x) for x in xs])
-        return PreparedBatch([r["id"] for r in rows], [r["text"] for r in rows], [r["speaker"] for r in rows], pad(waves), count(waves), pad(world), count(world))
+        return PreparedBatch([r["id"] for r in rows], [r["text"] for r in rows], [r["speaker"] for r in rows], pad(waves), count(waves), world and pad(world), world and count(world))
 
     def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.Each:  # of PreparedBatch
         "One epoch, the same whenever it is asked for"

@@ -139,8 +139,9 @@ def holes(
         wave[start : start + int(long * seconds * RATE)] = 0
     return wave
 
-# %% ../../nbs/speech/tokens_training.ipynb #0dc4059e
+# %% ../../nbs/speech/tokens_training.ipynb #70937ca7
 def letters_of(batch: PreparedBatch) -> list[Tensor]:  # of each row
+    "What is said, in letters; a text without any is an error that names its clip"
     return [torch.tensor(text.letters.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
 
 

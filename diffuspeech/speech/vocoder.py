@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .audio import RATE, import_torchaudio
 
-# %% ../../nbs/speech/vocoder.ipynb #4cb22ca9
+# %% ../../nbs/speech/vocoder.ipynb #5106bb63
 class Vocoder(Protocol):
     "Features from a wave, and a wave from features"
     name: str
@@ -27,6 +27,7 @@ class Vocoder(Protocol):
     frame_rate: float  # feature vectors a second
     dim: int  # numbers in each
     colour: slice  # those of them whose movement makes speech lively
+    careful: "Vocoder"  # the same, with the features that a corpus is analysed for once
 
     def analyse(self, wave: Tensor) -> Tensor: ...  # (samples,) -> (frames, dim) float32
 
@@ -82,7 +83,7 @@ def rests(
         at.append(first + int(np.lexsort((level[some], voiced[some]))[0]))
     return [*at, len(voiced)]
 
-# %% ../../nbs/speech/vocoder.ipynb #9464c48c
+# %% ../../nbs/speech/vocoder.ipynb #8f2a68ef
 LOW, HIGH, RESTING = 60.0, 500.0, 150.0  # Hz: what F0 can be, and what is written where nothing at all is voiced
 HOP = RATE // 100
 MOST = 200.0  # power: the peak of the spectrum of a square wave at full scale
@@ -122,6 +123,13 @@ class World:
         self.bands = pyworld().get_num_aperiodicities(RATE)
         self.dim = envelope + self.bands + 2
         self.colour = slice(1, envelope)  # the spectrum's shape; its first number is loudness
+
+    def __repr__(self) -> str:
+        return f"World(envelope={self.envelope}, tracker={self.tracker!r})"
+
+    @property
+    def careful(self) -> "World":
+        return World(self.envelope, "both")
 
     def analyse(self,
         wave: Tensor,  # (samples,) at 16 kHz
@@ -204,7 +212,7 @@ def load_hifigan(
         raise ValueError(f"{source}: these weights do not fit: {wrong}")
     return model
 
-# %% ../../nbs/speech/vocoder.ipynb #cff6d8ee
+# %% ../../nbs/speech/vocoder.ipynb #c3d88afa
 REACH = 40  # frames on each side that a sample of HiFi-GAN can depend on, and some more
 
 
@@ -222,6 +230,7 @@ class HifiGan:
         self.hop = math.prod(config.upsample_rates)
         self.rate, self.frame_rate, self.dim = RATE, RATE / self.hop, config.model_in_dim
         self.colour = slice(0)  # none: not measured
+        self.careful = self
         self.mel = MEL | (getattr(config, "mel", None) or {})
 
     def analyse(self,

@@ -83,7 +83,7 @@ class HifiGanOptions:
     held_out: int = 8  # utterances at the manifest's end that are kept for validation
     valid: str = ""  # a manifest for validation, instead of those
 
-# %% ../../nbs/speech/vocoder_training.ipynb #03e937ea
+# %% ../../nbs/speech/vocoder_training.ipynb #f22ef5e8
 SIDE = 4  # frames on each side of a segment, for its mel
 
 
@@ -96,9 +96,9 @@ class HifiGanTask:
         self.config, self.options, self.seed = HifiGanConfig(**(run.model or {})), HifiGanOptions(**(run.options or {})), run.seed
         self.hop = math.prod(self.config.rates)
         self.rows = max(1, round(run.seconds * RATE / (self.options.frames * self.hop)))
-        rows = list(Manifest(run.data, need_text=False))
+        rows = list(Manifest(Path(run.data).expanduser(), need_text=False))
         if self.options.valid:
-            self.train, self.valid = rows, list(Manifest(self.options.valid, need_text=False))
+            self.train, self.valid = rows, list(Manifest(Path(self.options.valid).expanduser(), need_text=False))
         else:
             n = min(self.options.held_out, len(rows) - 1)
             self.train, self.valid = rows[: len(rows) - n], rows[len(rows) - n :] or rows

@@ -6,11 +6,12 @@
 __all__ = ['EMPTY', 'find_task', 'rate', 'adam', 'places', 'stream', 'asked_to_stop', 'alone', 'update', 'blamed', 'aside',
            'validate', 'check', 'export', 'train', 'keep', 'start']
 
-# %% ../../nbs/train/loop.ipynb #7fda9af2
+# %% ../../nbs/train/loop.ipynb #d26f311f
 import importlib
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from ..base.folder import Saved
 from . import state
 from .config import Run, override, preset
 from .journal import Journal
-from .launch import Step, gathered, machine, rows
+from .launch import Step, bf16_pays, gathered, machine, rows
 
 # %% ../../nbs/train/loop.ipynb #1887a997
 def find_task(
@@ -335,7 +336,7 @@ def keep(
     state.save(folder, run, at, task.model, optimizer, ema, random, writes=journal is not None)
     here.wait_for_everyone()
 
-# %% ../../nbs/train/loop.ipynb #885b8913
+# %% ../../nbs/train/loop.ipynb #040fded4
 def start(
     name: str,  # of a preset
     sets: list[str],  # each key=value
@@ -344,4 +345,7 @@ def start(
     progress: bool = True,
 ) -> dict[str, float]:
     "Train a preset with some values changed"
-    return train(override(preset(name), sets), folder, device, progress, board=True)
+    run = override(preset(name), sets)
+    if run.precision == "bf16" and (device == "cpu" or not torch.cuda.is_available()) and not bf16_pays():
+        print("note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32", file=sys.stderr)
+    return train(run, folder, device, progress, board=True)
