@@ -1,7 +1,7 @@
 # diffuspeech: two commands are all you need, `make lab` and `make test`
 PY := .venv/bin/python
 export PLOTLY_RENDERER := plotly_mimetype
-.PHONY: help lab test env docs bench notebooks format
+.PHONY: help lab test env docs bench voice notebooks format
 
 help:       ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,14 @@ bench: .venv/.ready  ## what things cost
 	@.venv/bin/diffuspeech bench decoder
 	@.venv/bin/diffuspeech bench training
 	@.venv/bin/diffuspeech bench law
+
+CORPUS := $(or $(DIFFUSPEECH_HOME),$(HOME)/.cache/diffuspeech)/corpora/small
+voice: .venv/.ready  ## train speech tokens and voice again from nothing, into runs/codec (hours; stopped, it goes on)
+	@.venv/bin/diffuspeech corpus build small
+	@for split in train dev; do .venv/bin/diffuspeech corpus prepare $(CORPUS)/$$split.jsonl || exit; done
+	@.venv/bin/diffuspeech train speech-tokens -o runs/codec/speech-tokens --set data=$(CORPUS)
+	@.venv/bin/diffuspeech train flow -o runs/codec/flow --set options.tokenizer=runs/codec/speech-tokens/model --set data=$(CORPUS)
+	@echo "diffuspeech encode clip.wav -o ids.jsonl --model runs/codec"
 
 notebooks: .venv/.ready  ## run every notebook top to bottom at its CI scale and store its outputs (NB=path for some)
 	@$(PY) tools/notebooks.py $(NB)

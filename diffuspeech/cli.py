@@ -6,19 +6,21 @@
 __all__ = ['print_table', 'bench', 'encode', 'decode', 'judge', 'corpus', 'reconstruct', 'say', 'evaluate', 'train', 'plan',
            'convert', 'fetch', 'write_rows', 'finish', 'main']
 
-# %% ../nbs/cli.ipynb #e26822e6
+# %% ../nbs/cli.ipynb #d4c60d7a
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from . import __version__
 
-# %% ../nbs/cli.ipynb #a24854be
+# %% ../nbs/cli.ipynb #fa7dac11
 def print_table(
     rows: list[dict],
 ):
     "Rows as aligned columns"
-    cells = [list(rows[0]), *([("" if v is None else f"{v:g}" if isinstance(v, float) else str(v)) for v in row.values()] for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([("" if (v := row.get(name)) is None else f"{v:g}" if isinstance(v, float) else str(v)) for name in names] for row in rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     for line in cells:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip())
@@ -72,7 +74,7 @@ def judge(args: argparse.Namespace):
         write_rows(args.json, [*rows, total] if rows else [])
     finish(args, len(rows), job.troubles, "judged")
 
-# %% ../nbs/cli.ipynb #0e467f0e
+# %% ../nbs/cli.ipynb #8371c4b6
 def corpus(args: argparse.Namespace):
     "Build, check, pack or prepare a corpus"
     if args.what == "build":
@@ -90,11 +92,17 @@ def corpus(args: argparse.Namespace):
         from diffuspeech.speech.shards import pack
         if not args.licence:
             raise ValueError("corpus pack wants --licence FILE: what is carried elsewhere keeps its licence beside it")
-        index = pack(Manifest(args.input), args.out or f"{args.input}.shards", Path(args.licence), processes=args.workers or 1)
-        print(f"{args.out or args.input + '.shards'}: {len(index['shards'])} shards")
+        encode = None
+        if args.tokens:
+            from diffuspeech.speech.jobs import Ids
+            encode = Ids(args.tokens)
+        where = args.out or f"{args.input}.shards"
+        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=args.workers or os.cpu_count())
+        finish(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
     else:
-        from diffuspeech.speech.prepared import prepare
-        print(prepare(args.input, args.out, twins=args.twins, features=not args.waves, workers=args.workers))
+        from diffuspeech.speech.prepared import Prepared, prepare
+        made = Prepared(prepare(args.input, args.out, twins=args.twins, vocoder=args.vocoder, workers=args.workers))
+        finish(args, len(made), made.skipped, "prepared")
 
 # %% ../nbs/cli.ipynb #501a38a6
 def reconstruct(args: argparse.Namespace):
@@ -214,7 +222,7 @@ def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, 
     if troubles:
         sys.exit(1)
 
-# %% ../nbs/cli.ipynb #7a6000f8
+# %% ../nbs/cli.ipynb #8d6dad7e
 def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
@@ -235,13 +243,13 @@ def main(
     seed = ("--seed", dict(type=int, default=0, help="(default %(default)s)"))
     verb(encode, "speech tokens of sound files", inputs, ("-o --out", dict(required=True, metavar="TOKENS.jsonl")), model)
     verb(decode, "sound files of speech tokens", ("tokens", dict(metavar="TOKENS.jsonl")), ("-o --out", dict(required=True, metavar="FOLDER")), model,
-         ("--reference", dict(metavar="WAV", help="in whose voice (default: nobody's)")), ("--steps", dict(type=int, default=10, help="of the flow (default %(default)s)")), seed)
+         ("--reference", dict(metavar="WAV", help="in whose voice (default: nobody's)")), ("--steps", dict(type=int, default=10, help="of the flow (default %(default)s)")), ("--seed", dict(type=int, default=0, help="of the noise that CosyVoice's flow begins with; the built-in one begins with none (default %(default)s)")))
     verb(judge, "what a recogniser, a grader and a speaker model say of clips", inputs, ("--original", dict(metavar="FOLDER", help="clips of the same names, to compare words and voices with")),
          ("--recogniser", dict(default="whisper-tiny.en", help="a name, a folder or a hub id (default %(default)s)")), json_file)
     verb(corpus, "build the built-in corpus; check, pack or prepare a manifest", ("what", dict(choices=["build", "check", "pack", "prepare"])),
          ("input", dict(nargs="?", metavar="SIZE|MANIFEST", help="build: small or tiny; else a manifest")), ("-o --out", dict(metavar="FOLDER")),
-         ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
-         ("--waves", dict(action="store_true", help="prepare: waves and texts alone, all that a recogniser learns from; the vocoder's features take most of the time")))
+         ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--tokens", dict(metavar="MODEL", help="pack: this model's ids instead of sound")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
+         ("--vocoder", dict(default="world", metavar="NAME", help="prepare: whose features (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time")))
     rule = ("--sampler", dict(default="conf-topk", metavar="RULE", help="how the masks are filled (default %(default)s)"))
     steps = ("--steps", dict(type=int, default=10, help="of the diffusion (default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))

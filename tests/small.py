@@ -12,7 +12,7 @@ from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
 
 def prepared(folder, **splits):
     "prepared(folder, train=12, dev=2): the first so many clips in each split, under other names, since a test clip would be refused"
-    clips = [replace(u, id=f"c{k}") for k, u in enumerate(Manifest(files("diffuspeech") / "assets" / "pack" / "pack.jsonl"))]
+    clips = [replace(u, id=f"c{k}", split="train") for k, u in enumerate(Manifest(files("diffuspeech") / "assets" / "pack" / "pack.jsonl"))]
     folder.mkdir(parents=True, exist_ok=True)
     for split, n in splits.items():
         write_manifest(folder / f"{split}.jsonl", clips[:n])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffuspeech.base.folder import ours, read_config
 from diffuspeech.evaluate.metrics import Recogniser, wer
 from diffuspeech.evaluate.speech import pack_utterances
 from diffuspeech.speech import text
@@ -41,6 +42,12 @@ def test_every_level_of_every_digit_is_alive(codec, pack):
     codes = torch.cat([codec.encode(w[None])[0][0] for w in waves])
     for place, levels in enumerate(codec.tokenizer.config.levels):
         assert (torch.bincount(codes // 4**place % 4, minlength=levels) > 0.02 * len(codes)).all(), f"digit {place}"
+
+
+def test_the_codebook_is_in_use():
+    "Over the train split, counted when the weights were written"
+    about = read_config(ours("speech-tokens"))["about"]["train"]
+    assert about["used"] > 0.8 and about["ids"] > 500_000
 
 
 def test_the_ids_alone_can_be_read(codec, pack):

@@ -114,12 +114,76 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
     assert len(ids) == len(whole) and (ids == whole).float().mean() > 0.97
 
 
+LONG = """
+import sys, torch
+from diffuspeech.speech import audio
+from diffuspeech.speech.jobs import encode_utterance, gather
+class Stub:
+    frame_rate = 25.0
+    def encode(self, waves):
+        return torch.zeros(1, -(-waves.shape[1] // 640), dtype=torch.int64), None
+audio.resample(audio.clip(), 8_000)  # what is loaded once
+peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
+before = peak()
+ids = encode_utterance(Stub(), gather([sys.argv[1]]).todo[0])
+print(len(ids), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_three_hours_in_bounded_memory(tmp_path):
+    minute = audio.resample(audio.clip(), 16_000, 8_000).repeat(12)[: 60 * 8_000]
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 8_000, 1) as file:
+        for _ in range(180):
+            file.write(minute.numpy())
+    done = subprocess.run([sys.executable, "-c", LONG, tmp_path / "long.flac"], capture_output=True, text=True, check=True)
+    tokens, megabytes = map(float, done.stdout.split())
+    assert tokens == 180 * 60 * 25 and megabytes < 100, f"{megabytes:.0f} MB; the wave has 691"
+
+
 def test_there_and_back(model, good, tmp_path):
     cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
-    for k, extra in enumerate(([], ["--reference", str(good)], ["--seed", "1"])):
+    for k, extra in enumerate(([], ["--reference", str(good)])):
         cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / f"out{k}"), "--model", str(model), "--steps", "2", *extra])
-    a, b, c = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(3)]
-    assert len(a) == len(b) == 32000 and not torch.equal(a, b) and not torch.equal(a, c)
+    a, b = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(2)]
+    assert len(a) == len(b) == 32000 and not torch.equal(a, b)
+
+
+def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
+    audio.save(tmp_path / "long.wav", audio.clip().repeat(20))
+    whole = (tmp_path / "long.wav").read_bytes()
+    (tmp_path / "long.wav").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(SystemExit):
+        cli.main(["encode", str(tmp_path / "long.wav"), str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+    err = capsys.readouterr().err
+    assert "long.wav: breaks off" in err and "1 encoded" in err and "1 skipped" in err
+
+
+def test_no_result_replaces_another(model, good, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    audio.save(tmp_path / "other" / "good.wav", audio.clip()[16000:])
+    with pytest.raises(SystemExit):
+        cli.main(["encode", str(good), str(tmp_path / "other" / "good.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+    err = capsys.readouterr().err
+    assert "other/good.wav: its name, good, is that of" in err and "1 encoded" in err
+    assert [u.id for u in gather([tmp_path]).todo] == ["good", "other/good"], "below one folder they have names of their own"
+
+
+def test_rows_of_different_columns_make_a_table(capsys):
+    cli.print_table([dict(id="a", heard="one two"), dict(id="all", wer=0.5)])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["id", "heard", "wer"], ["a", "one", "two"], ["all", "0.5"]]
+
+
+def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "good.wav", "duration": 2.0, "text": "hello"}\n{"audio_filepath": \n')
+    (tmp_path / "LICENCE").write_text("ours")
+    for k, extra in enumerate(([], ["--tokens", str(model)])):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["corpus", "pack", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / f"pack{k}"), "--licence", str(tmp_path / "LICENCE"), "--workers", "1", *extra])
+        err = capsys.readouterr().err
+        assert stop.value.code == 1 and "m.jsonl:2" in err and "1 skipped" in err
+    index = json.loads((tmp_path / "pack1" / "index.json").read_text())
+    assert index["kind"] == "tokens" and index["tokenizer"] == load_codec(model).version and index["utterances"] == 1
 
 
 def test_a_public_codec_there_and_back(good, tmp_path, capsys):
@@ -270,6 +334,27 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())
     n = {split: len(Manifest(folder / f"{split}.jsonl")) for split in builtin.PLANS["tiny"]}
     assert n == {split: sum(v.values()) for split, v in builtin.PLANS["tiny"].items()}
+
+
+def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(RuntimeError) as told:
+        builtin.build(tmp_path / "corpus", "small")
+    for words in ("diatheke", "apt-get install flite", "pip install piper-tts", "diffuspeech fetch kokoro"):
+        assert words in str(told.value)
+
+
+def test_recordings_that_say_something_else_now_are_made_again(tmp_path):
+    items = [builtin.Item(f"train-flite-slt-{k}", "train", "flite-slt", f"text {k}", f"text {k}", 1.0, "clean") for k in range(2)]
+    for item in items:
+        builtin.where(tmp_path, item).parent.mkdir(parents=True, exist_ok=True)
+        builtin.where(tmp_path, item).write_bytes(b"sound")
+    builtin.renew(tmp_path, items)
+    assert all(builtin.where(tmp_path, item).exists() for item in items)
+    builtin.renew(tmp_path, [items[0], builtin.replace(items[1], text="another")])
+    assert [builtin.where(tmp_path, item).exists() for item in items] == [True, False]
 
 
 def test_what_is_missing_is_said_at_once(monkeypatch, tmp_path):

@@ -58,6 +58,8 @@ def test_rates_are_of_the_table_and_rows_are_kept():
     assert e.count.tolist() == [1, 0] and e.size.tolist() == [1, 9] and e.rate == pytest.approx(0.1)
     three = wer_three_ways(["press the key"], ["press a key"], ["press a key"])
     assert three["own"].rate == 0 and three["text"].rate == three["floor"].rate == pytest.approx(1 / 3)
+    three = wer_three_ways(["a b", "c"], ["a", "c"], ["a b", "[noise]"])
+    assert three["own"].size.tolist() == [2] and three["text"].size.tolist() == [2, 1]
 
 
 def test_words_that_cannot_be_counted():

@@ -6,7 +6,7 @@
 __all__ = ['SYSTEMS', 'VOICE', 'kind_of', 'other_clips', 'render', 'verdict', 'speech_table', 'test_utterances',
            'pack_utterances', 'judge_all']
 
-# %% ../../nbs/evaluate/speech.ipynb #af24e2a4
+# %% ../../nbs/evaluate/speech.ipynb #f367b506
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base.weights import home
-from .intervals import bootstrap
-from .metrics import Cache, Errors, Mos, Recogniser, Speaker, audible, cosine, wer
+from .intervals import bootstrap, smallest_difference
+from .metrics import Cache, Errors, Mos, Recogniser, Speaker, audible, cosine, speaker_floor, wer, wer_three_ways
 from ..speech.audio import RATE, load
 from ..speech.jobs import Job
 from ..speech.manifest import Manifest, Utterance, load_audio
@@ -65,7 +65,7 @@ def render(
                 found[i] = wave[:n]
     return found, time.perf_counter() - start
 
-# %% ../../nbs/evaluate/speech.ipynb #a16d2cb4
+# %% ../../nbs/evaluate/speech.ipynb #4f75f2a4
 def verdict(
     some: Sequence[Utterance],
     made: Sequence[Tensor],  # of each
@@ -79,15 +79,17 @@ def verdict(
     "What the judges say of a row, and how sure that is"
     made, pick = audible(made), lambda values: [values[i] for i in graded]
     voice, sentence = [u.speaker for u in some], [u.text for u in some]
-    errors = wer(sentence, cache(judges["wer"], made))
+    ways = wer_three_ways(sentence, cache(judges["wer"], made), cache(judges["wer"], audible(originals)))
+    errors = ways["text"]
     mos, same = torch.tensor(cache(judges["mos"], pick(made))), cosine(cache(judges["speaker"], pick(made)), cache(judges["speaker"], pick(originals)))
     row = dict(clips=len(some), words=int(errors.size.sum()), graded=len(graded)) | errors.parts
-    for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), over: None if first is None else bootstrap(errors.count, voice, sentence, errors.size, against=first),
+    paired = None if first is None else bootstrap(errors.count, voice, sentence, errors.size, against=first)
+    for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), over: paired,
                         "distillmos": bootstrap(mos, pick(voice), pick(sentence)), "spksim": bootstrap(same, pick(voice), pick(sentence))}.items():
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), [None] * 3 if found is None else [round(v, 4) for v in (found.estimate, found.low, found.high)]))
-    return row, errors
+    return row | dict(wer_detectable=None if paired is None else round(smallest_difference(paired), 4), wer_own=round(ways["own"].rate, 4)), errors
 
-# %% ../../nbs/evaluate/speech.ipynb #f4e6deb5
+# %% ../../nbs/evaluate/speech.ipynb #1b3481c6
 SYSTEMS = ("Original", "Vocoder", "S3-Oracle", "S3-Oracle, other clip", "S3-Oracle, no voice")
 VOICE = SYSTEMS[3:]  # what matters in these is the voice: they are made of the graded clips alone
 
@@ -107,19 +109,21 @@ def speech_table(
     groups = defaultdict(list)
     for u in utterances:
         groups[u.split, kind_of(u)].append(u)
+    spread = {key: torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist() for key, some in groups.items()}
+    crowd = [groups[key][i] for key, at in spread.items() for i in at]
+    floor = speaker_floor(cache(judges["speaker"], [load_audio(u) for u in crowd]), [u.speaker for u in crowd])["different"]
     rows = []
     with progress(total=len(utterances) * len(systems), unit="clip") as bar:
         for (split, kind), some in groups.items():
             waves = [load_audio(u) for u in some]
-            others = [waves[i] for i in other_clips(some)]
-            some_at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
+            others, some_at = [waves[i] for i in other_clips(some)], spread[split, kind]
             first = None  # the original's errors, for a paired difference
             for system in systems:
                 at = some_at if system in VOICE else list(range(len(some)))
                 made, seconds = render(codec, system, [waves[i] for i in at], [others[i] for i in at])
                 row, errors = verdict([some[i] for i in at], made, [waves[i] for i in at], [at.index(i) for i in some_at], judges, cache, "wer_over_original", None if system in VOICE else first)
                 first = errors.count if system == "Original" else first
-                rows.append(dict(system=system, split=split, voices=kind) | row | dict(rtf=round(seconds / (sum(len(waves[i]) for i in at) / RATE), 4)))
+                rows.append(dict(system=system, split=split, voices=kind) | row | dict(spksim_floor=None if floor != floor else round(floor, 4), rtf=round(seconds / (sum(len(waves[i]) for i in at) / RATE), 4)))
                 bar.update(len(some))
     return rows
 

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'states_of', 'SpeechBatch', 'Speaking', 'assemble', 'DecoderTask', 'begin']
 
-# %% ../../nbs/models/decoder_training.ipynb #8a9cddb5
+# %% ../../nbs/models/decoder_training.ipynb #42175a36
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..base import keys
-from ..base.folder import fingerprint, read_config, write_aside
+from ..base.folder import fingerprint, read_config
 from ..diffusion.corrupt import corrupt, utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.loss import diffusion_loss
@@ -33,7 +32,7 @@ from ..speech.recogniser import built_in as recogniser_of
 from ..speech.taste import Taste
 from ..speech.tokens import built_in as tokenizer_of
 
-# %% ../../nbs/models/decoder_training.ipynb #1d81abd2
+# %% ../../nbs/models/decoder_training.ipynb #f08030ad
 def states_of(
     corpus: Prepared,
     recogniser: Canary,
@@ -41,15 +40,15 @@ def states_of(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (layers, T, hidden) bfloat16
     "What a frozen encoder hears in a prepared corpus"
-    if not file.exists():
+    def make():
         found = {}
         with torch.no_grad():
             for batch in corpus.batches(120.0):
                 states, mask = recogniser.read(batch.waves, batch.lengths, layers)
                 states = torch.stack(states, 1).bfloat16()
                 found |= {name: row[:, :n].clone() for name, row, n in zip(batch.ids, states, mask.sum(1).tolist())}
-        write_aside(file, lambda aside: save_file(found, aside))
-    return load_file(file)
+        return found
+    return corpus.kept(file, make)
 
 # %% ../../nbs/models/decoder_training.ipynb #83327f67
 @dataclass

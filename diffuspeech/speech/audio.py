@@ -308,14 +308,14 @@ class Player:
         return (f'<div style="display:flex;align-items:center;gap:0.8em;margin:6px 0">{label}'
                 f'<audio controls preload="auto" style="height:2.2em" src="{data_url(self.wave)}"></audio></div>')
 
-# %% ../../nbs/speech/audio.ipynb #3850cd33
+# %% ../../nbs/speech/audio.ipynb #b5414c9f
 def log_mel(
     wave: Tensor,  # (..., samples)
     bands: int = 80,
     hop: int = 160,  # samples between frames: 10 ms
 ) -> Tensor:  # (..., bands, frames), natural log
     "Log energy in mel bands"
-    spec = import_torchaudio().transforms.MelSpectrogram(RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=bands)
+    spec = import_torchaudio().transforms.MelSpectrogram(RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=bands).to(wave.device)
     return spec(wave).clamp_min(1e-8).log()
 
 # %% ../../nbs/speech/audio.ipynb #862472af

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['ids_of', 'FlowTask']
 
-# %% ../../nbs/speech/flow_training.ipynb #22ca277e
+# %% ../../nbs/speech/flow_training.ipynb #0000ae51
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..base import keys
-from ..base.folder import write_aside
 from .batches import Each
 from .flow import Flow, FlowConfig, noise_for, voiceprint
 from .prepared import Prepared, PreparedBatch
@@ -21,22 +19,22 @@ from .quantize import inside
 from .tokens import Tokenizer, built_in
 from .tokens_training import heed, moments
 
-# %% ../../nbs/speech/flow_training.ipynb #3171ba9a
+# %% ../../nbs/speech/flow_training.ipynb #9bf29583
 def ids_of(
     corpus: Prepared,
     tokenizer: Tokenizer,
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (L,) int16
     "The ids of a prepared corpus"
-    if not file.exists():
+    def make():
         found = {}
         for batch in corpus.batches(120.0):
             ids, counts = tokenizer.encode(batch.waves, batch.lengths)
             found |= {name: row[:n].to(torch.int16) for name, row, n in zip(batch.ids, ids, counts.tolist())}
-        write_aside(file, lambda aside: save_file(found, aside))
-    return load_file(file)
+        return found
+    return corpus.kept(file, make)
 
-# %% ../../nbs/speech/flow_training.ipynb #0d7374b6
+# %% ../../nbs/speech/flow_training.ipynb #8e27ac90
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
 
@@ -48,8 +46,9 @@ class FlowTask:
         version = self.tokenizer.version
         self.ids = ids_of(self.train, self.tokenizer, folder / "train" / f"ids-{version}.safetensors") | ids_of(self.dev, self.tokenizer, folder / "dev" / f"ids-{version}.safetensors")
         torch.manual_seed(run.seed)
-        self.model = Flow(FlowConfig(levels=self.tokenizer.config.levels, **run.model))
-        self.model.moments.copy_(moments(self.train))
+        found = moments(self.train)
+        self.model = Flow(FlowConfig(levels=self.tokenizer.config.levels, **dict(features=found.shape[1]) | run.model))
+        self.model.moments.copy_(found)
 
     @staticmethod
     def outline(run) -> list[dict]:
@@ -61,10 +60,11 @@ class FlowTask:
 
     def parts(self, batch: PreparedBatch, model: Flow, key: Tensor, t: Tensor) -> dict[str, Tensor]:
         device = model.moments.device
+        key, t = key.to(device), t.to(device)
         rows = [self.ids[name].long() for name in batch.ids]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
         T = ids.shape[1] * model.config.frames
-        world = model.normal(batch.world.to(device))
+        world = model.normal(batch.features.to(device))
         frames = batch.frames.to(device).clamp_max(T)
         speaker = voiceprint(world, frames)
         last = world.gather(1, (frames - 1)[:, None, None].expand(-1, 1, world.shape[2]))
@@ -98,4 +98,4 @@ class FlowTask:
         return dict(score=total / n)
 
     def export(self, folder, **about):
-        self.model.save_pretrained(folder, half=True, tokenizer=self.tokenizer.version, **about)
+        self.model.save_pretrained(folder, half=True, tokenizer=self.tokenizer.version, vocoder=self.train.vocoder, **about)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDING', 'Sound', 'opus', 'array', 'write_tar', 'read_table', 'trouble', 'pack_range', 'save_table', 'pack', 'Shards']
 
-# %% ../../nbs/speech/shards.ipynb #7e01850a
+# %% ../../nbs/speech/shards.ipynb #a09ced4d
 import hashlib
 import io
 import json
@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..base.folder import write_aside, write_json
 from . import audio
@@ -100,7 +101,7 @@ def trouble(folder: Path, shard: dict) -> str:  # nothing where all is well
     what = "is missing" if size < 0 else f"has {size} bytes, and was written with {shard['bytes']}"
     return "" if size == shard["bytes"] else f"{path}: {what}; copy it again, or run pack again, which makes only what is missing"
 
-# %% ../../nbs/speech/shards.ipynb #afae53c3
+# %% ../../nbs/speech/shards.ipynb #87753556
 ENDING = 1_024 + 10_240  # bytes that the end of a tar may take
 
 
@@ -109,7 +110,7 @@ def pack_range(
     number: int,
     first: int,  # the row of the first utterance, for keys
     items: "Sequence[Utterance | ManifestError]",
-    settings: dict,  # kind, kbits, megabytes, on_bad
+    settings: dict,  # kind, kbits, megabytes, on_bad, tokenizer
     encode: "Callable[[Tensor], Tensor] | None" = None,
 ) -> bool:  # was it made now? False where it was there
     "One range of a manifest as tar files and a table"
@@ -166,7 +167,7 @@ def save_table(aside: Path, about: str, places: list, seconds: list):
     with open(aside, "wb") as file:
         np.savez(file, about=np.array(about), places=np.array(places, np.int64).reshape(-1, 7), seconds=np.array(seconds, np.float32))
 
-# %% ../../nbs/speech/shards.ipynb #260f66ee
+# %% ../../nbs/speech/shards.ipynb #2418d968
 def pack(
     manifest: "Sequence[Utterance]",  # a Manifest, or a corpus of `speech.corpus`
     folder: "str | Path",
@@ -176,6 +177,7 @@ def pack(
     encode: "Callable[[Tensor], Tensor] | None" = None,  # tokens: wave to ids; with several processes, a function or object that pickles
     megabytes: float = 100.0,  # that a shard has at most
     processes: int = 1,
+    progress: Callable = tqdm,
 ) -> dict:  # the index
     "Pack a corpus into shards; what is there already is kept"
     folder, on_bad = Path(folder), getattr(manifest, "on_bad", "raise")
@@ -189,7 +191,7 @@ def pack(
     bound = 3_000 + np.nan_to_num(durations) * (kbits * 125 * 1.25 if kind == "opus" else 250)  # bytes that an utterance is likely to stay below
     number = (np.cumsum(bound) // ((megabytes * 1e6 - ENDING) * 0.98)).astype(int)
     ends = np.append(np.flatnonzero(np.diff(number)) + 1, len(durations)).tolist()
-    settings = {"kind": kind, "kbits": float(kbits) if kind == "opus" else None, "megabytes": float(megabytes), "on_bad": on_bad, "version": 1}
+    settings = {"kind": kind, "kbits": float(kbits) if kind == "opus" else None, "megabytes": float(megabytes), "on_bad": on_bad, "tokenizer": getattr(encode, "version", None), "version": 1}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)
 
@@ -198,19 +200,25 @@ def pack(
             rows = range(start, end)
             yield folder, i, start, manifest.__getitems__(rows) if hasattr(manifest, "__getitems__") else [manifest[row] for row in rows], settings, encode
 
+    bar = progress(total=len(ends), desc="pack", unit="range")
+
+    def count(made):
+        bar.update()
+        return made
     if processes == 1:
-        made = sum(pack_range(*job) for job in jobs())
+        made = sum(count(pack_range(*job)) for job in jobs())
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a forked torch may hang
             made, waiting = 0, deque()
             try:
                 for job in jobs():
                     waiting.append(pool.submit(pack_range, *job))
-                    made += waiting.popleft().result() if len(waiting) > 2 * processes else 0
-                made += sum(job.result() for job in waiting)
+                    made += count(waiting.popleft().result()) if len(waiting) > 2 * processes else 0
+                made += sum(count(job.result()) for job in waiting)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+    bar.close()
     tables = [read_table(folder / f"{i:05d}.npz")[0] for i in range(len(ends))]
     shards, skipped = [s for t in tables for s in t["shards"]], [m for t in tables for m in t["skipped"]]
     if not shards:

@@ -6,17 +6,15 @@
 __all__ = ['moments', 'heed', 'Supervised', 'frame_phones', 'aligned', 'phones_at', 'holes', 'letters_of', 'ctc', 'TokenizerTask',
            'distance']
 
-# %% ../../nbs/speech/tokens_training.ipynb #afe9bb49
+# %% ../../nbs/speech/tokens_training.ipynb #a5f972f4
 import math
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..base import keys
-from ..base.folder import write_aside
 from ..base.processes import spread
 from . import text
 from .align import PHONES, Alignment, align
@@ -28,14 +26,14 @@ from .prepared import Prepared, PreparedBatch
 from .quantize import inside, perplexity, usage
 from .tokens import Tokenizer, TokenizerConfig
 
-# %% ../../nbs/speech/tokens_training.ipynb #8e7c49af
+# %% ../../nbs/speech/tokens_training.ipynb #7e27fb28
 def moments(
     corpus: Prepared,
     rows: int = 400,
 ) -> Tensor:  # (2, dim): mean and spread
     "Mean and spread of the vocoder's features over a corpus"
     at = torch.linspace(0, len(corpus) - 1, min(rows, len(corpus))).long().tolist()
-    frames = torch.cat([corpus.tensor(corpus.rows[i], "world") for i in at])
+    frames = torch.cat([corpus.tensor(corpus.rows[i], "features") for i in at])
     return torch.stack([frames.mean(0), frames.std(0).clamp_min(1e-3)])
 
 # %% ../../nbs/speech/tokens_training.ipynb #bd94e68f
@@ -72,7 +70,7 @@ class Supervised(nn.Module):
             h = h + torch.nn.functional.gelu(conv(h.mT)).mT
         return self.finish(h).unflatten(-1, (4, -1)).flatten(1, 2)
 
-# %% ../../nbs/speech/tokens_training.ipynb #94119782
+# %% ../../nbs/speech/tokens_training.ipynb #394bc8f2
 def frame_phones(
     alignment: Alignment | None,
     count: int,  # tokens
@@ -107,7 +105,7 @@ def phones_at(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (tokens,)
     "The phones of a prepared corpus, frame by frame"
-    if not file.exists():
+    def make():
         first = [row for row in corpus.rows if not row["id"].endswith("~")]
         parts = [first[k : k + 100] for k in range(0, len(first), 100)]
         known = {}
@@ -117,8 +115,8 @@ def phones_at(
         for row in corpus.rows:
             id = row["id"].removesuffix("~")
             tables[row["id"]] = frame_phones(known[id], math.ceil(row["seconds"] * 25), seconds[id] / row["seconds"])
-        write_aside(file, lambda aside: save_file(tables, aside))
-    return load_file(file)
+        return tables
+    return corpus.kept(file, make)
 
 # %% ../../nbs/speech/tokens_training.ipynb #66024a5b
 def holes(
@@ -139,7 +137,7 @@ def holes(
         wave[start : start + int(long * seconds * RATE)] = 0
     return wave
 
-# %% ../../nbs/speech/tokens_training.ipynb #70937ca7
+# %% ../../nbs/speech/tokens_training.ipynb #20470d88
 def letters_of(batch: PreparedBatch) -> list[Tensor]:  # of each row
     "What is said, in letters; a text without any is an error that names its clip"
     return [torch.tensor(text.letters.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
@@ -197,7 +195,7 @@ class TokenizerTask:
         logp = m.tokenizer.recognise(q.x_hat + mixed * (hidden - q.x_hat), counts)
         letters = letters_of(batch)
         phones = torch.nn.utils.rnn.pad_sequence([self.phones[id].long() for id in batch.ids], batch_first=True, padding_value=-100).to(device)
-        world = (batch.world.to(device) - m.moments[0]) / m.moments[1]
+        world = (batch.features.to(device) - m.moments[0]) / m.moments[1]
         rebuilt = m.rebuild(q.x_hat, voiceprint(world, batch.frames.to(device))).float()
         T = min(world.shape[1], rebuilt.shape[1])
         mask = inside(world, batch.frames.to(device))[:, :T, None]
@@ -227,7 +225,13 @@ class TokenizerTask:
             score=sums["loss"] / len(self.dev), wer=errors / n, used=usage(ids, size).item(), perplexity=perplexity(ids, size).item())
 
     def export(self, folder, **about):
-        self.model.tokenizer.save_pretrained(folder, half=True, **about)
+        tokenizer, codes = self.model.tokenizer, []
+        for batch in self.train.batches(120.0):
+            ids, _ = tokenizer.encode(batch.waves.to(self.model.moments.device), batch.lengths)
+            codes.append(ids[ids >= 0].cpu()[:, None])
+        codes, size = torch.cat(codes), tokenizer.vocab_size
+        train = dict(ids=len(codes), used=usage(codes, size).item(), perplexity=perplexity(codes, size).item())
+        tokenizer.save_pretrained(folder, half=True, train=train, **about)
 
 # %% ../../nbs/speech/tokens_training.ipynb #36cbdeb6
 def distance(a: list, b: list) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPERATURE', 'SpeechCodec', 'check_ids']
 
-# %% ../../nbs/speech/vocode.ipynb #90a06b15
+# %% ../../nbs/speech/vocode.ipynb #afdd60b1
 from pathlib import Path
 
 import torch
@@ -16,9 +16,9 @@ from ..base.folder import find, ours, read_config
 from .audio import RATE
 from .flow import Flow, noise_for, voiceprint
 from .tokens import CONTEXT, WINDOW, Tokenizer
-from .vocoder import Vocoder, World
+from .vocoder import Vocoder, World, load_vocoder
 
-# %% ../../nbs/speech/vocode.ipynb #cd6a21f1
+# %% ../../nbs/speech/vocode.ipynb #a5f8bb89
 TEMPERATURE = 0.0  # chosen on dev (78 clean clips, each in its own voice and in another clip's): word errors 12.8, 14.0 and 13.6% at 0, 0.3 and 0.6; DistillMOS 3.29, 3.30, 3.30
 
 
@@ -35,6 +35,7 @@ class SpeechCodec:
     @classmethod
     def from_pretrained(cls,
         name: "str | Path" = "small",  # the built-in one; a folder or hub id that holds speech-tokens/ and flow/, as models or as training runs
+        vocoder: str | None = None,  # the one that the flow was trained for when not given
     ) -> "SpeechCodec":
         "A trained codec"
         if name == "small":
@@ -42,8 +43,9 @@ class SpeechCodec:
         else:
             home = find(name)
             tokens, flow = ((home / part / "model" if (home / part / "model").is_dir() else home / part) for part in ("speech-tokens", "flow"))
-        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow))
-        made_for = read_config(flow)["about"].get("tokenizer", codec.version)
+        about = read_config(flow)["about"]
+        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow), load_vocoder(vocoder or about.get("vocoder", "world")))
+        made_for = about.get("tokenizer", codec.version)
         if made_for != codec.version:
             raise ValueError(f"{flow}: this flow speaks ids of {made_for}, and {tokens} makes {codec.version}; train the flow again")
         return codec

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'LOW', 'HIGH', 'RESTING', 'HOP', 'MOST', 'LOUDER', 'AROUND', 'MEL', 'REACH', 'Vocoder', 'one_wave', 'matrix',
-           'pyworld', 'rests', 'track', 'World', 'log10_mel', 'mel_of', 'load_hifigan', 'HifiGan']
+           'pyworld', 'rests', 'track', 'World', 'log10_mel', 'mel_of', 'load_hifigan', 'HifiGan', 'load_vocoder']
 
 # %% ../../nbs/speech/vocoder.ipynb #e63867de
 import math
@@ -212,7 +212,7 @@ def load_hifigan(
         raise ValueError(f"{source}: these weights do not fit: {wrong}")
     return model
 
-# %% ../../nbs/speech/vocoder.ipynb #c3d88afa
+# %% ../../nbs/speech/vocoder.ipynb #61a8fb88
 REACH = 40  # frames on each side that a sample of HiFi-GAN can depend on, and some more
 
 
@@ -230,8 +230,11 @@ class HifiGan:
         self.hop = math.prod(config.upsample_rates)
         self.rate, self.frame_rate, self.dim = RATE, RATE / self.hop, config.model_in_dim
         self.colour = slice(0)  # none: not measured
-        self.careful = self
+        self.source, self.careful = "weights at hand" if isinstance(source, torch.nn.Module) else str(source), self
         self.mel = MEL | (getattr(config, "mel", None) or {})
+
+    def __repr__(self) -> str:
+        return f"HifiGan({self.source})"
 
     def analyse(self,
         wave: Tensor,  # (samples,) at 16 kHz
@@ -252,3 +255,10 @@ class HifiGan:
             wave = self.model(x[first : start + LONG + REACH])
             parts.append(wave[(start - first) * self.hop :][: LONG * self.hop].cpu())
         return torch.cat(parts)
+
+# %% ../../nbs/speech/vocoder.ipynb #b2b3a50a
+def load_vocoder(
+    name: str,  # world, or where a HiFi-GAN is: a folder, an id on the hub
+) -> Vocoder:
+    "A vocoder by its name"
+    return World() if name == "world" else HifiGan(name)

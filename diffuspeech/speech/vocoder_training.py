@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESOLUTIONS', 'SIDE', 'HifiGanConfig', 'hifigan', 'stft_loss', 'HifiGanOptions', 'HifiGanTask']
 
-# %% ../../nbs/speech/vocoder_training.ipynb #bd177d60
+# %% ../../nbs/speech/vocoder_training.ipynb #153a6d29
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..base.folder import write_aside, write_json
 from .audio import RATE, import_torchaudio
 from .batches import Each
 from .manifest import Manifest, load_audio
+from .prepared import no_test
 from .vocoder import MEL, log10_mel
 
 # %% ../../nbs/speech/vocoder_training.ipynb #91295cab
@@ -83,7 +84,7 @@ class HifiGanOptions:
     held_out: int = 8  # utterances at the manifest's end that are kept for validation
     valid: str = ""  # a manifest for validation, instead of those
 
-# %% ../../nbs/speech/vocoder_training.ipynb #f22ef5e8
+# %% ../../nbs/speech/vocoder_training.ipynb #352fd1b3
 SIDE = 4  # frames on each side of a segment, for its mel
 
 
@@ -97,6 +98,7 @@ class HifiGanTask:
         self.hop = math.prod(self.config.rates)
         self.rows = max(1, round(run.seconds * RATE / (self.options.frames * self.hop)))
         rows = list(Manifest(Path(run.data).expanduser(), need_text=False))
+        no_test([vars(u) for u in rows], run.data)
         if self.options.valid:
             self.train, self.valid = rows, list(Manifest(Path(self.options.valid).expanduser(), need_text=False))
         else:

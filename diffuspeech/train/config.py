@@ -14,11 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import get_type_hints
 
-# %% ../../nbs/train/config.ipynb #c635847e
+# %% ../../nbs/train/config.ipynb #d82d463c
 @dataclass(frozen=True)
 class Run:
     "A training run, as plain values"
-    task: str  # module:class, a part of diffuspeech: e.g. diffuspeech.speech.tokens:TokenizerTask
+    task: str  # module:class, a part of diffuspeech: e.g. diffuspeech.speech.tokens_training:TokenizerTask
     data: str = ""  # a folder or a manifest
     model: dict = field(default_factory=dict)  # the model's config
     options: dict = field(default_factory=dict)  # what else the task wants to know
