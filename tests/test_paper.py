@@ -12,13 +12,13 @@ from test_recogniser import SMALL, pack, parts, random_canary
 
 from diffuspeech.cli import main
 from diffuspeech.evaluate.reconstruct import System, reconstruct_table
-from diffuspeech.models.decoder_training import OPTIONS
+from diffuspeech.models.decoder_training import OPTIONS, assemble
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.speech.adapters import import_s3tokenizer, tiny
 from diffuspeech.speech.cosyvoice import CosyVoice
 from diffuspeech.speech.cosyvoice_flow import CosyFlow
 from diffuspeech.speech.hift import Hift
-from diffuspeech.speech.recogniser import Canary
+from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig
 from diffuspeech.train.config import preset
 from diffuspeech.train.loop import train
 from diffuspeech.train.plan import outline, plan
@@ -99,3 +99,14 @@ def test_the_whole_path_on_fakes(tmp_path, capsys):
     rows = reconstruct_table([System("S3-Oracle"), System("DDM-4L-FSQ", model, 2)], model, clips, judges, graded=2, cache=Cache(tmp_path / "judged"), progress=lambda **k: __import__("tqdm").tqdm(disable=True, **k))
     assert {r["system"] for r in rows} == {"S3-Oracle", "DDM-4L-FSQ"} and all(r["wer"] > 0 for r in rows) and {r["nfe"] for r in rows if r["steps"]} == {2.0}
     assert all(r["bitrate"] > 0 for r in rows if r["steps"])
+
+
+@pytest.mark.parametrize("name, dropout", [("ddm", 0.0), ("ar", 0.1), ("paper-vectors", 0.0)])
+def test_one_dropout_everywhere(name, dropout):
+    "The recogniser was trained with 0.1; what begins with its weights has the decoder's"
+    run = preset(name)
+    with torch.device("meta"):
+        model = assemble(run, Canary(CanaryConfig() if name != "paper-vectors" else PAPER), 4096)
+    trained = [model.taste.aggregator, model.decoder] + ([model.encoder] if model.encoder is not None else [])
+    found = {float(p) for part in trained for m in part.modules() for p in ([m.p] if isinstance(m, torch.nn.Dropout) else [getattr(m, n, None) for n in ("dropout", "attention_dropout", "activation_dropout")]) if isinstance(p, float)}
+    assert found == {dropout} and (model.encoder is not None) == (name == "paper-vectors")

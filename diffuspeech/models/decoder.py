@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..base.folder import Saved
 from ..base.layers import Block, angles, rotate, waves_of
 
-# %% ../../nbs/models/decoder.ipynb #b45d4a0c
+# %% ../../nbs/models/decoder.ipynb #7291f9eb
 @dataclass(frozen=True)
 class DecoderConfig:
     "The shape of a speech decoder"
@@ -23,19 +23,21 @@ class DecoderConfig:
     text: int = 256  # kinds of pieces
     vector: int = 192  # numbers in the vector of a piece; 0: none, text alone
     speech: int = 4096  # kinds of speech tokens; the end and the mask come after them
-    dim: int = 192
+    dim: int = 176
     narrow: int = 64  # width of the table of speech tokens, which is also the output's
     encoder: int = 2  # layers
     decoder: int = 4
     heads: int = 4
-    inner: int = 384  # of the feed-forward
-    rate: float = 6.0  # speech tokens for each piece of text, about: where attention to the text looks at first
+    inner: int = 352  # of the feed-forward
+    rate: float = 3.8  # speech tokens for each piece of text, about: where attention to the text looks at first
     time: bool = False  # tell the network t
     dropout: float = 0.0
 
     def __post_init__(self):
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim={self.dim} must be a multiple of twice heads={self.heads}")
+        if self.causal and self.time:
+            raise ValueError("time=True: a decoder that writes from left to right has no time to be told")
 
     @property
     def eos(self) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Taught', 'teach', 'lesson', 'DistillTask']
 
-# %% ../../nbs/models/distill.ipynb #50b068e0
+# %% ../../nbs/models/distill.ipynb #b4b994ba
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.sample import sample
 from .decoder import Bound
-from .decoder_training import DecoderTask, SpeechBatch
+from .decoder_training import DecoderTask, Speaking, SpeechBatch
+from ..speech import batches
 from ..speech.taste import Taste
 
 # %% ../../nbs/models/distill.ipynb #1357796e
@@ -47,7 +48,7 @@ def teach(
     run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred")
     return Taught(run.tokens, run.trajectory.committed.long(), thought)
 
-# %% ../../nbs/models/distill.ipynb #95502e07
+# %% ../../nbs/models/distill.ipynb #9be7521a
 def lesson(
     student: Bound,
     taught: Taught,
@@ -61,13 +62,13 @@ def lesson(
     target = taught.step >= at[:, None]
     x_j = torch.where(target, c.mask, taught.tokens).masked_fill(taught.step < 0, c.mask)
     where = target.flatten().nonzero()[:, 0]
-    logits = student(x_j, lengths, where=where).float()[:, : c.speech]
+    logits = student(x_j, lengths, target.sum(1) / lengths.clamp_min(1), where).float()[:, : c.speech]
     q, p = ((some / temperature).log_softmax(-1) for some in (logits, taught.logits.flatten(0, 1)[where, : c.speech]))
     divergence = (q.exp() * (q - p)).sum(-1).mean() * temperature**2
     ce = nn.functional.cross_entropy(logits, taught.tokens.flatten()[where])
     return dict(loss=mix * divergence + (1 - mix) * ce, divergence=divergence, ce=ce)
 
-# %% ../../nbs/models/distill.ipynb #ba30844d
+# %% ../../nbs/models/distill.ipynb #128b3498
 class DistillTask(DecoderTask):
     "Train a diffusion decoder to need fewer steps; options.start is both teacher and first student"
 
@@ -84,11 +85,25 @@ class DistillTask(DecoderTask):
         parts = [part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.outline(run)]
         return parts + [parts[-1] | dict(name="teacher", trained=False, rate=parts[-1]["rate"] * run.options.get("steps", 4))]  # called so often
 
-    def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
+    def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, at: Tensor, withheld: float) -> dict[str, Tensor]:
         with torch.no_grad():
-            self.model.taste.eval()
-            condition = self.model.condition(batch)[0]
+            model.taste.eval()
+            condition = self.condition(batch, model, row_keys, withheld)[0]
             taught = teach(self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"])
-        u = keys.uniform(keys.fold(utterance_keys(self.run.seed, step, batch.ids, batch.text.device), 5))
-        at = (u * (self.options["steps"] - 1)).long() * (u < 0.5)  # half of the rows see nothing at all
-        return lesson(self.model.decoder.bind(condition), taught, batch.lengths, at, self.options["temperature"], self.options["mix"])
+        return lesson(model.decoder.bind(condition), taught, batch.lengths, at, self.options["temperature"], self.options["mix"])
+
+    def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
+        row_keys = utterance_keys(self.run.seed, step, batch.ids, batch.text.device)
+        u = keys.uniform(keys.fold(row_keys, 5))
+        at = (2 * u * self.options["steps"]).long() * (u < 0.5)  # half of the rows see nothing at all
+        return self.lesson(batch, self.model, row_keys, at, self.options["withheld"])
+
+    def validate(self, model: Speaking) -> dict[str, float]:
+        "On dev: how far the student's first look is from what its teacher says in all its steps"
+        sums, n = {}, 0
+        for batch in (self.batch(self.corpora["dev"], rows) for rows in batches.plan(self.corpora["dev"].seconds, self.run.seconds, self.run.seed, 0)):
+            found = self.lesson(batch, model, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device), torch.zeros_like(batch.lengths), 0.0)
+            n += len(batch.ids)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(batch.ids)
+        return {name: value / n for name, value in sums.items()} | dict(score=sums["loss"] / n)

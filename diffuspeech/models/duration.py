@@ -73,7 +73,7 @@ class Duration(Saved):
         at = self(condition)
         return torch.lerp(at[:, k - 1], at[:, k], float((q - known[k - 1]) / (known[k] - known[k - 1])))
 
-# %% ../../nbs/models/duration.ipynb #b71f1086
+# %% ../../nbs/models/duration.ipynb #d2709927
 @dataclass
 class Texts:
     "Texts and how long they took"
@@ -95,7 +95,7 @@ class DurationTask:
     @staticmethod
     def outline(run) -> list[dict]:
         c = DurationConfig(**run.model)
-        return [dict(name="duration", module=Duration(c), rate=4.2, depth=c.layers, width=c.dim)]
+        return [dict(name="duration", module=Duration(c), rate=6.6, depth=c.layers, width=c.dim)]
 
     def read(self, corpus: Prepared) -> list[tuple[str, list[int], float]]:
         return [(row["id"], text.pieces().encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
@@ -121,8 +121,9 @@ class DurationTask:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         "The loss on dev, and how often a canvas of each quantile would have been long enough"
-        dev = self.batch(self.corpora["dev"])
-        return dict(score=self.pinball(model, dev).item()) | {f"long_enough_{q:g}": coverage(model.quantile(dev.condition, q), dev.frames) for q in model.config.q}
+        dev, device = self.batch(self.corpora["dev"]), model.finish.bias.device
+        condition = Condition(dev.condition.text.to(device), dev.condition.lengths.to(device))
+        return dict(score=self.pinball(model, dev).item()) | {f"long_enough_{q:g}": coverage(model.quantile(condition, q).cpu(), dev.frames) for q in model.config.q}
 
     def export(self, folder, **about):
         self.model.save_pretrained(folder, half=True, **about)

@@ -43,11 +43,11 @@ class Spoken:
     seconds: dict[str, float]  # condition, decoder, voice
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
 
-# %% ../../nbs/models/reconstructor.ipynb #5d451be7
+# %% ../../nbs/models/reconstructor.ipynb #8c5bbe50
 class Reconstructor:
     "A recogniser, a text-aligned tokenizer, a decoder of either kind, and the codec that makes speech of tokens"
 
-    def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: Duration | None = None, per_piece: float = 6.0):
+    def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: Duration | None = None, per_piece: float = 3.8):
         self.recogniser, self.taste, self.decoder, self.codec, self.duration = recogniser.eval(), taste.eval(), decoder.eval(), codec, duration
         self.hop = round(RATE / codec.frame_rate)  # samples for each speech token
         self.per_piece = per_piece  # speech tokens for each piece of text, in the mean of the training data
@@ -70,7 +70,7 @@ class Reconstructor:
             duration = Duration.from_pretrained(ours("duration"))
         except ValueError:  # nothing but length="predicted" and "eos" needs it, and they say so
             duration = None
-        return cls(recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder"), codec, duration, about.get("per_piece", 6.0))
+        return cls(recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder"), codec, duration, about.get("per_piece", 3.8))
 
     def has(self,
         quantizer: str | None,  # as fsq4; none: whatever it is
@@ -85,7 +85,8 @@ class Reconstructor:
         waves: list[Tensor],
     ) -> list[str]:
         "What is said, by the built-in recogniser"
-        return self.recogniser.transcribe(*padded(waves))
+        r = self.recogniser
+        return (r.hear if r.letters is None else r.transcribe)(*padded(waves))
 
     def pieces(self,
         texts: list[str],
@@ -124,8 +125,13 @@ class Reconstructor:
             if self.duration is None:
                 raise ValueError(f"length={length!r} needs a trained predictor (diffuspeech train duration); without one: given or ratio")
             frames = Predicted(self.duration, 0.95 if length == "eos" else q)(condition)
-            scale = 1.25 * scale if length == "eos" else scale
         return (frames * scale).ceil().long().clamp_min(1)
+
+    def most(self,
+        condition: Condition,
+    ) -> int:  # tokens
+        "Where a row that finds no end is cut: far behind any that would"
+        return max(750, int(3 * Ratio(self.per_piece)(condition.lengths).max()))
 
     @torch.no_grad()
     def decode(self,
@@ -142,7 +148,8 @@ class Reconstructor:
         c, began = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)
         if c.causal:
-            run = write(bound, seed=seed, **how)
+            run = write(bound, seed=seed, **dict(most=self.most(condition)) | how)
+            run.seconds = time.perf_counter() - began
             return run.tokens, run.lengths, run
         plain = self.decoder.bind(condition.without(vectors=True)) if guidance else None
         tokens, lengths = canvas(frames, c.mask)

@@ -28,7 +28,7 @@ def dictation(
     write = [torch.tensor([-100] * (len(prompt) - 1) + [*row, end]) for row in texts]
     return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
 
-# %% ../../nbs/speech/recogniser_training.ipynb #4fc4d2de
+# %% ../../nbs/speech/recogniser_training.ipynb #6eae0a32
 class RecogniserTask(TokenizerTask):
     "Train a recogniser on a prepared corpus"
 
@@ -44,7 +44,7 @@ class RecogniserTask(TokenizerTask):
         c = CanaryConfig(**run.model)
         model = Canary(c)
         return [dict(name="encoder", module=model.body.encoder, rate=100 / c.factor, depth=c.layers, width=c.hidden),
-                dict(name="decoder", module=model.body.decoder, rate=4.2, depth=c.decoder_layers, width=c.decoder_hidden)]
+                dict(name="decoder", module=model.body.decoder, rate=6.6, depth=c.decoder_layers, width=c.decoder_hidden)]
 
     def parts(self, batch: PreparedBatch, waves: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         "The loss and its parts; CTC's log probabilities and how many of a row's frames count"
