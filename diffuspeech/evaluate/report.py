@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Protocol', 'digest', 'Cell', 'grid', 'judged', 'sweep', 'summary', 'foreign']
 
-# %% ../../nbs/evaluate/report.ipynb #8a9f1b1e
+# %% ../../nbs/evaluate/report.ipynb #3c024d9f
 import hashlib
 import itertools
 import json
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.folder import write_aside, write_json
+from ..base.folder import fingerprint, write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, Mos, Recogniser, Speaker, audible, cosine, wer
 from ..models.reconstructor import Reconstructor
@@ -92,7 +92,7 @@ def grid(
     for values in itertools.product(*choices.values()):
         yield Cell(**dict(zip(choices, values)))
 
-# %% ../../nbs/evaluate/report.ipynb #9eb5860f
+# %% ../../nbs/evaluate/report.ipynb #3581f273
 def judged(
     utterances: Sequence[Utterance],
     waves: Sequence[Tensor],  # what a system made of each
@@ -127,6 +127,10 @@ def sweep(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         protocol.save(file)
+    mine, whose = dict(decoder=fingerprint(model.decoder.state_dict()), taste=fingerprint(model.taste.state_dict()), codec=model.codec.version), folder / "model.json"
+    if whose.exists() and (there := json.loads(whose.read_text())) != mine:
+        raise ValueError(f"{folder}: holds the rows of another model ({there}), and this one is {mine}; give a folder of its own")
+    write_json(whose, mine)
     order = sorted(range(len(utterances)), key=lambda i: utterances[i].duration)
     waves = [load_audio(u) for u in utterances]
     for cell in progress(list(cells), unit="cell"):
