@@ -74,7 +74,7 @@ def judge(args: argparse.Namespace):
         write_rows(args.json, [*rows, total] if rows else [])
     finish(args, len(rows), job.troubles, "judged")
 
-# %% ../nbs/cli.ipynb #8371c4b6
+# %% ../nbs/cli.ipynb #1c9e6bf7
 def corpus(args: argparse.Namespace):
     "Build, check, pack or prepare a corpus"
     if args.what == "build":
@@ -97,7 +97,7 @@ def corpus(args: argparse.Namespace):
             from diffuspeech.speech.jobs import Ids
             encode = Ids(args.tokens)
         where = args.out or f"{args.input}.shards"
-        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=args.workers or os.cpu_count())
+        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=1 if encode else args.workers or os.cpu_count())  # a network has threads of its own
         finish(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
     else:
         from diffuspeech.speech.prepared import Prepared, prepare

@@ -89,7 +89,7 @@ class Speaking(nn.Module):
         q = self.taste(*states, batch.text, batch.pieces)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
-# %% ../../nbs/models/decoder_training.ipynb #64e23643
+# %% ../../nbs/models/decoder_training.ipynb #da216738
 OPTIONS = dict(
     tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
     encoder="kept",  # frozen, trained
@@ -233,7 +233,7 @@ class DecoderTask:
                 for t, name in ((0.5, "half"), (1.0, "none")):
                     c = corrupt(batch.speech, row_keys, model.decoder.config.mask, torch.full((len(batch.ids),), t), batch.lengths, never_empty=True)
                     where = c.target.flatten().nonzero()[:, 0]
-                    found[f"right_{name}"] = (bound(c.x_t, batch.lengths, torch.full((len(batch.ids),), t), where).argmax(-1) == batch.speech.flatten()[where]).float().mean()
+                    found[f"right_{name}"] = (bound(c.x_t, batch.lengths, torch.full((len(batch.ids),), t, device=where.device), where).argmax(-1) == batch.speech.flatten()[where]).float().mean()
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
             n += len(batch.ids)
