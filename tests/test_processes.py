@@ -59,12 +59,11 @@ def test_two_processes_take_the_steps_of_one(command, env, corpus, alone, tmp_pa
 def test_from_two_processes_to_one_and_back(corpus, alone, tmp_path):
     "A checkpoint is the same wherever it was made"
     place = tmp_path / "moved"
-    go(DDP, place, corpus, SHARED, steps=2)
-    go(ALONE, place, corpus, steps=4)
-    losses = go(DDP, place, corpus, steps=6)[0]
-    straight = go(ALONE, tmp_path / "straight", corpus, steps=6)[0]
-    assert losses.keys() == straight.keys()
-    assert abs(losses[1] - straight[1]) <= 1e-5 * straight[1] and losses[6] < losses[1]
+    for command, env, steps in ((DDP, SHARED, 2), (ALONE, {}, 4), (DDP, {}, 6)):
+        losses = go(command, place, corpus, env, steps=steps, floor=1.0)[0]  # the rate does not depend on how many steps are in view
+    straight = go(ALONE, tmp_path / "straight", corpus, steps=6, floor=1.0)[0]
+    assert losses.keys() == straight.keys() and len(straight) == 6
+    assert all(abs(losses[step] - straight[step]) <= 1e-5 * straight[step] for step in straight), (losses, straight)
 
 
 def test_uneven_shares_are_refused(corpus, tmp_path):

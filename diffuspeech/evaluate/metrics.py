@@ -277,14 +277,16 @@ def f0(
     lag = first + pick[:, 0] + 0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-9)
     return torch.where(loud & (best > voiced), RATE / lag, torch.nan)
 
-# %% ../../nbs/evaluate/metrics.ipynb #ea8e75df
-def f0_error(wave: Tensor, original: Tensor) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `voicing`: share of frames where only one is
+# %% ../../nbs/evaluate/metrics.ipynb #275d196b
+def f0_error(wave: Tensor, original: Tensor) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `correlation` there (nan where one does not move); `voicing`: share of frames where only one is
     "How far the tune is from the original's, after stretching one to the other's length"
     a, b = f0(wave), f0(original)
     a = a[torch.linspace(0, len(a) - 1, len(b)).round().long()]
     both = ~a.isnan() & ~b.isnan()
-    semitones = 12 * (a[both] / b[both]).log2()
-    return dict(semitones=semitones.pow(2).mean().sqrt().item(), voicing=(a.isnan() != b.isnan()).float().mean().item())
+    a_both, b_both = 12 * a[both].log2(), 12 * b[both].log2()
+    x, y = a_both - a_both.mean(), b_both - b_both.mean()
+    correlation = (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+    return dict(semitones=(a_both - b_both).pow(2).mean().sqrt().item(), correlation=correlation.item(), voicing=(a.isnan() != b.isnan()).float().mean().item())
 
 # %% ../../nbs/evaluate/metrics.ipynb #b0f0cba3
 def duration_error(wave: Tensor, original: Tensor) -> float:  # 0.1 is ten percent too long

@@ -65,7 +65,7 @@ def render(
                 found[i] = wave[:n]
     return found, time.perf_counter() - start
 
-# %% ../../nbs/evaluate/speech.ipynb #4f75f2a4
+# %% ../../nbs/evaluate/speech.ipynb #7621d2d6
 def verdict(
     some: Sequence[Utterance],
     made: Sequence[Tensor],  # of each
@@ -73,8 +73,7 @@ def verdict(
     graded: Sequence[int],  # places of those that the slow judges get
     judges: dict[str, Callable],  # wer, mos, speaker
     cache: Cache,
-    over: str,  # name of the difference from `first`
-    first: Tensor | None = None,  # (clips,) errors of the system to compare with
+    against: dict[str, Tensor | None],  # (clips,) errors of systems to compare with, as far as they are known, by the name of the difference
 ) -> tuple[dict, Errors]:  # numbers with their intervals; the errors of each clip
     "What the judges say of a row, and how sure that is"
     made, pick = audible(made), lambda values: [values[i] for i in graded]
@@ -83,13 +82,14 @@ def verdict(
     errors = ways["text"]
     mos, same = torch.tensor(cache(judges["mos"], pick(made))), cosine(cache(judges["speaker"], pick(made)), cache(judges["speaker"], pick(originals)))
     row = dict(clips=len(some), words=int(errors.size.sum()), graded=len(graded)) | errors.parts
-    paired = None if first is None else bootstrap(errors.count, voice, sentence, errors.size, against=first)
-    for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), over: paired,
+    paired = {name: None if other is None else bootstrap(errors.count, voice, sentence, errors.size, against=other) for name, other in against.items()}
+    for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), **paired,
                         "distillmos": bootstrap(mos, pick(voice), pick(sentence)), "spksim": bootstrap(same, pick(voice), pick(sentence))}.items():
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), [None] * 3 if found is None else [round(v, 4) for v in (found.estimate, found.low, found.high)]))
-    return row | dict(wer_detectable=None if paired is None else round(smallest_difference(paired), 4), wer_own=round(ways["own"].rate, 4)), errors
+    least = next(iter(paired.values()))
+    return row | dict(wer_detectable=None if least is None else round(smallest_difference(least), 4), wer_own=round(ways["own"].rate, 4)), errors
 
-# %% ../../nbs/evaluate/speech.ipynb #1b3481c6
+# %% ../../nbs/evaluate/speech.ipynb #e9eac58f
 SYSTEMS = ("Original", "Vocoder", "S3-Oracle", "S3-Oracle, other clip", "S3-Oracle, no voice")
 VOICE = SYSTEMS[3:]  # what matters in these is the voice: they are made of the graded clips alone
 
@@ -121,7 +121,7 @@ def speech_table(
             for system in systems:
                 at = some_at if system in VOICE else list(range(len(some)))
                 made, seconds = render(codec, system, [waves[i] for i in at], [others[i] for i in at])
-                row, errors = verdict([some[i] for i in at], made, [waves[i] for i in at], [at.index(i) for i in some_at], judges, cache, "wer_over_original", None if system in VOICE else first)
+                row, errors = verdict([some[i] for i in at], made, [waves[i] for i in at], [at.index(i) for i in some_at], judges, cache, dict(wer_over_original=None if system in VOICE else first))
                 first = errors.count if system == "Original" else first
                 rows.append(dict(system=system, split=split, voices=kind) | row | dict(spksim_floor=None if floor != floor else round(floor, 4), rtf=round(seconds / (sum(len(waves[i]) for i in at) / RATE), 4)))
                 bar.update(len(some))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'states_of', 'SpeechBatch', 'Speaking', 'set_dropout', 'assemble', 'DecoderTask', 'begin']
 
-# %% ../../nbs/models/decoder_training.ipynb #42175a36
-from dataclasses import dataclass
+# %% ../../nbs/models/decoder_training.ipynb #5ce55c4d
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ..speech import batches
 from ..speech.flow_training import ids_of
 from ..speech.prepared import Prepared
 from ..speech.jobs import load_codec
+from ..speech.quantize import QuantizerConfig
 from ..speech.recogniser import PAPER, Canary, CanaryConfig
 from ..speech.recogniser import built_in as recogniser_of
 from ..speech.taste import Taste
@@ -50,7 +52,7 @@ def states_of(
         return found
     return corpus.kept(file, make)
 
-# %% ../../nbs/models/decoder_training.ipynb #b9c8cde5
+# %% ../../nbs/models/decoder_training.ipynb #1c48ef37
 @dataclass
 class SpeechBatch:
     "What the decoder learns from"
@@ -62,6 +64,7 @@ class SpeechBatch:
     frames: Tensor  # (B,) of the states, or samples
     speech: Tensor  # (B, L) speech tokens
     lengths: Tensor  # (B,)
+    tokens: int  # of them all
 
 
 class Speaking(nn.Module):
@@ -89,7 +92,7 @@ class Speaking(nn.Module):
         q = self.taste(*states, batch.text, batch.pieces)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
-# %% ../../nbs/models/decoder_training.ipynb #da216738
+# %% ../../nbs/models/decoder_training.ipynb #a109efdf
 OPTIONS = dict(
     tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
     encoder="kept",  # frozen, trained
@@ -132,6 +135,7 @@ def assemble(
 
 class DecoderTask:
     "Train a speech decoder, of either kind, with its text-aligned tokenizer"
+    knobs = dict(model=asdict(DecoderConfig()), options=OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer=asdict(QuantizerConfig()))))
 
     def __init__(self, run):
         self.run, self.options, folder = run, OPTIONS | run.options, Path(run.data).expanduser() / "prepared"
@@ -179,7 +183,7 @@ class DecoderTask:
             heard, frames = pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
         device = next(self.model.parameters()).device
         whole = (pad_sequence(pieces, batch_first=True), torch.tensor([len(p) for p in pieces]), heard, frames, pad_sequence([s.long() for s in speech], batch_first=True), torch.tensor([len(s) for s in speech]))
-        return SpeechBatch(ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole))
+        return SpeechBatch(ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole), sum(map(len, speech)))
 
     def batches(self, epoch: int) -> batches.Each:  # of SpeechBatch
         corpus = self.corpora["train"]
@@ -224,20 +228,25 @@ class DecoderTask:
 
     def validate(self, model: Speaking) -> dict[str, float]:
         "The loss on dev, and for the diffusion how many tokens come out right in one look at half a canvas and at none"
-        sums, n = {}, 0
-        for batch in (self.batch(self.corpora["dev"], rows) for rows in batches.plan(self.corpora["dev"].seconds, self.run.seconds, self.run.seed, 0)):
-            row_keys = utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)
-            found = self.parts(batch, model, row_keys, stratified(keys.key("dev"), len(batch.ids)), 0.0)
+        def found(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
+            parts = self.parts(batch, model, row_keys, stratified(keys.key("dev"), len(batch.ids)), 0.0)
             if not model.decoder.config.causal:
                 bound = model.decoder.bind(model.condition(batch)[0])
                 for t, name in ((0.5, "half"), (1.0, "none")):
                     c = corrupt(batch.speech, row_keys, model.decoder.config.mask, torch.full((len(batch.ids),), t), batch.lengths, never_empty=True)
                     where = c.target.flatten().nonzero()[:, 0]
-                    found[f"right_{name}"] = (bound(c.x_t, batch.lengths, torch.full((len(batch.ids),), t, device=where.device), where).argmax(-1) == batch.speech.flatten()[where]).float().mean()
-            for name, value in found.items():
+                    parts[f"right_{name}"] = (bound(c.x_t, batch.lengths, torch.full((len(batch.ids),), t, device=where.device), where).argmax(-1) == batch.speech.flatten()[where]).float().mean()
+            return parts
+        return self.on_dev(found)
+
+    def on_dev(self, found: Callable[[SpeechBatch, Tensor], dict[str, Tensor]]) -> dict[str, float]:
+        "The mean over dev of what is found in a batch, given its rows' keys"
+        sums, corpus = {}, self.corpora["dev"]
+        for batch in (self.batch(corpus, rows) for rows in batches.plan(corpus.seconds, self.run.seconds, self.run.seed, 0)):
+            for name, value in found(batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
-            n += len(batch.ids)
-        return {name: value / n for name, value in sums.items()} | dict(score=sums["loss"] / n)
+        means = {name: value / len(corpus) for name, value in sums.items()}
+        return means | dict(score=means["loss"])
 
     @cached_property
     def codec(self):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DurationConfig', 'Duration', 'Texts', 'DurationTask']
 
-# %% ../../nbs/models/duration.ipynb #3179421c
-from dataclasses import dataclass
+# %% ../../nbs/models/duration.ipynb #0fb0a68e
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -73,7 +73,7 @@ class Duration(Saved):
         at = self(condition)
         return torch.lerp(at[:, k - 1], at[:, k], float((q - known[k - 1]) / (known[k] - known[k - 1])))
 
-# %% ../../nbs/models/duration.ipynb #d2709927
+# %% ../../nbs/models/duration.ipynb #19f2f076
 @dataclass
 class Texts:
     "Texts and how long they took"
@@ -84,10 +84,11 @@ class Texts:
 
 class DurationTask:
     "Train the predictor on the durations of a prepared corpus"
+    knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128, frame_rate=25.0))  # of a batch; of the speech tokens
 
     def __init__(self, run):
         self.run, folder = run, Path(run.data).expanduser() / "prepared"
-        self.options = dict(rows=128, frame_rate=25.0) | run.options  # of a batch; of the speech tokens
+        self.options = self.knobs["options"] | run.options
         self.corpora = {split: self.read(Prepared(folder / split, twins=False)) for split in ("train", "dev")}
         torch.manual_seed(run.seed)
         self.model = Duration(DurationConfig(**run.model))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ids_of', 'FlowTask']
 
-# %% ../../nbs/speech/flow_training.ipynb #0000ae51
+# %% ../../nbs/speech/flow_training.ipynb #13421c73
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -34,13 +35,14 @@ def ids_of(
         return found
     return corpus.kept(file, make)
 
-# %% ../../nbs/speech/flow_training.ipynb #8e27ac90
+# %% ../../nbs/speech/flow_training.ipynb #782914e2
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
+    knobs = dict(model=asdict(FlowConfig()), options=dict(tokenizer="small", nobody=0.1))  # the share of rows without a voice
 
     def __init__(self, run):
         self.run, folder = run, Path(run.data).expanduser() / "prepared"
-        self.options = dict(tokenizer="small", nobody=0.1) | run.options
+        self.options = self.knobs["options"] | run.options
         self.tokenizer = built_in(self.options["tokenizer"])
         self.train, self.dev = Prepared(folder / "train"), Prepared(folder / "dev", twins=False)
         version = self.tokenizer.version

@@ -44,7 +44,7 @@ def faster(
     rate = round(speed * 40) * RATE // 40
     return resample(wave, rate) if rate != RATE else wave
 
-# %% ../../nbs/speech/prepared.ipynb #ced63657
+# %% ../../nbs/speech/prepared.ipynb #3d945243
 def said_of(u: "Utterance | ManifestError") -> str:
     "What a shard was made of, as far as the manifest tells"
     return str(u) if isinstance(u, ManifestError) else f"{u.id} {u.text} {u.speaker} {u.split} {u.offset} {u.duration}"
@@ -59,6 +59,7 @@ def make_shard(
 ) -> tuple[list[dict], list[str]]:  # one for each recording and each twin: id, seconds, text, speaker, split; what went wrong
     "Analyse some recordings"
     utterances, tensors, found, troubles = Manifest(manifest, on_bad="skip").__getitems__(rows), {}, [], []
+    no_test([vars(u) for u in utterances if isinstance(u, Utterance)], manifest)
     careful = None if vocoder == "none" else load_vocoder(vocoder).careful
     made = dict(analysis=repr(careful), twins=str(twins), clips=str(keys.key(*map(said_of, utterances))))
     if path.exists() and safe_open(path, "pt").metadata() == made:
@@ -105,7 +106,7 @@ def prepare(
     write_json(folder / "index.json", {"manifest": manifest.name, "twins": twins, "vocoder": vocoder, "skipped": skipped, "shards": {k: index[k] for k in sorted(index)}})
     return folder
 
-# %% ../../nbs/speech/prepared.ipynb #07c66b24
+# %% ../../nbs/speech/prepared.ipynb #aadeece6
 @dataclass
 class PreparedBatch:
     "Recordings padded with zeros, their features padded with zeros, and what is said"
@@ -167,9 +168,9 @@ class Prepared:
 
     def kept(self, file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         "What was computed of each recording, from a file; or computed now, where the file is not there or of other recordings"
-        names = {row["id"] for row in self.rows}
-        if file.exists() and set(safe_open(file, "pt").keys()) == names:
+        made = dict(of=str(keys.key(*(f"{row['id']} {row['text']} {row['seconds']}" for row in self.rows))))
+        if file.exists() and safe_open(file, "pt").metadata() == made:
             return load_file(file)
         found = make()
-        write_aside(file, lambda aside: save_file(found, aside))
+        write_aside(file, lambda aside: save_file(found, aside, made))
         return found

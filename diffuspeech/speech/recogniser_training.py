@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['dictation', 'RecogniserTask']
 
-# %% ../../nbs/speech/recogniser_training.ipynb #b8c18325
+# %% ../../nbs/speech/recogniser_training.ipynb #005860bf
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,13 +29,17 @@ def dictation(
     write = [torch.tensor([-100] * (len(prompt) - 1) + [*row, end]) for row in texts]
     return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
 
-# %% ../../nbs/speech/recogniser_training.ipynb #6eae0a32
+# %% ../../nbs/speech/recogniser_training.ipynb #0d1086c3
 class RecogniserTask(TokenizerTask):
     "Train a recogniser on a prepared corpus"
+    knobs = dict(model=asdict(CanaryConfig()), options=dict(
+        split="second",  # of the corpus: what the speech tokenizer never saw
+        ctc=1.0, attention=1.0,  # weights of the two losses
+        rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
         self.run, folder = run, Path(run.data).expanduser()
-        self.options = dict(split="second", ctc=1.0, attention=1.0, rough=0.4, clean=1500) | run.options  # of the corpus: what the speech tokenizer never saw; weights of the two losses; share of recordings made rough, after so many steps of clean ones
+        self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / self.options["split"]), Prepared(folder / "prepared" / "dev", twins=False)
         torch.manual_seed(run.seed)
         self.model = Canary(CanaryConfig(**run.model))

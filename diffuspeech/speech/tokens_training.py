@@ -6,8 +6,9 @@
 __all__ = ['moments', 'heed', 'Supervised', 'frame_phones', 'aligned', 'phones_at', 'holes', 'letters_of', 'ctc', 'TokenizerTask',
            'distance']
 
-# %% ../../nbs/speech/tokens_training.ipynb #a5f972f4
+# %% ../../nbs/speech/tokens_training.ipynb #23abad16
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -137,7 +138,7 @@ def holes(
         wave[start : start + int(long * seconds * RATE)] = 0
     return wave
 
-# %% ../../nbs/speech/tokens_training.ipynb #20470d88
+# %% ../../nbs/speech/tokens_training.ipynb #40c12eb1
 def letters_of(batch: PreparedBatch) -> list[Tensor]:  # of each row
     "What is said, in letters; a text without any is an error that names its clip"
     return [torch.tensor(text.letters.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
@@ -156,10 +157,14 @@ def ctc(
 
 class TokenizerTask:
     "Train the built-in tokenizer on a prepared corpus"
+    knobs = dict(model=asdict(TokenizerConfig()), options=dict(
+        weight=1.0, early=0.5, sounds=1.0,  # of the reconstruction, of the early reading, of the phones
+        mixed=600,  # steps with a mixture
+        rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
         self.run, folder = run, Path(run.data).expanduser()
-        self.options = dict(weight=1.0, early=0.5, sounds=1.0, mixed=600, rough=0.4, clean=1500) | run.options  # weights: of the reconstruction, of the early reading, of the phones; steps with a mixture; share of recordings made rough, after so many steps of clean ones
+        self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / "train"), Prepared(folder / "prepared" / "dev", twins=False)
         self.phones = phones_at(self.train, folder / "prepared" / "train" / "phones.safetensors") | phones_at(self.dev, folder / "prepared" / "dev" / "phones.safetensors")
         torch.manual_seed(run.seed)

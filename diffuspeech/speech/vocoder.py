@@ -6,10 +6,10 @@
 __all__ = ['LONG', 'LOW', 'HIGH', 'RESTING', 'HOP', 'MOST', 'LOUDER', 'AROUND', 'MEL', 'REACH', 'Vocoder', 'one_wave', 'matrix',
            'pyworld', 'rests', 'track', 'World', 'log10_mel', 'mel_of', 'load_hifigan', 'HifiGan', 'load_vocoder']
 
-# %% ../../nbs/speech/vocoder.ipynb #e63867de
+# %% ../../nbs/speech/vocoder.ipynb #420697a3
 import math
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -256,7 +256,8 @@ class HifiGan:
             parts.append(wave[(start - first) * self.hop :][: LONG * self.hop].cpu())
         return torch.cat(parts)
 
-# %% ../../nbs/speech/vocoder.ipynb #b2b3a50a
+# %% ../../nbs/speech/vocoder.ipynb #9da0ac97
+@lru_cache(maxsize=1)
 def load_vocoder(
     name: str,  # world, or where a HiFi-GAN is: a folder, an id on the hub
 ) -> Vocoder:

@@ -84,12 +84,13 @@ class HifiGanOptions:
     held_out: int = 8  # utterances at the manifest's end that are kept for validation
     valid: str = ""  # a manifest for validation, instead of those
 
-# %% ../../nbs/speech/vocoder_training.ipynb #352fd1b3
+# %% ../../nbs/speech/vocoder_training.ipynb #75cfa42d
 SIDE = 4  # frames on each side of a segment, for its mel
 
 
 class HifiGanTask:
     "Teach a small HiFi-GAN to make a wave of a mel"
+    knobs = dict(model=asdict(HifiGanConfig()), options=asdict(HifiGanOptions()))
 
     def __init__(self,
         run,  # has model, options (dicts), seed, data (a manifest), seconds (of sound in a batch)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'find_task', 'rate', 'adam', 'places', 'stream', 'asked_to_stop', 'alone', 'update', 'blamed', 'aside',
-           'validate', 'check', 'export', 'train', 'keep', 'start']
+           'validate', 'check', 'export', 'train', 'keep', 'chosen', 'start']
 
 # %% ../../nbs/train/loop.ipynb #d26f311f
 import importlib
@@ -256,7 +256,7 @@ def export(
         else:
             raise ValueError(f"{type(task).__name__} has no export, and its model is not a base.folder.Saved")
 
-# %% ../../nbs/train/loop.ipynb #081dbc5c
+# %% ../../nbs/train/loop.ipynb #e908cd12
 def train(
     run: Run,
     folder: "str | Path",  # of the run: made, or gone on with
@@ -292,7 +292,7 @@ def train(
                 line = update(run, step, mine, optimizer, here, at.step + 1)
                 at.step += 1
                 state.average(ema, params, run.ema, at.step)
-                audio, stop = here.reduce(torch.tensor([sum(getattr(b, "seconds", 0.0) for b in mine), float(bool(asked))], dtype=torch.float64, device=here.device), "sum").tolist()
+                audio, tokens, stop = here.reduce(torch.tensor([*(sum(getattr(b, what, 0) for b in mine) for what in ("seconds", "tokens")), float(bool(asked))], dtype=torch.float64, device=here.device), "sum").tolist()
                 at.audio += audio
                 at.seconds = before + time.perf_counter() - clock
                 line = {"step": at.step, "epoch": at.epoch} | line | {"seconds": round(at.seconds, 3), "audio": round(at.audio, 2)}
@@ -304,9 +304,9 @@ def train(
                     keep(folder, run, at, task, optimizer, ema, journal, here)
                 if on_step:
                     on_step(line)
-                seen += audio or sum(map(rows, mine))
+                seen += tokens or audio or sum(map(rows, mine))
                 bar.update()
-                bar.set_postfix_str(f"loss {line['loss']:.4g}, {seen / (at.seconds - before):.0f} {'s of audio' if audio else 'rows'}/s", refresh=False)
+                bar.set_postfix_str(f"loss {line['loss']:.4g}, {seen / (at.seconds - before):.0f} {'tokens' if tokens else 's of audio' if audio else 'rows'}/s", refresh=False)
                 if stop and not last:
                     here.end_training()
                     return {"stopped": float(at.step)}
@@ -336,7 +336,16 @@ def keep(
     state.save(folder, run, at, task.model, optimizer, ema, random, writes=journal is not None)
     here.wait_for_everyone()
 
-# %% ../../nbs/train/loop.ipynb #040fded4
+# %% ../../nbs/train/loop.ipynb #54f35e1a
+def chosen(
+    name: str,  # of a preset
+    sets: list[str],  # each key=value
+) -> Run:
+    "A preset with some values changed, all of which its task knows"
+    run = preset(name)
+    return override(run, sets, find_task(run.task).knobs)
+
+
 def start(
     name: str,  # of a preset
     sets: list[str],  # each key=value
@@ -345,7 +354,7 @@ def start(
     progress: bool = True,
 ) -> dict[str, float]:
     "Train a preset with some values changed"
-    run = override(preset(name), sets)
+    run = chosen(name, sets)
     if run.precision == "bf16" and (device == "cpu" or not torch.cuda.is_available()) and not bf16_pays():
         print("note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32", file=sys.stderr)
     return train(run, folder, device, progress, board=True)

@@ -1,0 +1,106 @@
+"What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from small import listeners, prepared
+
+from diffuspeech.base import keys
+from diffuspeech.models.decoder_training import DecoderTask
+from diffuspeech.models.duration import Duration, DurationTask
+from diffuspeech.train.config import Run
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoders")
+    prepared(folder, train=8, dev=4)
+    listeners(folder)
+    return folder
+
+
+def run_of(folder, model=None, **options):
+    options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | options
+    return Run("diffuspeech.models.decoder_training:DecoderTask", str(folder), dict(dim=48, inner=64, narrow=32) | (model or {}), options, steps=4, lr=3e-3, warmup=1, ema=0.0, precision="fp32", seconds=20.0, validate_every=4, save_every=4)
+
+
+def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folder):
+    task, said = DecoderTask(run_of(folder)), []
+    batch = task.batch(task.corpora["train"], [0, 1])
+    model = lambda: None
+    model.condition = lambda batch, has_text, has_vectors: said.append(torch.stack([has_text, has_vectors]))
+    for k in range(200):
+        task.condition(batch, model, keys.row_keys(k, 100), 0.1)
+    text, vectors = torch.cat(said, 1)
+    n = len(text)
+    for share, of in ((~text & vectors, 0.1), (text & ~vectors, 0.1), (~text & ~vectors, 0.1), (text & vectors, 0.7)):
+        assert abs(share.float().mean() - of) < 4 * (of * (1 - of) / n) ** 0.5, "within four standard errors"
+    task.condition(batch, model, keys.row_keys(0, 100), 0.0)
+    assert said[-1].all(), "in validation nothing is withheld"
+
+
+def test_half_of_the_canvases_go_on_behind_the_end(folder):
+    task = DecoderTask(run_of(folder))
+    batch = task.batch(task.corpora["train"], range(8))
+    eos, longer = task.model.decoder.config.eos, []
+    for k in range(200):
+        tokens, lengths = task.canvas(batch, keys.row_keys(k, 8))
+        assert tokens.shape == (8, int(lengths.max())) and (lengths >= batch.lengths).all() and (lengths <= (1.8 * batch.lengths).ceil()).all()
+        for row, known, n in zip(tokens, batch.speech, batch.lengths):
+            assert torch.equal(row[:n], known[:n]) and (row[n:] == eos).all()
+        longer.append(lengths / batch.lengths)
+    longer = torch.stack(longer)
+    assert abs((longer > 1).float().mean() - 0.5) < 4 * (0.25 / longer.numel()) ** 0.5 and longer.max() > 1.75
+
+
+@pytest.mark.parametrize("model", [dict(time=True), dict(causal=True, dropout=0.1), dict()], ids=["told the time", "from left to right", "by diffusion"])
+def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
+    run = run_of(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2)))
+    said = train(run, tmp_path, device="cpu", progress=False)
+    assert ("right" in said) == ("causal" in model) and ("right_half" in said) == ("causal" not in model) and all(v == v for v in said.values())
+    assert (tmp_path / "model/taste/config.json").exists() and (tmp_path / "model/decoder/config.json").exists()
+    task = DecoderTask(replace(run, options=run.options | dict(codec="small")))
+    task.codec.decode = lambda ids, lengths: [torch.zeros(int(n) * 640) for n in lengths]  # the voice is tried elsewhere; here, what it is given
+    waves = task.samples(task.model)
+    assert len(waves) == 4 and all(len(w) for w in waves.values()) and {name.rsplit("-", 1)[1] for name in waves} == {"said", "oracle"}
+
+
+def test_time_is_heard_only_where_it_is_told(folder):
+    for told in (True, False):
+        task = DecoderTask(run_of(folder, dict(time=told)))
+        bound = task.model.eval().decoder.bind(task.model.condition(batch := task.batch(task.corpora["dev"], [0, 1]))[0])
+        early, late = (bound(batch.speech, batch.lengths, torch.full((2,), t)) for t in (0.1, 0.9))
+        assert torch.equal(early, late) != told
+
+
+def test_another_start_is_refused(folder, tmp_path):
+    train(run_of(folder), tmp_path / "first", device="cpu", progress=False)
+    start = tmp_path / "first" / "model"
+    DecoderTask(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))))
+    with pytest.raises(ValueError, match="its decoder is"):
+        DecoderTask(run_of(folder, dict(dim=64), start=str(start)))
+    with pytest.raises(ValueError, match="its keys and values come from layers -1 and -1, and these from 0 and -1"):
+        DecoderTask(run_of(folder, start=str(start), taste=dict(key_layer=0)))
+    file = start / "decoder" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | dict(about=config["about"] | dict(tokenizer="s3-small-ffffffff"))))
+    with pytest.raises(ValueError, match="trained with the tokenizer s3-small-ffffffff"):
+        DecoderTask(run_of(folder, start=str(start)))
+
+
+def test_durations_are_learned_from_texts(folder, tmp_path):
+    run = Run("diffuspeech.models.duration:DurationTask", str(folder), dict(dim=16, inner=32), dict(rows=3), steps=60, lr=1e-2, warmup=5, ema=0.0, precision="fp32", validate_every=30, save_every=60)
+    task = DurationTask(run)
+    seen = [id for batch in task.batches(0) for id in batch.ids]
+    assert sorted(seen) == sorted(row[0] for row in task.corpora["train"]) and seen != [id for batch in task.batches(1) for id in batch.ids] and len(task.batches(0)) == 3
+    batch = task.batches(0)[0]
+    seconds = {row[0]: row[2] for row in task.corpora["train"]}
+    assert all(abs(n - 25 * seconds[id]) < 1.001 for id, n in zip(batch.ids, batch.frames.tolist()))
+    said = train(run, tmp_path, device="cpu", progress=False)
+    loss = history(tmp_path)["train"]["loss"]
+    assert sum(loss[-9:]) < 0.5 * sum(loss[:9]) and {f"long_enough_{q:g}" for q in task.model.config.q} < said.keys()
+    at = Duration.from_pretrained(tmp_path / "model")(batch.condition)
+    assert (at.diff(dim=1) >= 0).all() and abs(at[:, 3].mean() / batch.frames.mean() - 1) < 0.5
