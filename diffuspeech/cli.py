@@ -105,7 +105,7 @@ def corpus(args: argparse.Namespace):
         made = Prepared(prepare(args.input, args.out, twins=args.twins, vocoder=args.vocoder, workers=args.workers))
         finish(args, len(made), made.skipped, "prepared")
 
-# %% ../nbs/cli.ipynb #c2200fb0
+# %% ../nbs/cli.ipynb #e5ec3aa1
 def decoding(args: argparse.Namespace, model) -> dict:
     "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
     how = {} if args.temperature is None else dict(temperature=args.temperature)
@@ -115,6 +115,7 @@ def decoding(args: argparse.Namespace, model) -> dict:
 def reconstruct(args: argparse.Namespace):
     "Recordings, sent as text and codes, and said again"
     from diffuspeech.diffusion.trajectory import save as save_trajectory
+    from diffuspeech.evaluate.metrics import Recogniser
     from diffuspeech.models.reconstructor import Reconstructor
     from diffuspeech.speech.audio import save, speakable
     from diffuspeech.speech.jobs import gather
@@ -127,10 +128,14 @@ def reconstruct(args: argparse.Namespace):
         raise ValueError("--text is what one recording says; a manifest has a text for each")
     model, done = Reconstructor.from_pretrained(args.model, device=args.device), 0
     model.has(args.quantizer)
+    hear = model.hear if args.recogniser == "small" else Recogniser(args.recogniser)
     for u in job.each():
         try:
             wave = speakable(load_audio(u), str(u.where or u.audio))
-            made = model.reconstruct(wave, args.text or u.text or None, length=args.length, seed=args.seed, **decoding(args, model))
+            if not (text := args.text or u.text):
+                text = hear([wave])[0]
+                print(f"{u.id}: heard: {text}", file=sys.stderr)
+            made = model.reconstruct(wave, text, length=args.length, seed=args.seed, **decoding(args, model))
         except (ValueError, OSError) as e:
             job.troubles.append(str(e))
             continue
@@ -227,7 +232,7 @@ def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, 
     if troubles:
         sys.exit(1)
 
-# %% ../nbs/cli.ipynb #53fc3971
+# %% ../nbs/cli.ipynb #a18c8122
 def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
@@ -261,7 +266,7 @@ def main(
     device = ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="(default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))
     verb(reconstruct, "send recordings as text and codes, and say them again", inputs, ("-o --out", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
-         ("--text", dict(help="what is said (default: what the built-in recogniser hears)")), steps, rule, heat, ("--quantizer", dict(metavar="KIND", help="which the model must have, as fsq4")),
+         ("--text", dict(help="what is said (default: what the recogniser hears)")), ("--recogniser", dict(default="small", metavar="NAME", help="who hears what is said: small (built in, weak on human voices) or one that judges, as whisper-tiny.en (default %(default)s)")), steps, rule, heat, ("--quantizer", dict(metavar="KIND", help="which the model must have, as fsq4")),
          ("--length", dict(default="given", choices=["given", "ratio", "predicted", "eos"], help="where the number of tokens comes from (default %(default)s)")),
          ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there")), decoder, device, seed)
     verb(say, "say a sentence", ("text", dict()), ("-o --out", dict(required=True, metavar="WAV")), ("--voice", dict(metavar="WAV", help="in whose voice (default: nobody's)")), steps, rule, heat,

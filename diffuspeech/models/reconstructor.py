@@ -44,7 +44,7 @@ class Spoken:
     seconds: dict[str, float]  # condition, decoder, voice
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
 
-# %% ../../nbs/models/reconstructor.ipynb #0aefc3fb
+# %% ../../nbs/models/reconstructor.ipynb #33f99eeb
 class Reconstructor:
     "A recogniser, a text-aligned tokenizer, a decoder of either kind, and the codec that makes speech of tokens"
 
@@ -89,8 +89,7 @@ class Reconstructor:
         waves: list[Tensor],
     ) -> list[str]:
         "What is said, by the built-in recogniser"
-        r = self.recogniser
-        return (r.hear if r.letters is None else r.transcribe)(*padded(waves, self.device))
+        return self.recogniser.hear(*padded(waves, self.device))
 
     def pieces(self,
         texts: list[str],
