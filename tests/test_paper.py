@@ -1,4 +1,5 @@
 "The paper's size: its numbers, and its whole path on small fakes of what the hub holds"
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -11,14 +12,18 @@ from test_cosyvoice import FLOW, HIFT, small_campplus
 from test_recogniser import SMALL, pack, parts, random_canary
 
 from diffuspeech.cli import main
+from diffuspeech.diffusion.loss import diffusion_loss
 from diffuspeech.evaluate.reconstruct import System, reconstruct_table
+from diffuspeech.evaluate.report import Cell
 from diffuspeech.models.decoder_training import OPTIONS, assemble
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.speech.adapters import import_s3tokenizer, tiny
 from diffuspeech.speech.cosyvoice import CosyVoice
 from diffuspeech.speech.cosyvoice_flow import CosyFlow
 from diffuspeech.speech.hift import Hift
+from diffuspeech.speech.quantize import QuantizerConfig
 from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig
+from diffuspeech.speech.taste import TasteConfig
 from diffuspeech.train.config import preset
 from diffuspeech.train.loop import train
 from diffuspeech.train.plan import outline, plan
@@ -27,9 +32,17 @@ SAID = json.loads((files("diffuspeech") / "assets" / "paper" / "ddm_taste.json")
 number = lambda text: float(re.search(r"\d[\d,.]*(e-?\d+)?", text)[0].replace(",", ""))
 
 
-def test_the_presets_are_the_papers():
+def test_the_presets_are_the_papers(tmp_path):
     "Each field of the training block"
+    assert set(SAID) == {"gpus", "batch", "stage1", "stage2", "trainable_parameters", "optimizer", "learning_rate", "dropout", "rvq", "encoder_and_aggregator", "sampler", "dropout_swept", "speech_tokens", "objective"}, "a new field wants a line here"
     first, second = preset("paper-vectors"), preset("paper")
+    taste = TasteConfig(**OPTIONS["taste"])
+    assert "last layer gives keys and values" in SAID["encoder_and_aggregator"] and taste.key_layer == taste.value_layer == -1 and "taste" not in first.options
+    assert SAID["sampler"].startswith("Conf-TopK") and Cell().rule == "conf_topk"  # steps: theirs 50, ours 10, and the table has both
+    low, high = (float(x) / 100 for x in re.findall(r"\d+", SAID["dropout_swept"]))
+    assert low <= min(SAID["dropout"].values()) and max(SAID["dropout"].values()) <= high
+    assert "without the ELBO weight" in SAID["objective"] and inspect.signature(diffusion_loss).parameters["weight"].default == "plain"
+    assert QuantizerConfig(kind="rvq").commitment > 0 and "commitment" in SAID["objective"]
     assert first.batches == second.batches == number(SAID["gpus"]) and first.seconds == second.seconds == number(SAID["batch"])
     assert first.steps == number(SAID["stage1"]) * 1000 and "without quantizer" in SAID["stage1"] and "quantizer" not in first.options.get("taste", {})
     assert second.steps == number(SAID["stage2"]) * 1000 and "encoder frozen" in SAID["stage2"] and second.options["encoder"] == "frozen" and second.options["taste"]["quantizer"] == dict(kind="fsq", layers=4)
@@ -43,7 +56,6 @@ def test_the_presets_are_the_papers():
     assert preset("ar").model["dropout"] == preset("ar-vectors").model["dropout"] == SAID["dropout"]["AR"] and preset("ddm").model.get("dropout", 0.0) == SAID["dropout"]["DDM"]
     assert first.options["recogniser"].endswith("canary-180m-flash") and "canary-180m-flash" in SAID["encoder_and_aggregator"] and first.options["encoder"] == "trained"
     codes, size = map(int, re.findall(r"\d+", SAID["rvq"]))
-    from diffuspeech.speech.quantize import QuantizerConfig
     assert (QuantizerConfig(kind="rvq").codebook_size, QuantizerConfig(kind="rvq").code_dim) == (codes, size)
     ids, rate = (float(x.replace(",", "")) for x in re.findall(r"([\d,]+) codes at (\d+) Hz", SAID["speech_tokens"])[0])
     assert (FLOW.__class__().vocab, FLOW.__class__().rate) == (ids, rate) and first.options["tokenizer"] == "paper"
@@ -57,18 +69,23 @@ def test_the_plan():
     second = plan(preset("paper"), gpus=32)
     assert second["parameters"] == pytest.approx(needs["parameters"], rel=0.02) and second["trained"] < needs["trained"]
     for name in ("ddm", "ddm-few", "ar", "duration", "flow", "speech-tokens", "recogniser"):
-        assert plan(preset(name))["hours"] >= 0
+        needs = plan(preset(name))
+        assert needs["fits"] and needs["trained"] <= needs["parameters"] < 1e8 and needs["memory_gb"] < 40, name
 
 
-def test_the_whole_path_on_fakes(tmp_path, capsys):
-    "A NeMo archive is converted, both stages take two steps over CosyVoice's tokens, and what comes out is judged"
+def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
+    "The hub gives a NeMo archive: it is converted, both stages take two steps over CosyVoice's tokens, and what comes out is judged"
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     try:
         import_s3tokenizer()
     except ImportError as e:
         pytest.skip(str(e))
-    pack(tmp_path / "canary.nemo", *parts(random_canary(SMALL)))
-    main(["convert", str(tmp_path / "canary.nemo"), "-o", str(tmp_path / "canary")])
+    (tmp_path / "hub").mkdir()
+    pack(tmp_path / "hub" / "canary-180m-flash.nemo", *parts(random_canary(SMALL)))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(tmp_path / "hub" / file) if name == "nvidia/canary-180m-flash" else 1 / 0)
+    with pytest.raises(SystemExit, match="the hub did not give other.nemo"):
+        main(["convert", "nvidia/other", "-o", str(tmp_path / "canary")])
+    main(["convert", "nvidia/canary-180m-flash", "-o", str(tmp_path / "canary")])
     torch.manual_seed(0)
     CosyVoice(CosyFlow(FLOW), Hift(HIFT), tiny("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path / "campplus.onnx")).save_pretrained(tmp_path / "cosyvoice")
     clips = prepared(tmp_path / "corpus", train=4, dev=2)
@@ -109,4 +126,5 @@ def test_one_dropout_everywhere(name, dropout):
         model = assemble(run, Canary(CanaryConfig() if name != "paper-vectors" else PAPER), 4096)
     trained = [model.taste.aggregator, model.decoder] + ([model.encoder] if model.encoder is not None else [])
     found = {float(p) for part in trained for m in part.modules() for p in ([m.p] if isinstance(m, torch.nn.Dropout) else [getattr(m, n, None) for n in ("dropout", "attention_dropout", "activation_dropout")]) if isinstance(p, float)}
+    assert len(list(model.decoder.blocks)) == run.model.get("encoder", 2) and all(block.drop.p == dropout for block in model.decoder.blocks)
     assert found == {dropout} and (model.encoder is not None) == (name == "paper-vectors")

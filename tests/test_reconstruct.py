@@ -70,10 +70,27 @@ def test_a_recording_is_said_again(models, wav, tmp_path, capsys):
 
 def test_a_job_goes_on(models, wav, tmp_path, capsys):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
-    write_manifest(tmp_path / "two.jsonl", [Utterance(wav, 2.0, text=TEXT, id="one"), Utterance(wav, 2.0, text="4 ...", id="two")])
+    write_manifest(tmp_path / "two.jsonl", [Utterance(wav, 2.0, text=TEXT, id="one"), Utterance(wav, 2.0, text="...", id="two"), Utterance(wav, 2.0, text=TEXT, id="../three")])
     status, said = run(capsys, "reconstruct", tmp_path / "two.jsonl", tmp_path / "bad.wav", tmp_path / "none.wav", "-o", tmp_path / "out", "--model", models / "ddm", "--steps", 2)
     assert status == 1 and "bad.wav: not an audio file" in said and "none.wav: no such file" in said and (tmp_path / "out/one.wav").exists()
-    assert f"{len(list((tmp_path / 'out').glob('*.wav')))} said again" in said
+    assert "1 said again" in said and "4 skipped" in said and "holds no word" in said and "'../three.wav' leads out of" in said
+    assert [f.name for f in (tmp_path / "out").rglob("*")] == ["one.wav"] and not list(tmp_path.glob("three*"))
+
+
+def test_another_seed_says_something_else_and_an_end_at_once_is_told(models, wav, tmp_path, capsys):
+    common = ("reconstruct", wav, "--text", TEXT, "--model", models / "ar")
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        assert run(capsys, *common, "--seed", seed, "-o", tmp_path / f"{name}.wav")[0] == 0
+    a, b, c = (audio.load(tmp_path / f"{name}.wav") for name in "abc")
+    assert torch.equal(a, b) and not (len(a) == len(c) and torch.equal(a, c))
+    decoder = SpeechDecoder.from_pretrained(models / "ar" / "decoder")
+    with torch.no_grad():
+        decoder.bias[decoder.config.eos] = 100.0
+    import shutil
+    copy = Path(shutil.copytree(models / "ar", tmp_path / "mute"))
+    decoder.save_pretrained(copy / "decoder", tokenizer=built_in().version, recogniser="its own")
+    status, said = run(capsys, *common[:-1], copy, "-o", tmp_path / "d.wav")
+    assert status == 1 and "nothing was said" in said and not (tmp_path / "d.wav").exists()
 
 
 def test_a_sentence_is_said(models, wav, tmp_path, capsys):
@@ -83,7 +100,11 @@ def test_a_sentence_is_said(models, wav, tmp_path, capsys):
 
 @pytest.mark.parametrize("words, answer", [
     (("reconstruct", "WAV", "WAV", "-o", "x.wav", "--model", "DDM"), "names one file, and there are 2 inputs"),
-    (("reconstruct", "WAV", "-o", "folder", "--text", "a", "--model", "DDM"), "--text is what one recording says"),
+    (("reconstruct", "WAV", "WAV", "-o", "folder", "--text", "a", "--model", "DDM"), "--text is what one recording says"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--model", "DDM"), "can no longer be asked what is said; give the text"),
+    (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "AR", "--steps", "4", "--trace", "x.trace"), "--steps, --trace: of the diffusion"),
+    (("say", TEXT, "-o", "x.wav", "--model", "AR", "--length", "ratio"), "--length: of the diffusion"),
+    (("say", TEXT, "-o", "x.wav", "--model", "DDM", "--duration", "nowhere"), "nowhere: no such folder"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--quantizer", "rvq4"), "quantizer=rvq4: this model has fsq4"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--sampler", "conf-topq"), "conf_topq"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", "!?", "--model", "DDM"), "no word"),
@@ -94,7 +115,7 @@ def test_a_sentence_is_said(models, wav, tmp_path, capsys):
     (("convert", "nothing.nemo", "-o", "x"), "nothing.nemo")])
 def test_refused_in_one_line(models, wav, tmp_path, monkeypatch, capsys, words, answer):
     monkeypatch.chdir(tmp_path)
-    status, said = run(capsys, *({"WAV": wav, "DDM": models / "ddm"}.get(word, word) for word in words))
+    status, said = run(capsys, *({"WAV": wav, "DDM": models / "ddm", "AR": models / "ar"}.get(word, word) for word in words))
     assert status != 0 and answer in said and not list(tmp_path.glob("x.*")), said
 
 

@@ -286,7 +286,9 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert [state.number(p) for p in state.checkpoints(tmp_path)] == [8, 20, 24]
     progress = state.read_state(state.newest(tmp_path))["progress"]
     assert progress["best"] == 1 and progress["best_step"] == 8 and not scores
-    assert go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse) == {"score": 5.0}, "a finished run is only exported again"
+    assert go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse) == {"score": 1.0}, "a finished run is only exported again"
+    exported, best, last = json.loads((tmp_path / "model/weights.json").read_text()), *(load_file(tmp_path / f"step-{k:08d}/ema.safetensors") for k in (8, 24))
+    assert all(exported[name] == best[name].tolist() for name in best) and not any(exported[name] == last[name].tolist() for name in last), "what is exported is the best"
 
 
 @pytest.mark.parametrize("nothing", [None, [], SimpleNamespace(ids=[])])

@@ -29,7 +29,7 @@ def rotate(
     cos, sin = angle
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 
-# %% ../../nbs/base/layers.ipynb #721cef10
+# %% ../../nbs/base/layers.ipynb #0e011210
 class Block(nn.Module):
     "One transformer layer over (B, L, dim)"
 
@@ -39,9 +39,10 @@ class Block(nn.Module):
         inner: int,  # width of the feed-forward
         kernel: int = 7,  # of the convolution
         condition: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop = heads, nn.Dropout(dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(dim, elementwise_affine=not condition) for _ in range(3))
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
         self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
@@ -63,7 +64,7 @@ class Block(nn.Module):
         shift, scale, gate = moves[:, :, None].unflatten(1, (3, 3)).unbind(2)  # each (B, 3, 1, dim)
         parts = (lambda y: self.attend(y, angle, mask), lambda y: F.silu(self.conv((y * mask[..., None]).mT).mT), self.feed)
         for i, part in enumerate(parts):
-            y = part(self.norms[i](x) * (1 + scale[:, i]) + shift[:, i])
+            y = self.drop(part(self.norms[i](x) * (1 + scale[:, i]) + shift[:, i]))
             x = x + (y if self.table is None else gate[:, i] * y)
         return x
 

@@ -201,7 +201,7 @@ class Mos:
         owner = torch.tensor(owner)
         return [grades[owner == i].mean().item() for i in range(len(waves))]
 
-# %% ../../nbs/evaluate/metrics.ipynb #1ee1a080
+# %% ../../nbs/evaluate/metrics.ipynb #2641e406
 class Speaker:
     "Resemblyzer: a unit vector for each wave's voice"
 
@@ -215,21 +215,23 @@ class Speaker:
         self.name = f"Resemblyzer-{sha256(file)[:8]}"
 
     @torch.inference_mode()
-    def __call__(self, waves: Sequence[Tensor]) -> list[list[float]]:  # 256 numbers each
+    def __call__(self, waves: Sequence[Tensor]) -> list[list[float]]:  # 256 numbers each; zeros where no voice is found
         "The voice of each wave"
         pieces, owner = [], []
         for i, wave in enumerate(checked(waves)):
             voiced = self.audio.preprocess_wav(wave.clamp(-1, 1).numpy())
-            if len(voiced) == 0:
-                raise ValueError(f"wave {i}: no voice is found in it")
+            if len(voiced) == 0:  # nobody speaks
+                continue
             spans, frames = self.slices(len(voiced), rate=1.3, min_coverage=0.75)
             padded = torch.nn.functional.pad(torch.from_numpy(voiced), (0, max(spans[-1].stop - len(voiced), 0)))
             mel = torch.from_numpy(self.audio.wav_to_mel_spectrogram(padded.numpy()))
             pieces += [mel[s] for s in frames]
             owner += [i] * len(frames)
-        hidden = self.model["lstm"](torch.stack(pieces))[1][0][-1]
-        points = torch.nn.functional.normalize(self.model["linear"](hidden).relu(), dim=1)
-        sums = torch.zeros(len(waves), 256).index_add_(0, torch.tensor(owner), points)
+        points = torch.zeros(0, 256)
+        if pieces:
+            hidden = self.model["lstm"](torch.stack(pieces))[1][0][-1]
+            points = torch.nn.functional.normalize(self.model["linear"](hidden).relu(), dim=1)
+        sums = torch.zeros(len(waves), 256).index_add_(0, torch.tensor(owner, dtype=torch.int64), points)
         return torch.nn.functional.normalize(sums, dim=1).tolist()
 
 # %% ../../nbs/evaluate/metrics.ipynb #f192c6b4

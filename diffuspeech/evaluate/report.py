@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Protocol', 'digest', 'Cell', 'grid', 'judged', 'sweep', 'summary', 'foreign']
 
-# %% ../../nbs/evaluate/report.ipynb #3c024d9f
+# %% ../../nbs/evaluate/report.ipynb #f8ec3818
 import hashlib
 import itertools
 import json
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..base import keys
 from ..base.folder import fingerprint, write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, Mos, Recogniser, Speaker, audible, cosine, wer
@@ -69,20 +70,20 @@ def digest(
     "A hash of samples"
     return hashlib.sha256(wave.contiguous().numpy().tobytes()).hexdigest()
 
-# %% ../../nbs/evaluate/report.ipynb #1923c9bc
+# %% ../../nbs/evaluate/report.ipynb #484e73e3
 @dataclass(frozen=True)
 class Cell:
     "One way to decode"
     rule: str = "conf_topk"
     steps: int = 10
-    temperature: float = 0.0
+    temperature: float | None = None  # none: the decoder's own
     length: str = "given"
     scale: float = 1.0  # of the length
     seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.rule}-{self.steps}-t{self.temperature:g}-{self.length}-x{self.scale:g}-s{self.seed}"
+        return f"{self.rule}-{self.steps}-t{'own' if self.temperature is None else f'{self.temperature:g}'}-{self.length}-x{self.scale:g}-s{self.seed}"
 
 
 def grid(
@@ -92,7 +93,7 @@ def grid(
     for values in itertools.product(*choices.values()):
         yield Cell(**dict(zip(choices, values)))
 
-# %% ../../nbs/evaluate/report.ipynb #3581f273
+# %% ../../nbs/evaluate/report.ipynb #9b51637a
 def judged(
     utterances: Sequence[Utterance],
     waves: Sequence[Tensor],  # what a system made of each
@@ -127,11 +128,12 @@ def sweep(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         protocol.save(file)
-    mine, whose = dict(decoder=fingerprint(model.decoder.state_dict()), taste=fingerprint(model.taste.state_dict()), codec=model.codec.version), folder / "model.json"
+    parts = dict(recogniser=model.recogniser, taste=model.taste, decoder=model.decoder) | (dict(duration=model.duration) if model.duration else {})
+    mine, whose = {name: fingerprint(part.state_dict()) for name, part in parts.items()} | dict(codec=model.codec.version, per_piece=model.per_piece), folder / "model.json"
     if whose.exists() and (there := json.loads(whose.read_text())) != mine:
         raise ValueError(f"{folder}: holds the rows of another model ({there}), and this one is {mine}; give a folder of its own")
     write_json(whose, mine)
-    order = sorted(range(len(utterances)), key=lambda i: utterances[i].duration)
+    order, causal = sorted(range(len(utterances)), key=lambda i: utterances[i].duration), model.decoder.config.causal
     waves = [load_audio(u) for u in utterances]
     for cell in progress(list(cells), unit="cell"):
         kept = folder / f"{cell.name}.jsonl"
@@ -139,11 +141,13 @@ def sweep(
             made, cost = [None] * len(waves), [{}] * len(waves)
             for k in range(0, len(order), batch):
                 some = order[k : k + batch]
-                how = {} if model.decoder.config.causal else dict(rule=cell.rule, steps=cell.steps)
-                out = model.reconstruct([waves[i] for i in some], [utterances[i].text for i in some], length=cell.length, scale=cell.scale, seed=cell.seed, temperature=cell.temperature, **how)
+                how = ({} if causal else dict(rule=cell.rule, steps=cell.steps)) | ({} if cell.temperature is None else dict(temperature=cell.temperature))
+                seeds = torch.tensor([keys.key(cell.seed, utterances[i].id) for i in some])  # a clip's numbers do not depend on its neighbours
+                out = model.reconstruct([waves[i] for i in some], [utterances[i].text for i in some], length=cell.length, scale=cell.scale, seed=seeds, **how)
                 for row, i in enumerate(some):
                     made[i], cost[i] = out.waves[row], dict(nfe=int(out.run.calls[row]), tokens=int(out.lengths[row]), decoder_seconds=round(out.seconds["decoder"] / len(some), 5))
-            rows = [asdict(cell) | row | cost[i] for i, row in enumerate(judged(utterances, made, judges, cache))]
+            said = asdict(cell) | (dict(rule="left to right", steps=None, length="eos", scale=None) if causal else {})
+            rows = [said | row | cost[i] for i, row in enumerate(judged(utterances, made, judges, cache))]
             write_aside(kept, lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"))
         table += [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     return table

@@ -65,7 +65,7 @@ def render(
                 found[i] = wave[:n]
     return found, time.perf_counter() - start
 
-# %% ../../nbs/evaluate/speech.ipynb #7621d2d6
+# %% ../../nbs/evaluate/speech.ipynb #1beba4f2
 def verdict(
     some: Sequence[Utterance],
     made: Sequence[Tensor],  # of each
@@ -80,8 +80,9 @@ def verdict(
     voice, sentence = [u.speaker for u in some], [u.text for u in some]
     ways = wer_three_ways(sentence, cache(judges["wer"], made), cache(judges["wer"], audible(originals)))
     errors = ways["text"]
-    mos, same = torch.tensor(cache(judges["mos"], pick(made))), cosine(cache(judges["speaker"], pick(made)), cache(judges["speaker"], pick(originals)))
-    row = dict(clips=len(some), words=int(errors.size.sum()), graded=len(graded)) | errors.parts
+    spoke = cache(judges["speaker"], pick(made))
+    mos, same = torch.tensor(cache(judges["mos"], pick(made))), cosine(spoke, cache(judges["speaker"], pick(originals)))
+    row = dict(clips=len(some), words=int(errors.size.sum()), graded=len(graded), voiceless=sum(not any(point) for point in spoke)) | errors.parts
     paired = {name: None if other is None else bootstrap(errors.count, voice, sentence, errors.size, against=other) for name, other in against.items()}
     for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), **paired,
                         "distillmos": bootstrap(mos, pick(voice), pick(sentence)), "spksim": bootstrap(same, pick(voice), pick(sentence))}.items():
@@ -143,7 +144,7 @@ def pack_utterances() -> list[Utterance]:
     with as_file(files("diffuspeech") / "assets" / "pack") as folder:
         return list(Manifest(folder / "pack.jsonl"))
 
-# %% ../../nbs/evaluate/speech.ipynb #dec974a8
+# %% ../../nbs/evaluate/speech.ipynb #b8d67dd3
 def judge_all(
     job: Job,
     original: "str | Path | None" = None,  # a folder with clips of the same names
@@ -160,7 +161,9 @@ def judge_all(
             row["distillmos"] = round(cache(grade, [wave])[0], 3)
             if original:
                 first = load(next((f for f in sorted(Path(original).glob(f"{u.id}.*"))), Path(original, f"{u.id}.wav")))
-                row["spksim"] = round(cosine(cache(voice, [wave]), cache(voice, [first]))[0].item(), 4)
+                if not any((theirs := cache(voice, [first]))[0]):
+                    raise ValueError("no voice is found in the original")
+                row["spksim"] = round(cosine(cache(voice, [wave]), theirs)[0].item(), 4)
                 against = wer([cache(hear, [first])[0]], [heard])
                 row |= dict(errors_against_original=int(against.count.sum()), words_of_original=int(against.size.sum()))
             rows.append(row | dict(heard=heard))

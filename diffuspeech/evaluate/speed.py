@@ -73,7 +73,7 @@ def calls_alone(
         sees = places <= i if compiled else places[: i + 1] <= i
         decoder.logits(bound.call(last, sees[None, None, None], places[i : i + 1], bound.memory, bound.text, None, caches))
 
-# %% ../../nbs/evaluate/speed.ipynb #a7e44876
+# %% ../../nbs/evaluate/speed.ipynb #414aaafb
 WAYS = ("fp32", "bf16", "fp32 compiled", "bf16 compiled")
 
 
@@ -122,9 +122,10 @@ def decoder_table(
             found = {name: 1e3 * t for name, t in in_turns(jobs, 1 if B * L > 4000 else repeats, device).items()}
             best = lambda *key: min((found[*key, way], way) for way in ways)
             (ar_ms, ar_way), (floor, _) = best("ar"), best("floor")
+            kinds = {kind: min((found["ar", way] for way in ways if way.endswith("compiled") == (kind == "compiled")), default=None) for kind in ("eager", "compiled")}
             for n in steps:
                 ms, way = best("ddm", n)
-                rows.append(dict(seconds_of_audio=s, tokens=L, steps=n, batch=B, decoder_ms=round(ms, 1), way=way, total_ms=round(ms + found["voice"], 1) if voice else None, ar_ms=round(ar_ms, 1), ar_way=ar_way,
+                rows.append(dict(seconds_of_audio=s, tokens=L, steps=n, batch=B, decoder_ms=round(ms, 1), way=way, total_ms=round(ms + found["voice"], 1) if voice else None, ar_ms=round(ar_ms, 1), ar_way=ar_way, **{f"ar_{kind}_ms": ms and round(ms, 1) for kind, ms in kinds.items()},
                                  ar_floor_ms=round(floor, 1), ratio_ar=round(ar_ms / ms, 2), ratio_floor=round(floor / ms, 2),
                                  **{f"ratio_{name}": round(found[name] / found["ddm", steps[0], ways[0]], 2) for name in ("unbound", "whole")}, million=round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1)))
     return rows

@@ -109,7 +109,7 @@ class Layer(nn.Module):
         a, b = self.up(self.norms[2](x)).chunk(2, -1)
         return x + self.drop(self.down(F.silu(a) * b))
 
-# %% ../../nbs/models/decoder.ipynb #1928fcf1
+# %% ../../nbs/models/decoder.ipynb #64c14b29
 class SpeechDecoder(Saved):
     "Speech tokens from pieces of text and their vectors"
     Config = DecoderConfig
@@ -120,7 +120,7 @@ class SpeechDecoder(Saved):
         self.pieces = nn.Embedding(c.text, d)
         self.vectors = nn.Linear(c.vector, d, bias=False) if c.vector else None
         self.unknown = nn.Parameter(torch.randn(2, d) * 0.02)  # in the place of withheld text, and of withheld vectors
-        self.blocks = nn.ModuleList(Block(d, c.heads, c.inner) for _ in range(c.encoder))
+        self.blocks = nn.ModuleList(Block(d, c.heads, c.inner, dropout=c.dropout) for _ in range(c.encoder))
         self.read = nn.LayerNorm(d)
         self.table, self.wide, self.thin = nn.Embedding(c.speech + 2, c.narrow), nn.Linear(c.narrow, d), nn.Linear(d, c.narrow)
         nn.init.normal_(self.table.weight, std=c.narrow**-0.5)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'states_of', 'SpeechBatch', 'Speaking', 'set_dropout', 'assemble', 'DecoderTask', 'begin']
 
-# %% ../../nbs/models/decoder_training.ipynb #5ce55c4d
+# %% ../../nbs/models/decoder_training.ipynb #16e698c5
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Speaking(nn.Module):
         q = self.taste(*states, batch.text, batch.pieces)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
-# %% ../../nbs/models/decoder_training.ipynb #a109efdf
+# %% ../../nbs/models/decoder_training.ipynb #79f8e4c9
 OPTIONS = dict(
     tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
     encoder="kept",  # frozen, trained
@@ -125,6 +125,8 @@ def assemble(
     options = OPTIONS | run.options
     if options["encoder"] not in ("kept", "frozen", "trained"):
         raise ValueError(f"options.encoder={options['encoder']!r}: should be kept, frozen or trained")
+    if "kind" not in options["taste"].get("quantizer", {"kind": "none"}):
+        raise ValueError(f"options.taste.quantizer={options['taste']['quantizer']}: says no kind; none, fsq or rvq")
     taste = Taste.of(recogniser, **options["taste"])
     config = DecoderConfig(**dict(text=recogniser.config.vocabulary, vector=recogniser.config.decoder_hidden, speech=speech) | run.model)
     set_dropout(taste.aggregator, config.dropout)
@@ -155,7 +157,7 @@ class DecoderTask:
             self.pieces |= {row["id"]: torch.tensor(recogniser.pieces.encode(row["text"], row["id"])) for row in corpus.rows}
         self.per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
         if start := self.options["start"]:
-            own = dict(recogniser="its own") if Path(self.options["recogniser"]) == Path(start) / "recogniser" else {}
+            own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
             begin(self.model, start, self.versions | own)
 
     @staticmethod
@@ -277,7 +279,7 @@ class DecoderTask:
         self.model.taste.save_pretrained(Path(folder) / "taste", half=True, **about)
         self.model.decoder.save_pretrained(Path(folder) / "decoder", half=True, **about)
 
-# %% ../../nbs/models/decoder_training.ipynb #fe0bf359
+# %% ../../nbs/models/decoder_training.ipynb #e594561f
 def begin(
     model: Speaking,
     folder: "str | Path",  # what another run exported, perhaps with another quantizer
@@ -286,11 +288,11 @@ def begin(
     "Take over aggregator and decoder, not the quantizer"
     folder = Path(folder)
     first, decoder = Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
-    if decoder.config != model.decoder.config:
+    if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     about = read_config(folder / "decoder")["about"]
     for what, version in versions.items():
-        if about.get(what) != version and not (what == "recogniser" and model.encoder is not None):
+        if about.get(what) != version:
             raise ValueError(f"{folder}: it was trained with the {what} {about.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")
     if (first.config.key_layer, first.config.value_layer) != (model.taste.config.key_layer, model.taste.config.value_layer):
         raise ValueError(f"{folder}: its keys and values come from layers {first.config.key_layer} and {first.config.value_layer}, and these from {model.taste.config.key_layer} and {model.taste.config.value_layer}")

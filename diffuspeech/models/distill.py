@@ -20,7 +20,7 @@ from .decoder import Bound
 from .decoder_training import DecoderTask, Speaking, SpeechBatch
 from ..speech.taste import Taste
 
-# %% ../../nbs/models/distill.ipynb #1357796e
+# %% ../../nbs/models/distill.ipynb #f8bd695d
 @dataclass
 class Taught:
     "A teacher's run"
@@ -44,10 +44,10 @@ def teach(
         thought[batch[where // empty.shape[1]], where % empty.shape[1]] = logits.float()  # a place is asked for the last time when it is committed
         return logits
 
-    run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred")
+    run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths)
     return Taught(run.tokens, run.trajectory.committed.long(), thought)
 
-# %% ../../nbs/models/distill.ipynb #9be7521a
+# %% ../../nbs/models/distill.ipynb #d6af1a6f
 def lesson(
     student: Bound,
     taught: Taught,
@@ -61,13 +61,13 @@ def lesson(
     target = taught.step >= at[:, None]
     x_j = torch.where(target, c.mask, taught.tokens).masked_fill(taught.step < 0, c.mask)
     where = target.flatten().nonzero()[:, 0]
-    logits = student(x_j, lengths, target.sum(1) / lengths.clamp_min(1), where).float()[:, : c.speech]
-    q, p = ((some / temperature).log_softmax(-1) for some in (logits, taught.logits.flatten(0, 1)[where, : c.speech]))
+    logits = student(x_j, lengths, target.sum(1) / lengths.clamp_min(1), where).float()[:, : c.mask]
+    q, p = ((some / temperature).log_softmax(-1) for some in (logits, taught.logits.flatten(0, 1)[where, : c.mask]))
     divergence = (q.exp() * (q - p)).sum(-1).mean() * temperature**2
     ce = nn.functional.cross_entropy(logits, taught.tokens.flatten()[where])
     return dict(loss=mix * divergence + (1 - mix) * ce, divergence=divergence, ce=ce)
 
-# %% ../../nbs/models/distill.ipynb #f182d4e3
+# %% ../../nbs/models/distill.ipynb #3a7fe3d8
 TEACHING = dict(
     steps=4,  # of the teacher
     temperature=2.0,  # of what it thought
@@ -95,8 +95,9 @@ class DistillTask(DecoderTask):
         with torch.no_grad():
             model.taste.eval()
             condition = self.condition(batch, model, row_keys, withheld)[0]
-            taught = teach(self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"])
-        return lesson(model.decoder.bind(condition), taught, batch.lengths, at, self.options["temperature"], self.options["mix"])
+            lengths = self.canvas(batch, row_keys)[1]  # half of them go on behind the end, and the teacher says where it is
+            taught = teach(self.teacher.to(batch.text.device).bind(condition), lengths, self.options["steps"])
+        return lesson(model.decoder.bind(condition), taught, lengths, at, self.options["temperature"], self.options["mix"])
 
     def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
         row_keys = utterance_keys(self.run.seed, step, batch.ids, batch.text.device)

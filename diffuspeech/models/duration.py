@@ -22,7 +22,7 @@ from ..speech import text
 from ..speech.batches import Each
 from ..speech.prepared import Prepared
 
-# %% ../../nbs/models/duration.ipynb #9032fd55
+# %% ../../nbs/models/duration.ipynb #c2eacf6a
 @dataclass(frozen=True)
 class DurationConfig:
     "The shape of the predictor"
@@ -32,6 +32,7 @@ class DurationConfig:
     heads: int = 2
     inner: int = 192
     q: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # the quantiles, rising
+    frame_rate: float = 25.0  # speech tokens a second
 
     def __post_init__(self):
         object.__setattr__(self, "q", tuple(self.q))
@@ -73,7 +74,7 @@ class Duration(Saved):
         at = self(condition)
         return torch.lerp(at[:, k - 1], at[:, k], float((q - known[k - 1]) / (known[k] - known[k - 1])))
 
-# %% ../../nbs/models/duration.ipynb #19f2f076
+# %% ../../nbs/models/duration.ipynb #7c1d6f3e
 @dataclass
 class Texts:
     "Texts and how long they took"
@@ -84,7 +85,7 @@ class Texts:
 
 class DurationTask:
     "Train the predictor on the durations of a prepared corpus"
-    knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128, frame_rate=25.0))  # of a batch; of the speech tokens
+    knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128))  # of a batch
 
     def __init__(self, run):
         self.run, folder = run, Path(run.data).expanduser() / "prepared"
@@ -104,7 +105,7 @@ class DurationTask:
     def batch(self, rows: list[tuple[str, list[int], float]]) -> Texts:
         ids, pieces, seconds = zip(*rows)
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in pieces], batch_first=True)
-        frames = (torch.tensor(seconds) * self.options["frame_rate"]).ceil()
+        frames = (torch.tensor(seconds) * self.model.config.frame_rate).ceil()
         return Texts(list(ids), Condition(padded, torch.tensor([len(p) for p in pieces])), frames)
 
     def batches(self, epoch: int) -> Each:  # of Texts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOUNDS', 'PIECE', 'Job', 'gather', 'load_codec', 'Ids', 'encode_utterance', 'encode_all', 'decode_all', 'decode_line']
 
-# %% ../../nbs/speech/jobs.ipynb #ddb8a6ec
+# %% ../../nbs/speech/jobs.ipynb #8c151bb4
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.folder import write_aside
+from ..base.folder import within, write_aside
 from . import audio
 from .adapters import load_tokenizer
 from .audio import RATE, speakable
@@ -149,7 +149,7 @@ def encode_all(
     write_aside(out, write)
     return done
 
-# %% ../../nbs/speech/jobs.ipynb #f95d46c2
+# %% ../../nbs/speech/jobs.ipynb #0fc26d3a
 def decode_all(
     tokens: "str | Path",  # what `encode_all` wrote
     codec: SpeechTokenizer,
@@ -168,9 +168,7 @@ def decode_all(
         try:
             wave = decode_line(line, codec, reference, **how)
             name = json.loads(line).get("id") or f"line-{n}"
-            target = out / f"{name}.wav"
-            if not target.resolve().is_relative_to(out.resolve()):
-                raise ValueError(f"the id {name!r} leads out of {out}")
+            target = within(out, f"{name}.wav")
             write_aside(target, lambda aside: soundfile.write(aside, wave.clamp(-1, 1).numpy(), RATE, format="WAV"))
             done += 1
         except (ValueError, RuntimeError) as e:

@@ -105,7 +105,7 @@ def body(
             part.reset_parameters()
     return model
 
-# %% ../../nbs/speech/recogniser.ipynb #396865b1
+# %% ../../nbs/speech/recogniser.ipynb #b203f6c3
 class Canary(Saved):
     "A FastConformer that hears, a transformer that writes, and perhaps a CTC head on letters"
     Config = CanaryConfig
@@ -209,7 +209,7 @@ class Canary(Saved):
         "The recogniser in a folder, with its pieces"
         folder = find(name)
         if not (folder / "config.json").exists() or not (folder / "pieces.json").exists():
-            raise ValueError(f"{name}: no config.json and pieces.json there; if it has a .nemo archive, convert that first: diffuspeech.speech.nemo.convert({str(name)!r}, FOLDER)")
+            raise ValueError(f"{name}: no config.json and pieces.json there; if it is, or holds, a .nemo archive, convert that first (diffuspeech convert {name} -o FOLDER) and give the folder (to a training: --set options.recogniser=FOLDER)")
         model = super().from_pretrained(folder)
         try:
             model.pieces = text.Pieces((folder / "pieces.json").read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ class TasteConfig:
         made = self.quantizer if isinstance(self.quantizer, dict) else asdict(self.quantizer)
         object.__setattr__(self, "quantizer", QuantizerConfig(**made | dict(dim=self.recogniser.decoder_hidden)))
 
-# %% ../../nbs/speech/taste.ipynb #27823f7a
+# %% ../../nbs/speech/taste.ipynb #cf14e63a
 class Taste(Saved):
     "The states of a wave and its text to one vector a piece, and to codes"
     Config = TasteConfig
@@ -72,7 +72,9 @@ class Taste(Saved):
         text: Tensor,  # (B, N) pieces
     ) -> Tensor:  # (B, N, dim)
         "One vector for each piece"
-        prompt = torch.tensor(self.config.recogniser.prompt, device=text.device).expand(len(text), -1)
+        prompt, most = torch.tensor(self.config.recogniser.prompt, device=text.device).expand(len(text), -1), self.config.recogniser.positions
+        if prompt.shape[1] + text.shape[1] > most:
+            raise ValueError(f"a text of {text.shape[1]} pieces: at most {most - prompt.shape[1]} are read at once; cut the recording")
         self.values = None if values is keys else self.bridge(values)
         try:
             out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.bridge(keys), encoder_attention_mask=mask, use_cache=False)

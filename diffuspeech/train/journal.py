@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Journal', 'plain', 'lines', 'history']
 
-# %% ../../nbs/train/journal.ipynb #eacd2cc6
+# %% ../../nbs/train/journal.ipynb #41bcfc5f
 import json
 import math
 from pathlib import Path
 
 from torch import Tensor
 
-from ..base.folder import write_aside
+from ..base.folder import within, write_aside
 from ..speech.audio import RATE, save
 from . import state
 
-# %% ../../nbs/train/journal.ipynb #503c1eee
+# %% ../../nbs/train/journal.ipynb #0ba0946b
 class Journal:
     "What is written down of a run"
 
@@ -51,8 +51,8 @@ class Journal:
     ):
         "Keep what the model sounds like"
         for name, wave in waves.items():
-            path = self.folder / "samples" / f"{name}-{step:08d}.wav"
-            path.parent.mkdir(exist_ok=True)
+            path = within(self.folder / "samples", f"{name}-{step:08d}.wav")
+            path.parent.mkdir(parents=True, exist_ok=True)
             save(path, wave)
             if self.board:
                 self.board.add_audio(name, wave[None], step, RATE)

@@ -144,7 +144,7 @@ def alone(
                 raise ValueError(f"{folder}: another process is training there; wait for it, or choose another folder") from None
         yield
 
-# %% ../../nbs/train/loop.ipynb #6db9753a
+# %% ../../nbs/train/loop.ipynb #5bcea458
 def update(
     run: Run,
     step: Step,  # as Accelerate has prepared it
@@ -161,7 +161,10 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         with here.accumulate(step):
-            parts = step(batch, number)
+            try:
+                parts = step(batch, number)
+            except ValueError as e:  # a quantizer, for one, refuses what is no number before there is a loss
+                raise ValueError(f"step {number}, with the rows {', '.join(map(str, getattr(batch, 'ids', [])))}: {e}; no weight was touched and the last checkpoint stands") from None
             here.backward(parts["loss"])
         for name, value in parts.items():
             told.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32, device=here.device).detach())
@@ -256,7 +259,7 @@ def export(
         else:
             raise ValueError(f"{type(task).__name__} has no export, and its model is not a base.folder.Saved")
 
-# %% ../../nbs/train/loop.ipynb #e908cd12
+# %% ../../nbs/train/loop.ipynb #4c58886a
 def train(
     run: Run,
     folder: "str | Path",  # of the run: made, or gone on with
@@ -265,7 +268,7 @@ def train(
     on_step=None,  # on_step(line), called after each step with what the log says of it
     task=None,  # a class to use in place of the one that run.task names
     board: bool = False,  # write for TensorBoard too
-) -> dict[str, float]:  # the last validation; {"stopped": step} if somebody asked to stop
+) -> dict[str, float]:  # the validation of what is exported, the best; {"stopped": step} if somebody asked to stop
     "Train, or go on training, until run.steps"
     folder, make, here = Path(folder), task or find_task(run.task), machine(run, device)
     first, process, world = here.is_main_process, here.process_index, here.num_processes
@@ -282,7 +285,7 @@ def train(
         at = state.Progress()
         torch.manual_seed(keys.key(run.seed, "train", process) if process else keys.key(run.seed, "train"))
         if found := state.newest(folder):
-            at, random = state.load(found, run, task.model, optimizer, ema)
+            at, random = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
             state.restore_randomness(random, task.model, process)
         journal = Journal(folder, at.step, board) if first else None
         batches, clock, before, seen = stream(task, at, run.batches, process, world), time.perf_counter(), at.seconds, 0.0
@@ -313,6 +316,9 @@ def train(
         batches.close()
         if at.validated != at.step:  # it was saved with more steps in view
             check(run, task, step, ema, journal, at)
+        best = folder / f"step-{at.best_step or at.step:08d}"
+        if best.name != f"step-{at.step:08d}" and best.exists():  # overfitted since, perhaps
+            at = state.recall(best, task.model, ema)
         export(run, task, step, ema, folder / "model", at, first)
         here.end_training()
         return at.validation
@@ -333,7 +339,7 @@ def keep(
     random = {k: v for states in gather_object([state.randomness(task.model, here.process_index)]) for k, v in states.items()}
     if journal:
         journal.sync()
-    state.save(folder, run, at, task.model, optimizer, ema, random, writes=journal is not None)
+    state.save(folder, run, at, task.model, optimizer, ema, random, writes=journal is not None, versions=getattr(task, "versions", None))
     here.wait_for_everyone()
 
 # %% ../../nbs/train/loop.ipynb #54f35e1a

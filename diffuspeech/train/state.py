@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FREE', 'PICKLES', 'Progress', 'tensors', 'weights', 'write', 'sync', 'whole', 'like', 'save', 'remove',
            'number', 'checkpoints', 'sweep', 'randomness', 'restore_randomness', 'newest', 'read_state', 'way_out',
-           'differences', 'read', 'fill', 'load', 'here', 'average', 'averaged']
+           'differences', 'read', 'fill', 'recall', 'load', 'here', 'average', 'averaged']
 
 # %% ../../nbs/train/state.ipynb #a3e9d994
 import base64
@@ -106,7 +106,7 @@ def like(
     tensor = tensor.to(target.device)
     return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
 
-# %% ../../nbs/train/state.ipynb #b65c61bb
+# %% ../../nbs/train/state.ipynb #fe48d332
 def save(
     folder: Path,  # of the run
     run: Run,
@@ -116,6 +116,7 @@ def save(
     ema: dict[str, Tensor],  # averaged weights by name; empty where there are none
     random: "dict[str, str] | None" = None,  # of `randomness`, where there are several processes; all of them call this
     writes: bool = True,  # False: another process does
+    versions: "dict[str, str] | None" = None,  # of frozen models that the weights depend on
 ) -> Path:  # the checkpoint
     "Write a checkpoint, whole or not at all, and drop those that are no longer wanted"
     path = folder / f"step-{progress.step:08d}"
@@ -124,7 +125,7 @@ def save(
     named, moments, ema = ({name: whole(t) for name, t in some.items()} for some in (tensors(model), moments, ema))
     if not writes:
         return path
-    state = {"format": FORMAT, "progress": dataclasses.asdict(progress), "random": random or randomness(model), "run": dataclasses.asdict(run)}
+    state = {"format": FORMAT, "progress": dataclasses.asdict(progress), "random": random or randomness(model), "run": dataclasses.asdict(run), "versions": versions or {}}
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -209,7 +210,7 @@ def restore_randomness(
             elif device.type == "cuda":
                 torch.cuda.set_rng_state(state, device)
 
-# %% ../../nbs/train/state.ipynb #01bc9170
+# %% ../../nbs/train/state.ipynb #566e2def
 def newest(
     folder: Path,  # of a run
 ) -> Path | None:
@@ -221,7 +222,7 @@ def newest(
 
 def read_state(
     path: Path,  # a checkpoint
-) -> dict:  # format, progress, random, run
+) -> dict:  # format, progress, random, run, versions
     "What state.json says"
     for pickled in sorted(p for p in path.glob("*") if p.suffix in PICKLES):
         raise ValueError(f"{pickled}: a pickle, which is never read; {way_out(path)}")
@@ -282,24 +283,39 @@ def fill(
         for name, tensor in targets.items():
             tensor.copy_(like(saved[name], tensor))
 
-# %% ../../nbs/train/state.ipynb #3d356e82
+# %% ../../nbs/train/state.ipynb #261ff6d0
+def recall(
+    path: Path,  # a checkpoint
+    model: nn.Module,
+    ema: dict[str, Tensor],  # averaged weights, to be filled
+) -> Progress:
+    "Put a checkpoint's weights into a model"
+    files = {name: read(path / f"{name}.safetensors") for name in ("model", *(["ema"] if ema else []))}
+    fill(tensors(model), files["model"], path / "model.safetensors")
+    if ema:
+        fill(ema, files["ema"], path / "ema.safetensors")
+    return Progress(**read_state(path)["progress"])
+
+
 def load(
     path: Path,  # a checkpoint
     run: Run,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: dict[str, Tensor],  # averaged weights, to be filled
+    versions: "dict[str, str] | None" = None,  # of frozen models that the weights depend on
 ) -> tuple[Progress, dict[str, str]]:  # and the state of the random numbers, for `restore_randomness`
     "Put a checkpoint into a run"
     state = read_state(path)
     if other := differences(state["run"], run):
         raise ValueError(f"{path}: belongs to another run: {', '.join(other)}; start in another folder, or with the same settings")
-    files = {name: read(path / f"{name}.safetensors") for name in ("model", "moments", *(["ema"] if ema else []))}
-    fill(tensors(model), files["model"], path / "model.safetensors")
-    if ema:
-        fill(ema, files["ema"], path / "ema.safetensors")
+    for what, version in state.get("versions", {}).items():
+        if (versions or {}).get(what) != version:
+            raise ValueError(f"{path}: was trained with the {what} {version}, and the one at hand is {(versions or {}).get(what)}; bring the old one back, or start in another folder")
+    moments = read(path / "moments.safetensors")
+    recall(path, model, ema)
     known = weights(model)
-    for key, tensor in files["moments"].items():
+    for key, tensor in moments.items():
         what, _, name = key.partition("/")
         if name not in known:
             raise ValueError(f"{path / 'moments.safetensors'}: the model has no {name}; {way_out(path)}")
