@@ -116,6 +116,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
     rows = reconstruct_table([System("S3-Oracle"), System("DDM-4L-FSQ", model, 2)], model, clips, judges, graded=2, cache=Cache(tmp_path / "judged"), progress=lambda **k: __import__("tqdm").tqdm(disable=True, **k))
     assert {r["system"] for r in rows} == {"S3-Oracle", "DDM-4L-FSQ"} and all(r["wer"] > 0 for r in rows) and {r["nfe"] for r in rows if r["steps"]} == {2.0}
     assert all(r["bitrate"] > 0 for r in rows if r["steps"])
+    assert {"system", "split", "steps", "length_mode", "wer", "wer_low", "wer_high", "wer_over_oracle", "wer_over_ar", "distillmos", "spksim", "semitones", "f0_correlation", "duration_correlation", "decoder_seconds", "total_seconds", "nfe", "tokens_per_call", "runaways", "loops"} <= rows[-1].keys()
 
 
 @pytest.mark.parametrize("name, dropout", [("ddm", 0.0), ("ar", 0.1), ("paper-vectors", 0.0)])

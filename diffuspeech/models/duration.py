@@ -22,17 +22,18 @@ from ..speech import text
 from ..speech.batches import Each
 from ..speech.prepared import Prepared
 
-# %% ../../nbs/models/duration.ipynb #c2eacf6a
+# %% ../../nbs/models/duration.ipynb #ce90311b
 @dataclass(frozen=True)
 class DurationConfig:
     "The shape of the predictor"
     text: int = 256  # kinds of pieces
-    dim: int = 96
-    layers: int = 2
+    dim: int = 32
+    layers: int = 1
     heads: int = 2
-    inner: int = 192
+    inner: int = 64
     q: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # the quantiles, rising
     frame_rate: float = 25.0  # speech tokens a second
+    dropout: float = 0.2
 
     def __post_init__(self):
         object.__setattr__(self, "q", tuple(self.q))
@@ -47,7 +48,7 @@ class Duration(Saved):
     def __init__(self, config: DurationConfig):
         super().__init__(config)
         self.pieces = nn.Embedding(config.text, config.dim)
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.inner) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.inner, dropout=config.dropout) for _ in range(config.layers))
         self.norm, self.finish = nn.LayerNorm(config.dim), nn.Linear(config.dim, len(config.q))
 
     def forward(self,
