@@ -1,6 +1,6 @@
 """Make a trained model one that comes with the library: python tools/adopt.py runs/flow flow
 
-Copies what a finished run exported, and a thinned log of it, to diffuspeech/assets/models/NAME, and says what they weigh. The card
+Copies what a finished run exported, and a thinned log of it (and in first/ that of the stage that it began with), to diffuspeech/assets/models/NAME, and says what they weigh. The card
 (README.md) is written by hand, from the log and from what `diffuspeech evaluate` says.
 """
 import json
@@ -24,10 +24,20 @@ target = models / name
 shutil.copytree(run / "model", target, dirs_exist_ok=True)
 for file in target.rglob("*"):
     file.chmod(0o755 if file.is_dir() else 0o644)
-lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-kept = [line for line in lines if "validation" in line or line["step"] % 100 == 0 or line["step"] == 1]
-(target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-print(f"{name}: {size(target) / 2**20:.2f} MiB of {BUDGET[name]}, all models {size(models) / 1e6:.1f} MB of {ALL / 1e6:.0f}, {len(kept)} of {len(lines)} lines of the log; validation {kept[-1].get('validation')}")
+
+
+def thin(log: Path, to: Path) -> list[dict]:
+    kept = [line for line in map(json.loads, log.read_text().splitlines()) if "validation" in line or line["step"] % 100 == 0 or line["step"] == 1]
+    to.parent.mkdir(exist_ok=True)
+    to.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept
+
+
+kept = thin(run / "log.jsonl", target / "log.jsonl")
+config = next(target.rglob("config.json"))
+if start := json.loads(config.read_text())["about"]["run"]["options"].get("start"):
+    thin(Path(start).parent / "log.jsonl", target / "first" / "log.jsonl")
+print(f"{name}: {size(target) / 2**20:.2f} MiB of {BUDGET[name]}, all models {size(models) / 1e6:.1f} MB of {ALL / 1e6:.0f}, {len(kept)} lines of the log; validation {kept[-1].get('validation')}")
 if not (target / "README.md").exists():
     print(f"{target / 'README.md'} is missing: data, licences, command, time, hardware, scores")
 sys.exit(size(models) > ALL)
