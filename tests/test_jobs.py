@@ -336,6 +336,24 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
     assert n == {split: sum(v.values()) for split, v in builtin.PLANS["tiny"].items()}
 
 
+def test_who_works_for_a_killed_process_ends_too(tmp_path):
+    script = tmp_path / "s.py"
+    script.write_text("import time\nfrom diffuspeech.base.processes import spread\nif __name__ == '__main__':\n    list(spread(time.sleep, [(60,), (60,)], 2))\n")
+    p = subprocess.Popen([sys.executable, script])
+    children = lambda: [int(child) for child in Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()]
+    end = time.time() + 60
+    while len(children()) < 3 and time.time() < end:  # two, and the one that counts semaphores
+        time.sleep(0.05)
+    time.sleep(2)
+    workers = children()
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
+    alive = lambda: [w for w in workers if Path(f"/proc/{w}").exists() and ") Z" not in Path(f"/proc/{w}/stat").read_text()]
+    while alive() and time.time() < end:
+        time.sleep(0.05)
+    assert len(workers) == 3 and not alive()
+
+
 def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))

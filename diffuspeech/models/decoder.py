@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.folder import Saved
-from ..base.layers import Block, angles, rotate, waves_of
+from ..base.layers import Block, angles, attention, rotate, waves_of
 
 # %% ../../nbs/models/decoder.ipynb #7291f9eb
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class Layer(nn.Module):
         q, k = rotate(q, angle), rotate(k, angle)
         if cache is not None:
             k, v = (whole.index_copy_(2, at, new)[:, :, : sees.shape[-1]] for whole, new in zip(cache, (k, v)))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
+        y = attention(q, k, v, sees)
         x = x + self.drop(self.out(y.transpose(1, 2).flatten(2)))
-        y = F.scaled_dot_product_attention(rotate(self.split(self.ask(self.norms[1](x))), angle), *memory, attn_mask=text)
+        y = attention(rotate(self.split(self.ask(self.norms[1](x))), angle), *memory, text)
         x = x + self.drop(self.back(y.transpose(1, 2).flatten(2)))
         a, b = self.up(self.norms[2](x)).chunk(2, -1)
         return x + self.drop(self.down(F.silu(a) * b))

@@ -75,11 +75,13 @@ class Taste(Saved):
         prompt, most = torch.tensor(self.config.recogniser.prompt, device=text.device).expand(len(text), -1), self.config.recogniser.positions
         if prompt.shape[1] + text.shape[1] > most:
             raise ValueError(f"a text of {text.shape[1]} pieces: at most {most - prompt.shape[1]} are read at once; cut the recording")
-        self.values = None if values is keys else self.bridge(values)
-        try:
-            out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.bridge(keys), encoder_attention_mask=mask, use_cache=False)
-        finally:
-            self.values = None
+        own, same = self.aggregator.dtype, values is keys
+        with torch.autocast("cpu", enabled=False):  # see `layers.attention`; all of it, since its attention is not ours, and small
+            self.values = None if same else self.bridge(values.to(own))
+            try:
+                out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.bridge(keys.to(own)), encoder_attention_mask=mask, use_cache=False)
+            finally:
+                self.values = None
         return out.last_hidden_state[:, prompt.shape[1] :]
 
     def forward(self,
