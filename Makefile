@@ -36,8 +36,8 @@ CORPUS := $(or $(DIFFUSPEECH_HOME),$(HOME)/.cache/diffuspeech)/corpora/small
 voice: .venv/.ready  ## train speech tokens and voice again from nothing, into runs/codec (hours; stopped, it goes on)
 	@.venv/bin/diffuspeech corpus build small
 	@for split in train dev; do .venv/bin/diffuspeech corpus prepare $(CORPUS)/$$split.jsonl || exit; done
-	@.venv/bin/diffuspeech train speech-tokens -o runs/codec/speech-tokens --set data=$(CORPUS)
-	@.venv/bin/diffuspeech train flow -o runs/codec/flow --set options.tokenizer=runs/codec/speech-tokens/model --set data=$(CORPUS)
+	@.venv/bin/diffuspeech train speech-tokens -o runs/codec/speech-tokens
+	@.venv/bin/diffuspeech train flow -o runs/codec/flow --set options.tokenizer=runs/codec/speech-tokens/model
 	@echo "diffuspeech encode clip.wav -o ids.jsonl --model runs/codec"
 
 notebooks: .venv/.ready  ## run every notebook top to bottom at its CI scale and store its outputs (NB=path for some)

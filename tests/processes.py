@@ -5,13 +5,31 @@ import os
 import sys
 from pathlib import Path
 
+import accelerate
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from diffuspeech.models import decoder_training
 from diffuspeech.train.config import Run
 from diffuspeech.train.loop import train
 
 SHAPE = dict(dim=48, inner=64, narrow=32)
+
+
+class OnProcessors(accelerate.Accelerator):
+    "Accelerate spreads weights over GPUs only. The code by which it does so runs on processors too, with gloo between them"
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.state.distributed_type = accelerate.DistributedType.FSDP
+        self.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin()  # as the environment says
+        if self.mixed_precision != "no":
+            self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
+
+    def prepare(self, *args):
+        step, optimizer = super().prepare(*args)
+        assert isinstance(step, FSDPModule)
+        return step, optimizer
 
 
 def main(place: Path, corpus: Path, **changes):
@@ -25,6 +43,8 @@ def main(place: Path, corpus: Path, **changes):
         return found
 
     decoder_training.corrupt = corrupt
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        accelerate.Accelerator = OnProcessors
     run = Run("diffuspeech.models.decoder_training:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
               **dict(steps=6, lr=3e-3, warmup=2, ema=0.9, precision="fp32", seconds=12.0, batches=2, validate_every=100, save_every=100) | changes)
     train(run, place, "cpu", progress=False)

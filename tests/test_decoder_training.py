@@ -31,7 +31,7 @@ def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folde
     task, said = DecoderTask(run_of(folder)), []
     batch = task.batch(task.corpora["train"], [0, 1])
     model = lambda: None
-    model.condition = lambda batch, has_text, has_vectors: said.append(torch.stack([has_text, has_vectors]))
+    model.condition = lambda batch, has_text, has_vectors, row_keys: said.append(torch.stack([has_text, has_vectors]))
     for k in range(200):
         task.condition(batch, model, keys.row_keys(k, 100), 0.1)
     text, vectors = torch.cat(said, 1)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from small import prepared as prepared_clips
 
 from diffuspeech import cli
-from diffuspeech.speech import audio, builtin, sentences
+from diffuspeech.base.processes import spread
+from diffuspeech.speech import audio, builtin, prepared, sentences
 from diffuspeech.speech.adapters import tiny
 from diffuspeech.speech.flow import Flow, FlowConfig
 from diffuspeech.speech.jobs import gather, load_codec
@@ -336,6 +338,13 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
     assert n == {split: sum(v.values()) for split, v in builtin.PLANS["tiny"].items()}
 
 
+def test_an_error_ends_the_jobs_that_have_not_begun(tmp_path):
+    jobs = [(["false"],)] + [(["sh", "-c", f"sleep 0.3; touch {tmp_path}/{k}"],) for k in range(20)]
+    with pytest.raises(subprocess.CalledProcessError):
+        list(spread(subprocess.check_call, jobs, 2))
+    assert len(list(tmp_path.iterdir())) < 10
+
+
 def test_who_works_for_a_killed_process_ends_too(tmp_path):
     script = tmp_path / "s.py"
     script.write_text("import time\nfrom diffuspeech.base.processes import spread\nif __name__ == '__main__':\n    list(spread(time.sleep, [(60,), (60,)], 2))\n")
@@ -352,6 +361,21 @@ def test_who_works_for_a_killed_process_ends_too(tmp_path):
     while alive() and time.time() < end:
         time.sleep(0.05)
     assert len(workers) == 3 and not alive()
+
+
+def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
+    prepared_clips(tmp_path, train=3)
+    folder = tmp_path / "prepared" / "train"
+    assert len(prepared.Prepared(folder)) == 3
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(prepared, "spread", full)
+    with pytest.raises(OSError):
+        prepared.prepare(tmp_path / "train.jsonl")
+    with pytest.raises(ValueError, match="no prepared corpus; make it"):
+        prepared.Prepared(folder)
 
 
 def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):

@@ -66,6 +66,13 @@ def test_from_two_processes_to_one_and_back(corpus, alone, tmp_path):
     assert all(abs(losses[step] - straight[step]) <= 1e-5 * straight[step] for step in straight), (losses, straight)
 
 
+def test_spread_weights_in_bfloat16(corpus, tmp_path):
+    "What is computed in bfloat16 is so in every process, and what is kept is not"
+    straight, spread = (go(command, tmp_path / name, corpus, env, precision="bf16", steps=3) for name, command, env in (("straight", ALONE, {}), ("spread", DDP, SHARED)))
+    assert all(abs(spread[0][step] - a) <= 1e-3 * a for step, a in straight[0].items()), (straight[0], spread[0])
+    assert {t.dtype for name, t in load_file(spread[2] / "model.safetensors").items() if t.is_floating_point()} == {torch.float32}
+
+
 def test_uneven_shares_are_refused(corpus, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*DDP, str(tmp_path / "x"), str(corpus), json.dumps({"batches": 3})], env=env, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,9 @@ import torch
 
 from diffuspeech.cli import main
 from diffuspeech.diffusion import trajectory
+from diffuspeech.evaluate.reconstruct import systems
 from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
+from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.speech import audio
 from diffuspeech.speech.manifest import Utterance, write_manifest
 from diffuspeech.speech.recogniser import Canary, CanaryConfig
@@ -94,8 +96,31 @@ def test_another_seed_says_something_else_and_an_end_at_once_is_told(models, wav
 
 
 def test_a_sentence_is_said(models, wav, tmp_path, capsys):
-    status, said = run(capsys, "say", TEXT, "-o", tmp_path / "x.wav", "--model", models / "ddm", "--length", "ratio", "--steps", 3, "--voice", wav)
+    status, said = run(capsys, "say", TEXT, "-o", tmp_path / "x.wav", "--model", models / "ddm", "--length", "ratio", "--steps", 3, "--voice", wav, "--trace", tmp_path / "trace")
     assert status == 0 and "3 calls" in said and len(audio.load(tmp_path / "x.wav")) > 8000
+    assert trajectory.load(tmp_path / "trace" / "x.safetensors").steps == 3
+
+
+def test_python_refuses_what_a_decoder_cannot_do(models):
+    ar, ddm = (Reconstructor.from_pretrained(models / name) for name in ("ar", "ddm"))
+    for how in (dict(length="ratio"), dict(guidance=1.0), dict(scale=1.1), dict(steps=3)):
+        with pytest.raises(ValueError, match=f"{next(iter(how))}: of the diffusion"):
+            ar.reconstruct(CLIP, TEXT, **how)
+    assert ddm.reconstruct(CLIP, TEXT, length="ratio", steps=2, eos="last").run.nfe == 2
+    few = systems(ddm, ar)
+    ddm.duration = None
+    assert {row.length for row in few} - {row.length for row in systems(ddm, ar)} == {"predicted"} and ("eos", False) not in {(row.length, row.model.decoder.config.causal) for row in systems(ddm, ar) if row.model}
+
+
+def test_a_codec_need_not_take_a_seed(models):
+    ddm = Reconstructor.from_pretrained(models / "ddm")
+
+    class Plain:
+        def decode(self, ids, lengths=None, reference=None):
+            return torch.zeros(len(ids), ids.shape[1] * 640)
+
+    ddm.codec = Plain()
+    assert len(ddm.reconstruct(CLIP, TEXT, steps=2).waves[0]) == len(CLIP)
 
 
 @pytest.mark.parametrize("words, answer", [
@@ -110,6 +135,9 @@ def test_a_sentence_is_said(models, wav, tmp_path, capsys):
     (("reconstruct", "WAV", "-o", "x.wav", "--text", "!?", "--model", "DDM"), "no word"),
     (("reconstruct", "WAV", "-o", "x.wav", "--model", "nowhere"), "nowhere: no such folder"),
     (("say", TEXT, "-o", "x.txt", "--model", "DDM", "--length", "ratio"), "the ending says the format"),
+    (("say", TEXT, "-o", "x.wav", "--model", "DDM", "--length", "ratio", "--steps", "0"), "steps=0"),
+    (("say", TEXT, "-o", "x.wav", "--model", "AR", "--temperature", "-1"), "temperature=-1"),
+    (("evaluate", "foreign", "--pack"), "wants --waves FOLDER"),
     (("say", "", "-o", "x.wav", "--model", "DDM", "--length", "ratio"), "no word"),
     (("plan", "ddn"), "the nearest is ddm"), (("plan", "ddm", "--gpu", "a10"), "the nearest is a100"), (("plan", "ddm", "--set", "model.dmi=3"), "dmi"),
     (("convert", "nothing.nemo", "-o", "x"), "nothing.nemo")])

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from diffuspeech.base import folder as folder_room
 from diffuspeech.base import keys
 from diffuspeech.speech.batches import Each
 from diffuspeech.train import config, state
@@ -243,15 +244,15 @@ def test_half_written_is_ignored_and_removed(stopped):
 
 def test_full_disk(tmp_path, monkeypatch, whole):
     "While any of its files is written: no folder under a final name, the old checkpoint stands, and the run goes on later"
-    real, calls = state.save_file, []
+    real, calls = folder_room.save_file, []
 
-    def full(tensors, path):
+    def full(tensors, path, about=None):
         calls.append(Path(path).name)
         if len(calls) > 3 and Path(path).name == failing:
-            raise state.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        real(tensors, path)
+            raise folder_room.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path, about)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(folder_room, "save_file", full)
     for failing in ("model.safetensors", "moments.safetensors", "ema.safetensors"):
         folder = tmp_path / failing
         calls.clear()

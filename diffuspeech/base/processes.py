@@ -38,5 +38,9 @@ def spread(
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), begin) as pool:
         running = {pool.submit(do, *job): i for i, job in enumerate(jobs)}
-        for done in as_completed(running):
-            yield running[done], done.result()
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BaseException:  # what has not begun is not begun any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.folder import write_aside
+from ..base.folder import write_aside, write_tensors
 
 # %% ../../nbs/diffusion/trajectory.ipynb #dda37447
 @dataclass
@@ -67,7 +66,7 @@ def save(
     "Write a trajectory to a file"
     tensors = {k: v.contiguous().cpu() for k, v in vars(trajectory).items() if isinstance(v, Tensor)}
     header = {"diffuspeech": "trajectory 1"} | {k: json.dumps(getattr(trajectory, k)) for k in HEADER}
-    write_aside(path, lambda aside: save_file(tensors, aside, header))
+    write_aside(path, lambda aside: write_tensors(aside, tensors, header))
 
 # %% ../../nbs/diffusion/trajectory.ipynb #4104cf53
 def load(

@@ -169,10 +169,10 @@ def wer_three_ways(
     texts: Sequence[str],  # what should be said
     heard: Sequence[str],  # the judge on the clips
     heard_originals: Sequence[str],  # the judge on the originals
-) -> dict[str, Errors]:  # text, own, floor
+) -> dict[str, Errors | None]:  # text, own (none where no original has any), floor
     "Word errors against the text, against the judge's own transcript of the original (of originals in which it heard any words), and its floor"
     own = [pair for pair in zip(heard_originals, heard) if counted(pair[0])]
-    return dict(text=wer(texts, heard), own=wer(*zip(*own)), floor=wer(texts, heard_originals))
+    return dict(text=wer(texts, heard), own=wer(*zip(*own)) if own else None, floor=wer(texts, heard_originals))
 
 # %% ../../nbs/evaluate/metrics.ipynb #4483eb8d
 class Mos:

@@ -19,12 +19,12 @@ from ..base import keys
 from .metrics import Cache, Mos, Recogniser, Speaker, audible, f0_error
 from .speech import verdict
 from ..models.decoder import Condition
-from ..models.left_to_right import Written
 from ..models.reconstructor import Reconstructor
 from ..speech.audio import RATE
 from ..speech.align import align, duration_correlation
 from ..speech.manifest import Utterance, load_audio
 from ..speech.quantize import bitrate
+from ..speech.recogniser import loop
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #30ecbdb7
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def systems(
     ar: Reconstructor,
     few: Reconstructor | None = None,  # ddm, after it was taught to need fewer steps
 ) -> list[System]:
-    "The rows that are always there, and those of a student beside its teacher's"
+    "The rows that are always there, and those of a student beside its teacher's; where ddm has no predictor of lengths, not those that need one"
     students = [] if few is None else [System(name, model, steps) for steps in (1, 2, 4) for name, model in (("DDM-4L-FSQ", ddm), ("DDM-4L-FSQ, taught", few)) if (name, steps) != ("DDM-4L-FSQ", 1)]
     return [System("Original"), System("S3-Oracle"), System("AR-4L-FSQ", ar, length="eos"),
-            *(System("DDM-4L-FSQ", ddm, steps) for steps in (1, 10, 50)), *(System("DDM-4L-FSQ", ddm, 10, length) for length in ("ratio", "predicted", "eos")),
+            *(System("DDM-4L-FSQ", ddm, steps) for steps in (1, 10, 50)), *(System("DDM-4L-FSQ", ddm, 10, length) for length in ("ratio", *(("predicted", "eos") if ddm.duration else ()))),
             System("DDM-4L-FSQ, text only", ddm, 10, control="text only"), System("DDM-4L-FSQ, shuffled", ddm, 10, control="shuffled"), *students]
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #0ac98ed1
@@ -61,10 +61,10 @@ class Made:
     waves: list[Tensor]
     decoder_seconds: float = 0.0
     total_seconds: float = 0.0
-    calls: int = 0  # of the decoder's network, each row's summed
+    calls: int | None = None  # of the decoder's network, each row's summed; none: it was not asked
     tokens: int = 0
-    runaways: int = 0  # rows that found no end
-    loops: int = 0  # rows that say the same again and again
+    runaways: int | None = None  # rows that found no end; none: they were given one
+    loops: int | None = None  # rows that say the same again and again
 
 
 def make(
@@ -73,13 +73,14 @@ def make(
     waves: Sequence[Tensor],
     texts: Sequence[str],
     voices: Sequence[str] = (),  # who speaks; a shuffled row gets the vectors of somebody else
+    ids: Sequence[str] = (),  # what is drawn for a clip depends on its id, or else on its place
     batch: int = 8,
     seed: int = 0,
 ) -> Made:
     "The clips as a system gives them back; of one length at a time"
     if system.name == "Original":
         return Made(list(waves))
-    made, began = Made([torch.zeros(0)] * len(waves)), time.perf_counter()
+    made, began, lending = Made([torch.zeros(0)] * len(waves)), time.perf_counter(), 0.0
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     codec, hop = (system.model or oracle).codec, (system.model or oracle).hop
     for k in range(0, len(order), batch):
@@ -95,24 +96,24 @@ def make(
             if system.control == "text only":
                 condition = condition.without(vectors=True)
             elif system.control == "shuffled":
-                other = [donor(order, k + i, voices) for i in range(len(some))]
+                other, since = [donor(order, k + i, voices) for i in range(len(some))], time.perf_counter()
                 lent, _ = system.model.condition([waves[i] for i in other], [texts[i] for i in other])
+                lending += time.perf_counter() - since
                 at = torch.arange(condition.text.shape[1], device=condition.text.device) % lent.lengths[:, None]  # a donor with a shorter text begins again
                 condition = Condition(condition.text, condition.lengths, lent.vectors.gather(1, at[..., None].expand(-1, -1, lent.vectors.shape[2])))
             causal = system.model.decoder.config.causal
             how = ({} if causal else dict(rule=system.rule, steps=system.steps)) | ({} if system.temperature is None else dict(temperature=system.temperature))
-            out = system.model.speak(condition, said, mine, system.length, given, seed=torch.tensor([keys.key(seed, i) for i in some]), **how)
+            out = system.model.speak(condition, said, mine, system.length, given, seed=torch.tensor([keys.key(seed, ids[i] if ids else i) for i in some]), **how)
             spoken = out.waves
             made.decoder_seconds += out.seconds["decoder"]
-            made.calls += int(out.run.calls.sum())
+            made.calls = (made.calls or 0) + int(out.run.calls.sum())
             made.tokens += int(out.lengths.sum())
-            if isinstance(out.run, Written):
-                made.runaways, made.loops = made.runaways + int((~out.run.ended).sum()), made.loops + int(out.run.looped.sum())
-            elif system.length == "eos":
-                made.runaways += int((out.run.tokens != system.model.decoder.config.eos).all(1).sum())
+            made.loops = (made.loops or 0) + sum(loop(row[:n], 50) > 0 for row, n in zip(out.tokens.tolist(), out.lengths.tolist()))
+            if causal or system.length == "eos":
+                made.runaways = (made.runaways or 0) + int((~out.run.ended if causal else (out.run.tokens != system.model.decoder.config.eos).all(1)).sum())
         for i, wave in zip(some, spoken):
             made.waves[i] = wave
-    made.total_seconds = time.perf_counter() - began
+    made.total_seconds = time.perf_counter() - began - lending
     return made
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #84e4322a
@@ -163,17 +164,19 @@ def reconstruct_table(
     progress: Callable = tqdm,
 ) -> list[dict]:
     "Words, quality, voice, tune, rhythm, time and bits of each system on each split"
-    judges, cache = judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker()), cache or Cache()
     groups, table = defaultdict(list), []
     for u in utterances:
         groups[u.split].append(u)
+    if graded < 1 or (alone := [split for split, some in groups.items() if len(some) < 2]):
+        raise ValueError(f"graded={graded}: at least one clip of each split" if graded < 1 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
+    judges, cache = judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker()), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():
             waves, texts = [load_audio(u) for u in some], [u.text for u in some]
             at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
             pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / RATE, None, None
             for system in rows:
-                made, model = make(system, oracle, waves, texts, [u.speaker for u in some], seed=seed), system.model
+                made, model = make(system, oracle, waves, texts, [u.speaker for u in some], [u.id for u in some], seed=seed), system.model
                 made.waves = audible(made.waves)
                 numbers, errors = verdict(some, made.waves, waves, at, judges, cache, dict(wer_over_oracle=first, wer_over_ar=ar))
                 first = errors.count if system.name == "S3-Oracle" else first
@@ -184,8 +187,8 @@ def reconstruct_table(
                 row |= dict(zip(("semitones", "f0_correlation"), (mean([tune[k] for tune in tunes]) for k in ("semitones", "correlation"))), voiced=sum(tune["semitones"] == tune["semitones"] for tune in tunes))
                 row |= dict(duration_correlation=None if rhythm != rhythm else round(rhythm, 3), aligned=aligned,
                             decoder_seconds=round(made.decoder_seconds / len(some), 4), total_seconds=round(made.total_seconds / len(some), 4), rtf=round(made.total_seconds / seconds, 4),
-                            nfe=round(made.calls / len(some), 2), tokens_per_call=round(made.tokens / max(1, made.calls), 2), runaways=made.runaways, loops=made.loops,
-                            bitrate=None if model is None or system.control == "text only" else round(bitrate(model.taste.quantizer.bits, int(model.pieces(texts)[1].sum()), seconds), 1))
+                            nfe=made.calls and round(made.calls / len(some), 2), tokens_per_call=made.calls and round(made.tokens / made.calls, 2), runaways=made.runaways, loops=made.loops,
+                            bitrate=None if model is None or system.control == "text only" or not model.taste.quantizer.bits else round(bitrate(model.taste.quantizer.bits, int(model.pieces(texts)[1].sum()), seconds), 1))
                 table.append(row)
                 bar.update(len(some))
     return table

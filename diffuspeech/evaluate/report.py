@@ -59,7 +59,7 @@ class Protocol:
             return
         gone, new = sorted(self.clips.keys() - other.clips.keys()), sorted(other.clips.keys() - self.clips.keys())
         changed = sorted(id for id in self.clips.keys() & other.clips.keys() if self.clips[id] != other.clips[id])
-        judges = [f"{name} is {other.judges.get(name)}, not {judge}" for name, judge in self.judges.items() if other.judges.get(name) != judge]
+        judges = [f"{name} is {other.judges.get(name)}, not {self.judges.get(name)}" for name in sorted(self.judges | other.judges) if other.judges.get(name) != self.judges.get(name)]
         said = [f"{word} {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}" for word, ids in (("without", gone), ("with", new), ("changed", changed)) if ids]
         raise ValueError("another protocol: " + "; ".join(said + judges + ([f"length is {other.length}, not {self.length}"] if self.length != other.length else [])))
 
@@ -155,12 +155,12 @@ def sweep(
 # %% ../../nbs/evaluate/report.ipynb #17c00602
 def summary(
     table: Sequence[dict],  # of `sweep` or `foreign`
-    by: Sequence[str] = ("rule", "steps", "temperature", "length", "scale"),
+    by: Sequence[str] = ("system", "rule", "steps", "temperature", "length", "scale"),  # what none of them has is left out
 ) -> list[dict]:  # a row for each combination, seeds taken together
     "Means with their intervals"
-    groups = {}
+    groups, by = {}, [name for name in by if any(name in row for row in table)]
     for row in table:
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+        groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
     rows = []
     for key, some in groups.items():
         value = lambda name: torch.tensor([float(row[name]) for row in some])

@@ -21,7 +21,7 @@ from ..base.weights import home
 from .intervals import bootstrap, smallest_difference
 from .metrics import Cache, Errors, Mos, Recogniser, Speaker, audible, cosine, speaker_floor, wer, wer_three_ways
 from ..speech.audio import RATE, load
-from ..speech.jobs import Job
+from ..speech.jobs import SOUNDS, Job
 from ..speech.manifest import Manifest, Utterance, load_audio
 from ..speech.tokens import SpeechTokenizer
 
@@ -88,7 +88,7 @@ def verdict(
                         "distillmos": bootstrap(mos, pick(voice), pick(sentence)), "spksim": bootstrap(same, pick(voice), pick(sentence))}.items():
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), [None] * 3 if found is None else [round(v, 4) for v in (found.estimate, found.low, found.high)]))
     least = next(iter(paired.values()))
-    return row | dict(wer_detectable=None if least is None else round(smallest_difference(least), 4), wer_own=round(ways["own"].rate, 4)), errors
+    return row | dict(wer_detectable=None if least is None else round(smallest_difference(least), 4), wer_own=ways["own"] and round(ways["own"].rate, 4)), errors
 
 # %% ../../nbs/evaluate/speech.ipynb #e9eac58f
 SYSTEMS = ("Original", "Vocoder", "S3-Oracle", "S3-Oracle, other clip", "S3-Oracle, no voice")
@@ -160,7 +160,7 @@ def judge_all(
                 row |= dict(zip(("errors", "words"), (int(e.sum()) for e in (lambda w: (w.count, w.size))(wer([u.text], [heard])))))
             row["distillmos"] = round(cache(grade, [wave])[0], 3)
             if original:
-                first = load(next((f for f in sorted(Path(original).glob(f"{u.id}.*"))), Path(original, f"{u.id}.wav")))
+                first = load(next((f for end in SOUNDS if (f := Path(original, u.id + end)).is_file()), Path(original, f"{u.id}.wav")))
                 if not any((theirs := cache(voice, [first]))[0]):
                     raise ValueError("no voice is found in the original")
                 row["spksim"] = round(cosine(cache(voice, [wave]), theirs)[0].item(), 4)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..base import keys
 from ..base.folder import fingerprint, read_config
+from ..base.weights import at_home
 from ..diffusion.corrupt import corrupt, utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.loss import diffusion_loss
@@ -80,6 +81,7 @@ class Speaking(nn.Module):
         batch: SpeechBatch,
         has_text: Tensor | None = None,  # (B,)
         has_vectors: Tensor | None = None,
+        row_keys: Tensor | None = None,  # (B,), from which the quantizer's dropout is drawn
     ) -> tuple[Condition, Tensor, Tensor]:  # the condition, the quantizer's loss, its codes
         "Text and vectors of a batch"
         if batch.heard.ndim == 2:
@@ -89,7 +91,7 @@ class Speaking(nn.Module):
         else:
             heard = batch.heard.float()
             states = heard[:, 0], heard[:, -1] if heard.shape[1] > 1 else heard[:, 0], torch.arange(heard.shape[2], device=heard.device) < batch.frames[:, None]
-        q = self.taste(*states, batch.text, batch.pieces)
+        q = self.taste(*states, batch.text, batch.pieces, row_keys)
         return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
 
 # %% ../../nbs/models/decoder_training.ipynb #79f8e4c9
@@ -140,9 +142,11 @@ class DecoderTask:
     knobs = dict(model=asdict(DecoderConfig()), options=OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer=asdict(QuantizerConfig()))))
 
     def __init__(self, run):
-        self.run, self.options, folder = run, OPTIONS | run.options, Path(run.data).expanduser() / "prepared"
+        self.run, self.options, folder = run, OPTIONS | run.options, at_home(run.data) / "prepared"
         name, recogniser = self.options["tokenizer"], recogniser_of(self.options["recogniser"])
         tokenizer = tokenizer_of(name) if name == "small" or (Path(name) / "config.json").is_file() else load_codec(name)
+        if tokenizer.codebooks > 1:
+            raise ValueError(f"options.tokenizer={name}: has {tokenizer.codebooks} codebooks, and the decoder writes one token for each place; one with a single codebook is wanted")
         self.versions = dict(tokenizer=tokenizer.version, recogniser=fingerprint(recogniser.state_dict()))
         torch.manual_seed(run.seed)
         self.model = assemble(run, recogniser, tokenizer.vocab_size)
@@ -159,6 +163,7 @@ class DecoderTask:
         if start := self.options["start"]:
             own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
             begin(self.model, start, self.versions | own)
+        self.versions |= dict(recordings=self.corpora["train"].version)
 
     @staticmethod
     def outline(run) -> list[dict]:  # what `train.plan` calls a Part
@@ -168,7 +173,7 @@ class DecoderTask:
         recogniser = Canary(c)
         model = assemble(run, recogniser, run.model.get("speech", DecoderConfig.speech))
         m, d, rate = model.decoder, model.decoder.config, 50.0 if (OPTIONS | run.options)["tokenizer"] == "paper" else 25.0
-        reader, writer = nn.ModuleList([m.pieces, m.vectors, m.blocks, m.read]), nn.ModuleList([m.table, m.wide, m.thin, m.layers, m.norm, nn.ParameterList([m.unknown, m.bias])])
+        reader, writer = nn.ModuleList([m.pieces, m.vectors, m.blocks, m.read]), nn.ModuleList([m.table, m.wide, m.thin, m.layers, m.norm, *([m.when] if m.when else []), nn.ParameterList([m.unknown, m.bias])])
         return [*([] if encoder == "kept" else [dict(name="encoder", module=recogniser.body.encoder, rate=100 / c.factor, trained=encoder == "trained", depth=c.layers, width=c.hidden)]),
                 dict(name="aggregator", module=model.taste, rate=rate / d.rate, depth=c.decoder_layers, width=c.decoder_hidden),
                 dict(name="reader", module=reader, rate=rate / d.rate, depth=d.encoder, width=d.dim), dict(name="writer", module=writer, rate=rate, depth=d.decoder, width=d.dim, tied=m.table.weight.numel())]
@@ -202,7 +207,7 @@ class DecoderTask:
     def condition(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, withheld: float):
         "As the model says it, with a share of rows that lack the text, the vectors, both"
         u = keys.uniform(keys.fold(row_keys, 2))
-        return model.condition(batch, (u >= withheld) & ((u < 2 * withheld) | (u >= 3 * withheld)), (u < withheld) | (u >= 3 * withheld))
+        return model.condition(batch, (u >= withheld) & ((u < 2 * withheld) | (u >= 3 * withheld)), (u < withheld) | (u >= 3 * withheld), keys.fold(row_keys, 3))
 
     def parts(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, t: Tensor, withheld: float) -> dict[str, Tensor]:
         "The loss and its parts"

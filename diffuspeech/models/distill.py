@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import keys
+from ..base.folder import fingerprint
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.sample import sample
@@ -84,12 +85,13 @@ class DistillTask(DecoderTask):
         if not self.options["start"] or self.model.decoder.config.causal:
             raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
         self.model.taste = Taste.from_pretrained(f"{self.options['start']}/taste").requires_grad_(False)  # with its quantizer
+        self.versions |= dict(start=fingerprint(self.model.decoder.state_dict()))
         self.teacher = deepcopy(self.model.decoder).eval().requires_grad_(False)
 
     @staticmethod
     def outline(run) -> list[dict]:
         parts = [part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.outline(run)]
-        return parts + [parts[-1] | dict(name="teacher", trained=False, rate=parts[-1]["rate"] * run.options.get("steps", 4))]  # called so often
+        return parts + [parts[-1] | dict(name="teacher", trained=False, calls=run.options.get("steps", TEACHING["steps"]))]
 
     def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, at: Tensor, withheld: float) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -7,7 +7,6 @@ __all__ = ['DurationConfig', 'Duration', 'Texts', 'DurationTask']
 
 # %% ../../nbs/models/duration.ipynb #0fb0a68e
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,13 @@ from torch.nn import functional as F
 from ..base import keys
 from ..base.folder import Saved
 from ..base.layers import Block, angles
+from ..base.weights import at_home
 from ..diffusion.length import coverage, pinball
 from .decoder import Condition
 from ..speech import text
 from ..speech.batches import Each
 from ..speech.prepared import Prepared
+from ..speech.recogniser import built_in
 
 # %% ../../nbs/models/duration.ipynb #ce90311b
 @dataclass(frozen=True)
@@ -86,14 +87,16 @@ class Texts:
 
 class DurationTask:
     "Train the predictor on the durations of a prepared corpus"
-    knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128))  # of a batch
+    knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128, recogniser="small"))  # of a batch; whose pieces
 
     def __init__(self, run):
-        self.run, folder = run, Path(run.data).expanduser() / "prepared"
+        self.run, folder = run, at_home(run.data) / "prepared"
         self.options = self.knobs["options"] | run.options
+        self.pieces = text.pieces() if self.options["recogniser"] == "small" else built_in(self.options["recogniser"]).pieces
+        self.versions = dict(pieces=self.pieces.version)
         self.corpora = {split: self.read(Prepared(folder / split, twins=False)) for split in ("train", "dev")}
         torch.manual_seed(run.seed)
-        self.model = Duration(DurationConfig(**run.model))
+        self.model = Duration(DurationConfig(**dict(text=len(self.pieces)) | run.model))
 
     @staticmethod
     def outline(run) -> list[dict]:
@@ -101,7 +104,7 @@ class DurationTask:
         return [dict(name="duration", module=Duration(c), rate=6.6, depth=c.layers, width=c.dim)]
 
     def read(self, corpus: Prepared) -> list[tuple[str, list[int], float]]:
-        return [(row["id"], text.pieces().encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
+        return [(row["id"], self.pieces.encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
 
     def batch(self, rows: list[tuple[str, list[int], float]]) -> Texts:
         ids, pieces, seconds = zip(*rows)
@@ -129,4 +132,4 @@ class DurationTask:
         return dict(score=self.pinball(model, dev).item()) | {f"long_enough_{q:g}": coverage(model.quantile(condition, q).cpu(), dev.frames) for q in model.config.q}
 
     def export(self, folder, **about):
-        self.model.save_pretrained(folder, half=True, **about)
+        self.model.save_pretrained(folder, half=True, **about | self.versions)

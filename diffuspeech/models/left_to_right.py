@@ -50,7 +50,7 @@ class Written:
 @torch.no_grad()
 def write(
     bound: Bound,  # a causal decoder with its condition
-    most: int = 750,  # tokens; a row that has no end by then is a runaway
+    most: "int | Tensor" = 750,  # tokens, for all rows or (B,) for each; one that has no end by then is a runaway
     temperature: float = 1.0,
     nucleus: float = 1.0,
     seed: "int | Tensor" = 0,
@@ -59,12 +59,16 @@ def write(
     began, decoder, c = time.perf_counter(), bound.decoder, bound.decoder.config
     if not c.causal:
         raise ValueError("this decoder was made to fill in masks (causal=False); diffusion.sample runs it")
+    if not temperature >= 0 or not 0 < nucleus <= 1:
+        raise ValueError(f"temperature={temperature}, nucleus={nucleus}: a temperature is 0 or more, a nucleus more than 0 and at most 1")
     B, device, compiled = len(bound.text), bound.text.device, bound.compiled  # a compiled step sees the whole cache, so that no shape changes
+    caps = torch.as_tensor(most, device=device).expand(B)
+    most = int(caps.max())
     rows, row_keys = torch.arange(B, device=device), keys.row_keys(seed, B, device)
     memory, text = bound.memory, bound.text
     shape = (B, c.heads, most, c.dim // c.heads)
     caches = [tuple(torch.zeros(shape, dtype=memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]
-    out, lengths = torch.full((B, most), c.mask, device=device), torch.full((B,), most, device=device)
+    out, lengths = torch.full((B, most), c.mask, device=device), caps.clone()
     ended, calls = torch.zeros(B, dtype=torch.bool, device=device), torch.zeros(B, dtype=torch.int64, device=device)
     last, places, nfe = torch.full((B,), c.mask, device=device), torch.arange(most, device=device), 0
     for i in range(most):
@@ -74,14 +78,15 @@ def write(
         logits[:, c.mask] = -torch.inf
         last = draw(logits, keys.uniform(keys.fold(row_keys[rows], i)), temperature, nucleus)
         nfe, calls[rows] = nfe + 1, calls[rows] + 1
-        over = (last == c.eos) & ~ended[rows]
+        over = (last == c.eos) & ~ended[rows] & (i < caps[rows])
         ended[rows[over]], lengths[rows[over]] = True, i
         out[rows[~over], i] = last[~over]
-        if over.any() and not compiled:  # who has ended leaves; a compiled step wants the same shapes, so there it goes on unheard
-            rows, last, text = rows[~over], last[~over], text[~over]
-            memory, caches = ([tuple(t[~over] for t in pair) for pair in pairs] for pairs in (memory, caches))
-        if ended.all():
+        over = ended | (caps <= i + 1)
+        if over.all():
             break
+        if not compiled and (stay := ~over[rows]).sum() < len(rows):  # who is done leaves; a compiled step wants the same shapes, so there it goes on unheard
+            rows, last, text = rows[stay], last[stay], text[stay]
+            memory, caches = ([tuple(t[stay] for t in pair) for pair in pairs] for pairs in (memory, caches))
     out = out.masked_fill(places >= lengths[:, None], c.mask)[:, : max(1, int(lengths.max()))]
     seconds = time.perf_counter() - began
     looped = torch.tensor([loop(row[:n], 50) > 0 for row, n in zip(out.tolist(), lengths.tolist())], device=device)

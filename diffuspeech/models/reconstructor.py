@@ -8,6 +8,7 @@ __all__ = ['LENGTHS', 'TEMPERATURE', 'Spoken', 'Reconstructor', 'predictor', 'pa
 # %% ../../nbs/models/reconstructor.ipynb #c461fbc9
 import time
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -134,9 +135,9 @@ class Reconstructor:
 
     def most(self,
         condition: Condition,
-    ) -> int:  # tokens
+    ) -> Tensor:  # (B,) tokens
         "Where a row that finds no end is cut: far behind any that would"
-        return max(750, int(3 * Ratio(self.per_piece)(condition.lengths).max()))
+        return (3 * Ratio(self.per_piece)(condition.lengths)).long().clamp_min(750)
 
     @torch.no_grad()
     def decode(self,
@@ -158,7 +159,7 @@ class Reconstructor:
             return run.tokens, run.lengths, run
         plain = self.decoder.bind(condition.without(vectors=True)) if guidance else None
         tokens, lengths = canvas(frames, c.mask)
-        run = sample(bound, tokens, rule, c.mask, steps=steps, seed=seed, lengths=lengths, unconditional=plain, guidance=guidance, eos_id=c.eos, eos="free" if ends else "barred", **how)
+        run = sample(bound, tokens, rule, c.mask, steps=steps, seed=seed, lengths=lengths, unconditional=plain, guidance=guidance, eos_id=c.eos, **dict(eos="free" if ends else "barred") | how)
         run.seconds = time.perf_counter() - began
         return run.tokens, cut_at_eos(run.tokens, c.eos, lengths) if ends else lengths, run
 
@@ -176,13 +177,16 @@ class Reconstructor:
         **how,  # of `decode`
     ) -> Spoken:
         "Waves of a condition"
-        frames = None if self.decoder.config.causal else self.frames(condition, length, given, q, scale)
+        causal = self.decoder.config.causal
+        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how] + ["scale"] * (scale != 1) + ["length"] * (length not in ("given", "eos"))):
+            raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right until it finds its end")
+        frames = None if causal else self.frames(condition, length, given, q, scale)
         tokens, lengths, run = self.decode(condition, frames, seed=seed, ends=length == "eos", **how)
         began, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()
         ids = tokens[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
         said = ids.clone()
         said[lengths == 0, 0] = 0  # a row that ended at once: something for the codec, of which nothing is kept
-        waves = self.codec.decode(said, lengths.clamp_min(1), references, seed=seed if isinstance(seed, int) else int(seed[0]))
+        waves = self.codec.decode(said, lengths.clamp_min(1), references, **(dict(seed=seed) if "seed" in signature(self.codec.decode).parameters else {}))
         waves = [wave[: int(n) * self.hop] for wave, n in zip(waves, lengths)]
         return Spoken(waves, texts, ids, lengths, run, dict(condition=sent, decoder=run.seconds, voice=time.perf_counter() - began), codes)
 
@@ -203,13 +207,13 @@ class Reconstructor:
     def say(self,
         texts: "str | list[str]",
         voice: Tensor | None = None,  # a recording of who should say it
-        length: str = "predicted",
+        length: str | None = None,  # predicted, or of an autoregressive decoder its own end
         **how,  # of `speak` and `decode`
     ) -> Spoken:
         "Sentences, said by text alone"
         texts = [texts] if isinstance(texts, str) else list(texts)
         text, lengths = self.pieces(texts)
-        return self.speak(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length, **how)
+        return self.speak(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length or ("eos" if self.decoder.config.causal else "predicted"), **how)
 
 # %% ../../nbs/models/reconstructor.ipynb #7b83de28
 def predictor(
@@ -225,10 +229,11 @@ def predictor(
             return None
         raise
     found = Duration.from_pretrained(folder)
-    if (found.config.text, found.config.frame_rate) == (len(recogniser.pieces), codec.frame_rate):
+    trained, here = (read_config(folder)["about"].get("pieces"), found.config.frame_rate), (recogniser.pieces.version, codec.frame_rate)
+    if trained == here:
         return found
     if str(name) != "small":
-        raise ValueError(f"{name}: was trained for {found.config.text} kinds of pieces and {found.config.frame_rate:g} tokens a second, and here are {len(recogniser.pieces)} and {codec.frame_rate:g}")
+        raise ValueError(f"{name}: was trained for the pieces {trained[0]} and {trained[1]:g} tokens a second, and here are {here[0]} and {here[1]:g}; diffuspeech train duration --set options.recogniser=... --set model.frame_rate={here[1]:g}")
 
 
 def padded(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..base import folder as folders
@@ -92,7 +91,7 @@ class S3Tokens(Adapter):
         "Write config.json and model.safetensors; the config last, so that a folder with a config is whole"
         folder = Path(folder)
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        folders.write_aside(folder / "model.safetensors", lambda aside: save_file(weights, aside, {"format": "pt"}))
+        folders.write_aside(folder / "model.safetensors", lambda aside: folders.write_tensors(aside, weights, {"format": "pt"}))
         folders.write_json(folder / "config.json", {"name": self.model.name} | vars(self.model.config))
 
     def _encode(self, wave):

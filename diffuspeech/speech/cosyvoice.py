@@ -207,7 +207,7 @@ class CosyVoice(nn.Module):
         lengths: Tensor | None = None,  # (B,)
         reference: "Tensor | list[Tensor] | None" = None,  # in whose voice: a wave at 16 kHz for each row
         steps: int = 10,
-        seed: int = 0,
+        seed: "int | Tensor" = 0,  # one for all, or one for each
         guidance: float = 0.7,
     ) -> Tensor:  # (B, L * 320) at 16 kHz
         "Waves of ids, each row on its own"
@@ -217,7 +217,8 @@ class CosyVoice(nn.Module):
         out = torch.zeros(len(ids), ids.shape[1] * self.hop)
         for i, n in enumerate((ids >= 0).sum(1).tolist()):
             if n:
-                mel = self.features(ids[i, :n], None if reference is None else reference[i], steps, seed, guidance)
-                wave = resample(self.hift.synthesise(mel, seed), HIFT_RATE)[: n * self.hop].cpu()
+                own = int(seed[i]) if isinstance(seed, Tensor) else seed
+                mel = self.features(ids[i, :n], None if reference is None else reference[i], steps, own, guidance)
+                wave = resample(self.hift.synthesise(mel, own), HIFT_RATE)[: n * self.hop].cpu()
                 out[i, : len(wave)] = wave
         return out

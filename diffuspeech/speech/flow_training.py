@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import keys
+from ..base.weights import at_home
 from .batches import Each
 from .flow import Flow, FlowConfig, noise_for, voiceprint
 from .prepared import Prepared, PreparedBatch
@@ -25,13 +26,13 @@ def ids_of(
     corpus: Prepared,
     tokenizer: Tokenizer,
     file: Path,  # kept here
-) -> dict[str, Tensor]:  # id of the recording: (L,) int16
+) -> dict[str, Tensor]:  # id of the recording: (L,)
     "The ids of a prepared corpus"
     def make():
-        found = {}
+        found, small = {}, torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
         for batch in corpus.batches(120.0):
             ids, counts = tokenizer.encode(batch.waves, batch.lengths)
-            found |= {name: row[:n].to(torch.int16) for name, row, n in zip(batch.ids, ids, counts.tolist())}
+            found |= {name: row[:n].to(small) for name, row, n in zip(batch.ids, ids, counts.tolist())}
         return found
     return corpus.kept(file, make)
 
@@ -41,11 +42,12 @@ class FlowTask:
     knobs = dict(model=asdict(FlowConfig()), options=dict(tokenizer="small", nobody=0.1))  # the share of rows without a voice
 
     def __init__(self, run):
-        self.run, folder = run, Path(run.data).expanduser() / "prepared"
+        self.run, folder = run, at_home(run.data) / "prepared"
         self.options = self.knobs["options"] | run.options
         self.tokenizer = built_in(self.options["tokenizer"])
         self.train, self.dev = Prepared(folder / "train"), Prepared(folder / "dev", twins=False)
         version = self.tokenizer.version
+        self.versions = dict(tokenizer=version, recordings=self.train.version)
         self.ids = ids_of(self.train, self.tokenizer, folder / "train" / f"ids-{version}.safetensors") | ids_of(self.dev, self.tokenizer, folder / "dev" / f"ids-{version}.safetensors")
         torch.manual_seed(run.seed)
         found = moments(self.train)

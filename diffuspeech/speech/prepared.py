@@ -9,17 +9,18 @@ __all__ = ['TWINS', 'twin_speed', 'faster', 'said_of', 'make_shard', 'prepare', 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import keys
-from ..base.folder import write_aside, write_json
+from ..base.folder import write_aside, write_json, write_tensors
 from ..base.processes import spread
 from . import batches
 from .audio import RATE, resample
@@ -47,7 +48,7 @@ def faster(
 # %% ../../nbs/speech/prepared.ipynb #3d945243
 def said_of(u: "Utterance | ManifestError") -> str:
     "What a shard was made of, as far as the manifest tells"
-    return str(u) if isinstance(u, ManifestError) else f"{u.id} {u.text} {u.speaker} {u.split} {u.offset} {u.duration}"
+    return str(u) if isinstance(u, ManifestError) else f"{u.id} {u.audio.name} {u.text} {u.speaker} {u.split} {u.offset} {u.duration}"
 
 
 def make_shard(
@@ -79,7 +80,7 @@ def make_shard(
                 tensors[f"{id}/features"] = careful.analyse(x).half()
             found.append(dict(id=id, seconds=len(x) / RATE, text=u.text, speaker=u.speaker + "~" * (id != u.id), split=u.split))
     write_json(path.with_suffix(".json"), [found, troubles])
-    write_aside(path, lambda aside: save_file(tensors, aside, made))
+    write_aside(path, lambda aside: write_tensors(aside, tensors, made))
     return found, troubles
 
 # %% ../../nbs/speech/prepared.ipynb #87f3c710
@@ -99,6 +100,7 @@ def prepare(
     spans = [range(k, min(k + rows, n)) for k in range(0, n, rows)]
     paths = [folder / f"shard-{k:04d}.safetensors" for k in range(len(spans))]
     index, skipped = {}, []
+    (folder / "index.json").unlink(missing_ok=True)  # until all shards are of this manifest there is no corpus
     with progress(total=n, desc=f"prepare {manifest.stem}", unit="clip") as bar:
         for i, (found, troubles) in spread(make_shard, [(path, manifest, span, twins, vocoder) for path, span in zip(paths, spans)], workers):
             index[paths[i].name], skipped = found, skipped + troubles
@@ -166,11 +168,16 @@ class Prepared:
         "One epoch, the same whenever it is asked for"
         return batches.Each(self.batch, batches.plan(self.seconds, seconds, seed, epoch))
 
+    @cached_property
+    def version(self) -> str:
+        "Which recordings these are"
+        return str(keys.key(*(f"{row['id']} {row['text']} {row['seconds']}" for row in self.rows)))
+
     def kept(self, file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         "What was computed of each recording, from a file; or computed now, where the file is not there or of other recordings"
-        made = dict(of=str(keys.key(*(f"{row['id']} {row['text']} {row['seconds']}" for row in self.rows))))
+        made = dict(of=self.version)
         if file.exists() and safe_open(file, "pt").metadata() == made:
             return load_file(file)
         found = make()
-        write_aside(file, lambda aside: save_file(found, aside, made))
+        write_aside(file, lambda aside: write_tensors(aside, found, made))
         return found

@@ -7,11 +7,11 @@ __all__ = ['dictation', 'RecogniserTask']
 
 # %% ../../nbs/speech/recogniser_training.ipynb #005860bf
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..base.weights import at_home
 from . import text
 from .prepared import Prepared, PreparedBatch
 from .recogniser import Canary, CanaryConfig
@@ -38,7 +38,7 @@ class RecogniserTask(TokenizerTask):
         rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
-        self.run, folder = run, Path(run.data).expanduser()
+        self.run, folder = run, at_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / self.options["split"]), Prepared(folder / "prepared" / "dev", twins=False)
         torch.manual_seed(run.seed)

@@ -90,9 +90,10 @@ class Taste(Saved):
         mask: Tensor,
         text: Tensor,  # (B, N)
         lengths: Tensor,  # (B,) pieces
+        row_keys: Tensor | None = None,  # (B,), from which the quantizer's dropout is drawn
     ) -> Quantized:
         "Vectors after the quantizer, their codes, and its loss"
-        return self.quantizer(self.aggregate(keys, values, mask, text).float(), lengths)
+        return self.quantizer(self.aggregate(keys, values, mask, text).float(), lengths, row_keys=row_keys)
 
     @torch.no_grad()
     def encode(self,

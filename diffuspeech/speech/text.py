@@ -6,9 +6,10 @@
 __all__ = ['ONES', 'TENS', 'letters', 'spell', 'said', 'Letters', 'learn', 'Pieces', 'pieces']
 
 # %% ../../nbs/speech/text.ipynb #1ce00e3c
+import hashlib
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 # %% ../../nbs/speech/text.ipynb #64caf398
@@ -84,6 +85,11 @@ class Pieces:
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def version(self) -> str:
+        "Which pieces these are"
+        return f"{len(self)}-{hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:8]}"
 
     def encode(self, text: str, where: str = "text") -> list[int]:
         "The pieces of what is said"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..base import keys
 from ..base.processes import spread
+from ..base.weights import at_home
 from . import text
 from .align import PHONES, Alignment, align
 from .audio import RATE
@@ -163,7 +164,7 @@ class TokenizerTask:
         rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
-        self.run, folder = run, Path(run.data).expanduser()
+        self.run, folder = run, at_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / "train"), Prepared(folder / "prepared" / "dev", twins=False)
         self.phones = phones_at(self.train, folder / "prepared" / "train" / "phones.safetensors") | phones_at(self.dev, folder / "prepared" / "dev" / "phones.safetensors")

@@ -70,12 +70,12 @@ class SpeechCodec:
         ids: Tensor,  # (B, L), -1 in padding
         voices: Tensor | None = None,  # (B, 2 features); none: some speaker or other
         steps: int = 10,  # of the flow
-        seed: int = 0,
+        seed: "int | Tensor" = 0,  # one for all, or one for each
         temperature: float = TEMPERATURE,  # how far the flow starts from the mean
     ) -> Tensor:  # (B, L * 4, features)
         "The vocoder's features; long rows are made in windows that overlap and agree"
         per, B = self.flow.config.frames, len(ids)
-        row = keys.row_keys(seed, 1).expand(B)
+        row = keys.row_keys(seed, B) if isinstance(seed, Tensor) else keys.row_keys(seed, 1).expand(B)
         known = torch.full((B,), voices is not None)
         voice = self.flow.voice(torch.zeros(B, 2 * self.flow.config.features) if voices is None else voices, known)
         total, weight = torch.zeros(B, ids.shape[1] * per, self.flow.config.features), torch.zeros(1, ids.shape[1] * per, 1)
@@ -113,7 +113,7 @@ class SpeechCodec:
         lengths: Tensor | None = None,  # (B,)
         reference: "Tensor | list[Tensor] | None" = None,  # in whose voice: a wave for each row
         steps: int = 10,
-        seed: int = 0,
+        seed: "int | Tensor" = 0,  # one for all, or one for each
         temperature: float = TEMPERATURE,
     ) -> Tensor:  # (B, samples) at 16 kHz
         "Waves of ids"

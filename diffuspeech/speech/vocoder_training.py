@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import l1_loss, pad
 
 from ..base import keys
-from ..base.folder import write_aside, write_json
+from ..base.folder import write_aside, write_json, write_tensors
+from ..base.weights import at_home
 from .audio import RATE, import_torchaudio
 from .batches import Each
 from .manifest import Manifest, load_audio
@@ -98,10 +98,10 @@ class HifiGanTask:
         self.config, self.options, self.seed = HifiGanConfig(**(run.model or {})), HifiGanOptions(**(run.options or {})), run.seed
         self.hop = math.prod(self.config.rates)
         self.rows = max(1, round(run.seconds * RATE / (self.options.frames * self.hop)))
-        rows = list(Manifest(Path(run.data).expanduser(), need_text=False))
+        rows = list(Manifest(at_home(run.data), need_text=False))
         no_test([vars(u) for u in rows], run.data)
         if self.options.valid:
-            self.train, self.valid = rows, list(Manifest(Path(self.options.valid).expanduser(), need_text=False))
+            self.train, self.valid = rows, list(Manifest(at_home(self.options.valid), need_text=False))
         else:
             n = min(self.options.held_out, len(rows) - 1)
             self.train, self.valid = rows[: len(rows) - n], rows[len(rows) - n :] or rows
@@ -165,6 +165,6 @@ class HifiGanTask:
         "A folder that `vocoder.HifiGan` and `transformers` read; the config comes last, so that a folder with a config is whole"
         folder = Path(folder)
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        write_aside(folder / "model.safetensors", lambda aside: save_file(state, aside, {"format": "pt"}))
+        write_aside(folder / "model.safetensors", lambda aside: write_tensors(aside, state, {"format": "pt"}))
         config = self.model.config.to_dict() | dict(architectures=["SpeechT5HifiGan"], about=about | dict(options=asdict(self.options), seed=self.seed))
         write_json(folder / "config.json", config)

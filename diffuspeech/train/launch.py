@@ -6,6 +6,7 @@
 __all__ = ['share', 'machine', 'bf16_pays', 'Step', 'rows', 'gathered']
 
 # %% ../../nbs/train/launch.ipynb #8e9e4650
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,7 +34,8 @@ def machine(
 ):  # accelerate's Accelerator
     "The processes and devices that this one was started among"
     from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.state import AcceleratorState, DistributedType, GradientState
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device}: should be auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several")
     if device == "cuda" and not torch.cuda.is_available():
@@ -44,6 +46,12 @@ def machine(
     GradientState._reset_state()
     wait = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process may have a corpus to prepare
     found = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision="bf16" if run.precision == "bf16" else "no", kwargs_handlers=[wait])
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and found.distributed_type != DistributedType.FSDP:
+        raise ValueError("--use_fsdp: Accelerate spreads weights over several GPUs only, and would train without a word in another way; leave it out here")
+    if found.distributed_type == DistributedType.FSDP:
+        if not found.is_fsdp2:
+            raise ValueError("--use_fsdp: wants --fsdp_version 2")
+        found.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()  # weights travel as they are, and autocast rounds them as everywhere else
     found.gradient_accumulation_steps = share(run, found.num_processes)
     return found
 
@@ -83,15 +91,20 @@ def rows(
 # %% ../../nbs/train/launch.ipynb #45937910
 @contextmanager
 def gathered(
-    step: nn.Module,  # as Accelerate has prepared it
-) -> Iterator[None]:
-    "Every process has all weights inside this"
-    from torch.distributed.fsdp import FSDPModule
-    spread = [m for m in step.modules() if isinstance(m, FSDPModule)]
-    for m in spread:
-        m.unshard()
+    task,
+    spare: nn.Module | None,  # where FSDP has spread the model: a whole one of its shape; all processes come here together
+) -> Iterator[nn.Module]:
+    "The task has a model with all its weights inside this"
+    if spare is None:
+        yield task.model
+        return
+    spread, held = task.model, state.tensors(task.model)
+    with torch.no_grad():
+        for name, tensor in state.tensors(spare).items():
+            tensor.copy_(state.whole(held[name]))
+    task.model = spare.to(next(spread.parameters()).device).eval()
     try:
-        yield
+        yield spare
     finally:
-        for m in spread:
-            m.reshard()
+        task.model = spread
+        spare.cpu()

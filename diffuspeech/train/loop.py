@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def stream(
     process: int = 0,
     world: int = 1,  # processes
 ) -> Iterator[list]:
-    "For each update the batches that this process does of it"
+    "For each update the batches that this process does of it. One with nothing in it is passed over by one process alone, and taken with no gradient by several, which do not know of each other's"
     order, barren = places(task, at), 0
     while True:
         found = [next(order) for _ in range(size)]
@@ -154,7 +155,7 @@ def update(
     number: int,  # of this update, from 1
 ) -> dict[str, float]:  # the parts of the loss, the norm of the gradient, and the rate
     "One step of the optimizer"
-    params, lr, told = [p for group in optimizer.param_groups for p in group["params"]], rate(run, number), {}
+    params, lr, told = [p for p in step.parameters() if p.requires_grad], rate(run, number), {}  # in the model's order, by which Accelerate knows them
     for group in optimizer.param_groups:
         group["lr"] = lr
     step.train()
@@ -162,7 +163,8 @@ def update(
     for batch in batches:
         with here.accumulate(step):
             try:
-                parts = step(batch, number)
+                with here.autocast():  # which FSDP would leave out
+                    parts = step(batch, number)
             except ValueError as e:  # a quantizer, for one, refuses what is no number before there is a loss
                 raise ValueError(f"step {number}, with the rows {', '.join(map(str, getattr(batch, 'ids', [])))}: {e}; no weight was touched and the last checkpoint stands") from None
             here.backward(parts["loss"])
@@ -201,13 +203,13 @@ def aside(
 def validate(
     run: Run,
     task,
-    step: Step,  # as Accelerate has prepared it
+    spare: torch.nn.Module | None,  # of `gathered`
     ema: dict[str, Tensor],
     hear: bool = False,  # and let it speak, if the task knows how
 ) -> tuple[dict[str, float], dict[str, Tensor]]:  # with `score`: lower is better; and waves
     "What the task says of the averaged weights; always with the same random numbers, and without a trace in those of the training"
     device = next(task.model.parameters()).device
-    with state.averaged(task.model, ema) as model, gathered(step), aside(device), torch.no_grad():
+    with state.averaged(task.model, ema), gathered(task, spare) as model, aside(device), torch.no_grad():
         torch.manual_seed(keys.key(run.seed, "validate"))
         said = {name: float(v) for name, v in task.validate(model).items()}
         waves = task.samples(model) if hear and hasattr(task, "samples") else {}
@@ -219,14 +221,14 @@ def validate(
 def check(
     run: Run,
     task,
-    step: Step,
+    spare: torch.nn.Module | None,
     ema: dict[str, Tensor],
     journal: Journal | None,  # the first process has it
     at: state.Progress,
 ) -> bool:  # the best so far
     "Validate, and write it down"
     from accelerate.utils import broadcast_object_list
-    said, waves = validate(run, task, step, ema, hear=journal is not None)
+    said, waves = validate(run, task, spare, ema, hear=journal is not None)
     said, = broadcast_object_list([said])  # all processes do next what the first one would
     at.validated, at.validation = at.step, said
     if journal:
@@ -241,7 +243,7 @@ def check(
 def export(
     run: Run,
     task,
-    step: Step,
+    spare: torch.nn.Module | None,
     ema: dict[str, Tensor],
     folder: Path,
     progress: state.Progress,
@@ -249,7 +251,7 @@ def export(
 ):
     "Save the finished model, with its averaged weights"
     about = {"run": asdict(run), "step": progress.step, "validation": progress.validation}
-    with state.averaged(task.model, ema) as model, gathered(step):
+    with state.averaged(task.model, ema), gathered(task, spare) as model:
         if not writes:
             return
         if hasattr(task, "export"):
@@ -270,6 +272,7 @@ def train(
     board: bool = False,  # write for TensorBoard too
 ) -> dict[str, float]:  # the validation of what is exported, the best; {"stopped": step} if somebody asked to stop
     "Train, or go on training, until run.steps"
+    from accelerate.utils import broadcast_object_list
     folder, make, here = Path(folder), task or find_task(run.task), machine(run, device)
     first, process, world = here.is_main_process, here.process_index, here.num_processes
     folder.mkdir(parents=True, exist_ok=True)
@@ -279,12 +282,16 @@ def train(
                 state.sweep(folder)
             torch.manual_seed(keys.key(run.seed, "model"))
             task = make(run)
+        spare = deepcopy(task.model) if here.is_fsdp2 else None
         step, optimizer = here.prepare(Step(task), adam(run, task.model))
         optimizer, params = optimizer.optimizer, state.weights(task.model)
         ema = {name: p.detach().clone() for name, p in params.items()} if run.ema else {}
         at = state.Progress()
         torch.manual_seed(keys.key(run.seed, "train", process) if process else keys.key(run.seed, "train"))
-        if found := state.newest(folder):
+        found, = broadcast_object_list([state.newest(folder)])
+        if found:
+            if not found.exists():
+                raise ValueError(f"{found}: the first process goes on from there, and this one does not see it; a run on several machines wants a folder that all of them share")
             at, random = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
             state.restore_randomness(random, task.model, process)
         journal = Journal(folder, at.step, board) if first else None
@@ -302,7 +309,7 @@ def train(
                 last = at.step == run.steps
                 if first and (at.step % run.log_every == 0 or at.step == 1 or last):
                     journal.log(line)
-                better = (at.step % run.validate_every == 0 or last) and check(run, task, step, ema, journal, at)
+                better = (at.step % run.validate_every == 0 or last) and check(run, task, spare, ema, journal, at)
                 if better or stop or at.step % run.save_every == 0 or last:
                     keep(folder, run, at, task, optimizer, ema, journal, here)
                 if on_step:
@@ -315,11 +322,11 @@ def train(
                     return {"stopped": float(at.step)}
         batches.close()
         if at.validated != at.step:  # it was saved with more steps in view
-            check(run, task, step, ema, journal, at)
+            check(run, task, spare, ema, journal, at)
         best = folder / f"step-{at.best_step or at.step:08d}"
         if best.name != f"step-{at.step:08d}" and best.exists():  # overfitted since, perhaps
             at = state.recall(best, task.model, ema)
-        export(run, task, step, ema, folder / "model", at, first)
+        export(run, task, spare, ema, folder / "model", at, first)
         here.end_training()
         return at.validation
 

@@ -25,6 +25,7 @@ class Part:
     depth: int = 0  # layers with attention
     width: int = 0
     tied: int = 0  # numbers of a table that is the output, too
+    calls: int = 1  # in a step
 
     @property
     def parameters(self) -> int:
@@ -35,7 +36,7 @@ class Part:
     ) -> float:  # for a second of audio
         matrices = sum(p.numel() for name, p in self.module.named_parameters() if p.ndim > 1)
         tables = sum(m.weight.numel() for m in self.module.modules() if isinstance(m, nn.Embedding))  # a row is looked up, nothing is multiplied
-        return self.rate * (2 * (matrices - tables + self.tied) + 4 * self.depth * self.width * self.rate * seconds) * (3 if self.trained else 1)
+        return self.rate * (2 * (matrices - tables + self.tied) + 4 * self.depth * self.width * self.rate * seconds) * (3 if self.trained else 1) * self.calls
 
 
 def outline(
@@ -49,8 +50,8 @@ def outline(
         return [Part(**part) for part in task.outline(run)]
 
 # %% ../../nbs/train/plan.ipynb #c4b895db
-GPUS = dict(a100=(312e12, 80), h100=(989e12, 80), h200=(989e12, 141), l40s=(362e12, 48), rtx4090=(165e12, 24), t4=(65e12, 16))  # bf16 (t4: fp16) operations a second, by their data sheets; GB
-KEPT = 34  # bytes for each position, layer and number of the width
+GPUS = dict(a100=(312e12, 19.5e12, 80), h100=(989e12, 67e12, 80), h200=(989e12, 67e12, 141), l40s=(362e12, 91.6e12, 48), rtx4090=(165e12, 82.6e12, 24), t4=(65e12, 8.1e12, 16))  # operations a second in bf16 (t4: fp16) and in fp32, by their data sheets; GB
+KEPT = 34  # bytes for each position, layer and number of the width, in bf16
 
 
 def plan(
@@ -67,11 +68,12 @@ def plan(
     if gpus < 1 or run.batches % gpus:
         raise ValueError(f"gpus={gpus}: must divide the {run.batches} batches of an update (--set batches=...)")
     parts = outline(run)
-    speed, room = GPUS[gpu]
+    *speeds, room = GPUS[gpu]
+    speed, kept = (speeds[0], KEPT) if run.precision == "bf16" else (speeds[1], 2 * KEPT)
     trained = sum(p.parameters for p in parts if p.trained)
     frozen = sum(p.parameters for p in parts if not p.trained)
-    fixed = (20 * trained + 4 * frozen) / (gpus if shared else 1)
-    work = sum(KEPT * p.rate * p.depth * p.width for p in parts if p.trained) * run.seconds
+    fixed = 20 * trained / (gpus if shared else 1) + 4 * frozen  # what is frozen stays whole on each
+    work = sum(kept * p.rate * p.depth * p.width for p in parts if p.trained) * run.seconds
     flop = sum(p.flops(seconds) for p in parts) * run.seconds * run.batches * run.steps
     memory = (fixed + work) / 1e9
     return dict(parameters=trained + frozen, trained=trained, audio_hours=round(run.steps * run.batches * run.seconds / 3600), flop=flop, gpus=gpus, gpu=gpu, used=used,

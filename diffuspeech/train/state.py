@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..base.folder import write_tensors
 from .config import Run
 
 # %% ../../nbs/train/state.ipynb #863cd7f2
@@ -71,10 +72,7 @@ def write(
     named: dict[str, Tensor],
 ):
     "A safetensors file, on the disk when this returns"
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in named.items()}, path)
-    except SafetensorError as e:  # it hides the number that says that a disk is full
-        raise OSError(errno.ENOSPC if f"os error {errno.ENOSPC}" in str(e) else errno.EIO, str(e)) from None
+    write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in named.items()})
     sync(path)
 
 
@@ -93,9 +91,13 @@ def sync(
 # %% ../../nbs/train/state.ipynb #9741787a
 def whole(
     tensor: Tensor,
-) -> Tensor:
-    "All of a tensor; where FSDP has spread it, all processes ask for it together"
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    wanted: bool = True,  # False: only give one's part to the others
+) -> Tensor | None:
+    "All of a tensor; where FSDP has spread it, all processes ask for it together, and it comes to the processor's memory"
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+        return tensor.cpu() if wanted else None
+    return tensor
 
 
 def like(
@@ -122,7 +124,7 @@ def save(
     path = folder / f"step-{progress.step:08d}"
     aside = folder / f".{path.name}.part{os.getpid()}"
     moments = {f"{what}/{name}": t for name, p in weights(model).items() for what, t in optimizer.state.get(p, {}).items()}
-    named, moments, ema = ({name: whole(t) for name, t in some.items()} for some in (tensors(model), moments, ema))
+    named, moments, ema = ({name: whole(t, writes) for name, t in some.items()} for some in (tensors(model), moments, ema))
     if not writes:
         return path
     state = {"format": FORMAT, "progress": dataclasses.asdict(progress), "random": random or randomness(model), "run": dataclasses.asdict(run), "versions": versions or {}}
@@ -180,7 +182,7 @@ def sweep(
     folder: Path,  # of a run that nobody else is writing
 ):
     "Remove what a killed process left half-written"
-    for path in folder.glob(".*.part*"):
+    for path in sorted(folder.rglob(".*.part*"), reverse=True):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 # %% ../../nbs/train/state.ipynb #4b46c02f
