@@ -127,9 +127,7 @@ def kept(made, folder: Path, name: str):  # a Spoken
     "Keep what happened, step by step"
     from diffuspeech.base.folder import within
     from diffuspeech.diffusion.trajectory import save
-    file = within(folder, f"{name}.safetensors")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save(made.run.trajectory, file)
+    save(made.run.trajectory, within(folder, f"{name}.safetensors"))
 
 
 def reconstruct(args: argparse.Namespace):
@@ -193,14 +191,14 @@ def evaluate(args: argparse.Namespace):
     elif args.what == "speech":
         rows = speech_table(load_codec(args.model), clips, graded=args.graded)
     else:
-        from diffuspeech.evaluate.metrics import Mos, Recogniser, Speaker
+        from diffuspeech.evaluate.metrics import all_judges
         from diffuspeech.evaluate.reconstruct import reconstruct_table, systems
         from diffuspeech.evaluate.report import Protocol
         from diffuspeech.models.reconstructor import Reconstructor
         ddm, ar, few = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in (args.ddm, args.ar, args.few))
         if not ddm.duration:
             print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
-        judges = dict(wer=Recogniser(), mos=Mos(), speaker=Speaker())
+        judges = all_judges()
         if args.protocol:
             Protocol.of(clips, judges, "as the row says").save(args.protocol)
         rows = reconstruct_table(systems(ddm, ar, few), ddm, clips, judges, graded=args.graded)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MissingJudge', 'package', 'checked', 'audible', 'normaliser', 'Errors', 'counted', 'wer', 'Recogniser',
-           'wer_three_ways', 'Mos', 'Speaker', 'cosine', 'speaker_floor', 'f0', 'f0_error', 'duration_error', 'Cache']
+           'wer_three_ways', 'Mos', 'Speaker', 'all_judges', 'cosine', 'speaker_floor', 'f0', 'f0_error',
+           'duration_error', 'Cache']
 
 # %% ../../nbs/evaluate/metrics.ipynb #85aefdd5
 import hashlib
@@ -233,6 +234,11 @@ class Speaker:
             points = torch.nn.functional.normalize(self.model["linear"](hidden).relu(), dim=1)
         sums = torch.zeros(len(waves), 256).index_add_(0, torch.tensor(owner, dtype=torch.int64), points)
         return torch.nn.functional.normalize(sums, dim=1).tolist()
+
+# %% ../../nbs/evaluate/metrics.ipynb #a11b0ca5
+def all_judges() -> dict:  # what a table asks for when it is given none
+    "Who hears the words, who grades the sound, who knows the voice"
+    return dict(wer=Recogniser(), mos=Mos(), speaker=Speaker())
 
 # %% ../../nbs/evaluate/metrics.ipynb #f192c6b4
 def cosine(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Tensor:  # (rows,)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import keys
-from .metrics import Cache, Mos, Recogniser, Speaker, audible, f0_error
+from .metrics import Cache, all_judges, audible, f0_error
 from .speech import verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
@@ -169,7 +169,7 @@ def reconstruct_table(
         groups[u.split].append(u)
     if graded < 1 or (alone := [split for split, some in groups.items() if len(some) < 2]):
         raise ValueError(f"graded={graded}: at least one clip of each split" if graded < 1 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
-    judges, cache = judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker()), cache or Cache()
+    judges, cache = judges or all_judges(), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():
             waves, texts = [load_audio(u) for u in some], [u.text for u in some]

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..base import keys
 from ..base.folder import fingerprint, write_aside, write_json
 from .intervals import bootstrap
-from .metrics import Cache, Mos, Recogniser, Speaker, audible, cosine, wer
+from .metrics import Cache, all_judges, audible, cosine, wer
 from ..models.reconstructor import Reconstructor
 from ..speech.audio import load
 from ..speech.manifest import Utterance, load_audio
@@ -121,7 +121,7 @@ def sweep(
     progress: Callable = tqdm,
 ) -> list[dict]:  # the tidy table: a row for each cell and clip
     "Decode and judge every cell that is not there yet"
-    folder, judges, cache, table = Path(folder), judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker()), cache or Cache(), []
+    folder, judges, cache, table = Path(folder), judges or all_judges(), cache or Cache(), []
     protocol, file = Protocol.of(utterances, judges, "as the cell says"), folder / "protocol.json"
     if file.exists():
         Protocol.load(file).check(protocol)
@@ -182,7 +182,7 @@ def foreign(
     cache: Cache | None = None,
 ) -> list[dict]:  # rows as a sweep's
     "Judge waves that somebody else made"
-    judges = judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker())
+    judges = judges or all_judges()
     if protocol:
         protocol.check(Protocol.of(utterances, judges, protocol.length))
     found = {u.id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, u.id + end)).is_file()), None) for u in utterances}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..base.weights import home
 from .intervals import bootstrap, smallest_difference
-from .metrics import Cache, Errors, Mos, Recogniser, Speaker, audible, cosine, speaker_floor, wer, wer_three_ways
+from .metrics import Cache, Errors, Mos, Recogniser, Speaker, all_judges, audible, cosine, speaker_floor, wer, wer_three_ways
 from ..speech.audio import RATE, load
 from ..speech.jobs import SOUNDS, Job
 from ..speech.manifest import Manifest, Utterance, load_audio
@@ -105,7 +105,7 @@ def speech_table(
     progress: Callable = tqdm,
 ) -> list[dict]:
     "What a codec keeps of each kind of voice"
-    judges, cache = judges or dict(wer=Recogniser(), mos=Mos(), speaker=Speaker()), cache or Cache()
+    judges, cache = judges or all_judges(), cache or Cache()
     systems = [s for s in systems if s != "Vocoder" or hasattr(codec, "vocoder")]  # of a public codec that part has no place of its own
     groups = defaultdict(list)
     for u in utterances:

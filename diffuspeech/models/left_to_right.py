@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..base import keys
 from .decoder import Bound
-from ..speech.recogniser import loop
 
 # %% ../../nbs/models/left_to_right.ipynb #c5a9a9d7
 def draw(
@@ -40,7 +39,6 @@ class Written:
     tokens: Tensor  # (B, L), the end and what follows it as the mask id
     lengths: Tensor  # (B,)
     ended: Tensor  # (B,) False: a runaway
-    looped: Tensor  # (B,) True: it ends in repetitions
     nfe: int  # network calls made
     calls: Tensor  # (B,) of them, those in which each row took part
     seconds: float
@@ -89,5 +87,4 @@ def write(
             memory, caches = ([tuple(t[stay] for t in pair) for pair in pairs] for pairs in (memory, caches))
     out = out.masked_fill(places >= lengths[:, None], c.mask)[:, : max(1, int(lengths.max()))]
     seconds = time.perf_counter() - began
-    looped = torch.tensor([loop(row[:n], 50) > 0 for row, n in zip(out.tolist(), lengths.tolist())], device=device)
-    return Written(out, lengths, ended, looped, nfe, calls, seconds, int(lengths.sum()) / max(1, int(calls.sum())))
+    return Written(out, lengths, ended, nfe, calls, seconds, int(lengths.sum()) / max(1, int(calls.sum())))

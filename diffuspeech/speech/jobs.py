@@ -110,7 +110,7 @@ def encode_utterance(
     if u.duration <= PIECE:
         wave = speakable(audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where)
         return tokenizer.encode(wave[None])[0][0]
-    extra, found, heard = CONTEXT / tokenizer.frame_rate, [], False
+    extra, found, done, heard = CONTEXT / tokenizer.frame_rate, None, 0, False
     for k in range(int(u.duration / PIECE) + 1):
         start, stop = max(0.0, k * PIECE - extra), min(u.duration, (k + 1) * PIECE + extra)
         if u.duration - k * PIECE < 0.5 / tokenizer.frame_rate:
@@ -118,10 +118,14 @@ def encode_utterance(
         wave = load_audio(Utterance(u.audio, stop - start, u.offset + start, id=u.id, where=where))
         heard = heard or bool((wave.abs() > 1e-3).any())
         ids, first = tokenizer.encode(wave[None])[0][0], round((k * PIECE - start) * tokenizer.frame_rate)
-        found.append(ids[first : first + round(min(PIECE, u.duration - k * PIECE) * tokenizer.frame_rate)])
+        ids = ids[first : first + round(min(PIECE, u.duration - k * PIECE) * tokenizer.frame_rate)]
+        if found is None:  # room for all, since small things that are kept between large ones keep the heap from shrinking
+            found = ids.new_empty(int((u.duration + PIECE) * tokenizer.frame_rate), *ids.shape[1:])
+        found[done : done + len(ids)] = ids
+        done += len(ids)
     if not heard:
         raise ValueError(f"{where}: silent from beginning to end; there is nothing to encode")
-    return torch.cat(found)
+    return found[:done]
 
 # %% ../../nbs/speech/jobs.ipynb #763dfb07
 def encode_all(
