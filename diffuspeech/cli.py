@@ -32,10 +32,12 @@ def bench(args: argparse.Namespace):
         from diffuspeech.evaluate.bench import sampler_table
         rows = sampler_table()
     elif args.what == "decoder":
+        from diffuspeech.base.folder import ours
         from diffuspeech.evaluate.speed import SIZES, decoder_table, size_table
+        from diffuspeech.models.decoder import SpeechDecoder
         from diffuspeech.speech.vocode import SpeechCodec
-        voice = SpeechCodec.from_pretrained().decode
-        rows = decoder_table(voice=voice, device=args.device) + size_table(SIZES[1:], voice=voice, device=args.device)
+        voice, config = SpeechCodec.from_pretrained().decode, SpeechDecoder.from_pretrained(ours("ddm") / "decoder").config
+        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice=voice, device=args.device)
     elif args.what == "training":
         from diffuspeech.evaluate.speech import pack_utterances
         from diffuspeech.evaluate.speed import training_table
@@ -111,8 +113,8 @@ def decoding(args: argparse.Namespace, model) -> dict:
     how = {} if args.temperature is None else dict(temperature=args.temperature)
     if not model.decoder.config.causal:
         return how | dict(rule=(args.sampler or "conf-topk").replace("-", "_"), steps=10 if args.steps is None else args.steps)
-    if odd := [f"--{name}" for name in ("steps", "sampler", "length", "trace") if getattr(args, name, None) is not None]:
-        raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right until it finds its end")
+    if odd := [f"--{name}" for name in ("steps", "sampler", "trace") if getattr(args, name, None) is not None]:
+        raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right")
     return how
 
 
@@ -155,7 +157,7 @@ def reconstruct(args: argparse.Namespace):
                 text = hear([wave])[0]
                 print(f"{u.id}: heard: {text}", file=sys.stderr)
             target = out if one else within(out, f"{u.id}.wav")
-            made = spoken(model.reconstruct(wave, text, length=args.length or "given", seed=args.seed, **how))
+            made = spoken(model.reconstruct(wave, text, length=args.length, seed=args.seed, **how))
         except (ValueError, OSError) as e:
             job.troubles.append(str(e))
             continue
@@ -183,25 +185,24 @@ def evaluate(args: argparse.Namespace):
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
     from diffuspeech.speech.jobs import load_codec
     clips = pack_utterances() if args.pack else test_utterances()
-    if args.what == "foreign":
-        from diffuspeech.evaluate.report import Protocol, foreign, summary
-        if not args.waves:
-            raise ValueError("evaluate foreign wants --waves FOLDER, with an <id>.wav for each clip")
-        rows = summary(foreign(args.waves, args.waves, clips, args.protocol and Protocol.load(args.protocol)), ("system", "split"))
-    elif args.what == "speech":
+    if args.what == "speech":
         rows = speech_table(load_codec(args.model), clips, graded=args.graded)
     else:
         from diffuspeech.evaluate.metrics import all_judges
-        from diffuspeech.evaluate.reconstruct import reconstruct_table, systems
+        from diffuspeech.evaluate.reconstruct import System, reconstruct_table, systems
         from diffuspeech.evaluate.report import Protocol
         from diffuspeech.models.reconstructor import Reconstructor
-        ddm, ar, few = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in (args.ddm, args.ar, args.few))
-        if not ddm.duration:
+        foreign = args.what == "foreign"
+        if foreign and not args.waves:
+            raise ValueError("evaluate foreign wants --waves FOLDER, with an <id>.wav for each clip")
+        ddm, *others = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in ((args.ddm,) if foreign else (args.ddm, args.ar, args.few)))
+        rows = [System("Original"), System("S3-Oracle"), System(args.waves, length=args.length, waves=args.waves)] if foreign else systems(ddm, *others)
+        if not ddm.duration and not foreign:
             print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
         judges = all_judges()
         if args.protocol:
-            Protocol.of(clips, judges, "as the row says").save(args.protocol)
-        rows = reconstruct_table(systems(ddm, ar, few), ddm, clips, judges, graded=args.graded)
+            Protocol.of(clips, judges).hold(args.protocol)
+        rows = reconstruct_table(rows, ddm, clips, judges, graded=args.graded)
     print_table(rows)
     if args.json:
         write_rows(args.json, rows)
@@ -299,17 +300,18 @@ def main(
     trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there"))
     parts = [("--codec", dict(default="small", metavar="NAME", help="what the tokens are of, as --model of encode (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="the recogniser whose states the model was trained on: small or a folder (default %(default)s)")),
              ("--duration", dict(default="small", metavar="NAME", help="what predicts lengths: small or a folder (default %(default)s)"))]
-    heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: 0 of the diffusion, 1 of ar)"))
+    heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: what was chosen on dev)"))
     device = ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="(default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))
     verb(reconstruct, "send recordings as text and codes, and say them again", inputs, ("-o --out", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
          ("--text", dict(help="what is said (default: what the recogniser hears)")), ("--recogniser", dict(default="small", metavar="NAME", help="who hears what is said: small (built in, weak on human voices) or one that judges, as whisper-tiny.en (default %(default)s)")), steps, rule, heat, ("--quantizer", dict(metavar="KIND", help="which the model must have, as fsq4")),
-         ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="where the number of tokens comes from (default given)")), trace, decoder, *parts, device, seed)
+         ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="where the number of tokens comes from (default given; of ar eos, its own end)")), trace, decoder, *parts, device, seed)
     verb(say, "say a sentence", ("text", dict()), ("-o --out", dict(required=True, metavar="WAV")), ("--voice", dict(metavar="WAV", help="in whose voice (default: nobody's)")), steps, rule, heat,
-         ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted)")), trace, decoder, *parts, device, seed)
+         ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted; of ar eos)")), trace, decoder, *parts, device, seed)
     verb(evaluate, "tables about the built-in models: what the codec keeps (speech), what the decoders make of text and codes (reconstruct); or of waves that somebody else made of the same clips (foreign)", ("what", dict(choices=["speech", "reconstruct", "foreign"])), json_file,
          ("--pack", dict(action="store_true", help="on the committed clips instead of the whole test splits")), ("--waves", dict(metavar="FOLDER", help="foreign: an <id>.wav, .flac or .ogg for each clip")),
-         ("--protocol", dict(metavar="FILE", help="the clips with their hashes, the judges with their versions: reconstruct writes it, foreign refuses what differs from it")),
+         ("--length", dict(default="given", choices=["given", "ratio", "predicted", "eos"], help="foreign: where the lengths of the waves came from (default %(default)s)")),
+         ("--protocol", dict(metavar="FILE", help="the clips with their hashes, the judges with their versions: written if it is not there; else what differs from it is refused")),
          ("--graded", dict(type=int, default=60, help="clips of each row for the slow judges (default %(default)s)")), ("--model", dict(default="small", metavar="NAME", help="speech, reconstruct: the codec, as --model of encode (default %(default)s)")), *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder in the place of the built-in {name}")) for name in ("ddm", "ar")),
          ("--few", dict(metavar="FOLDER", help="reconstruct: and what ddm was taught (diffuspeech train ddm-few)")), *((name, dict(about, help=f"reconstruct: {about['help']}")) for name, about in (*parts[1:], device)))
     verb(train, "train a preset", ("preset", dict()), ("--set", dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64")),

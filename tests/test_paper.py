@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from test_recogniser import SMALL, pack, parts, random_canary
 
 from diffuspeech.cli import main
 from diffuspeech.diffusion.loss import diffusion_loss
-from diffuspeech.evaluate.reconstruct import System, reconstruct_table
+from diffuspeech.evaluate.reconstruct import System, reconstruct_table, systems
 from diffuspeech.evaluate.report import Cell
+from diffuspeech.models.decoder import DecoderConfig
 from diffuspeech.models.decoder_training import OPTIONS, assemble
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.speech.adapters import import_s3tokenizer, tiny
@@ -38,9 +40,10 @@ def test_the_presets_are_the_papers(tmp_path):
     first, second = preset("paper-vectors"), preset("paper")
     taste = TasteConfig(**OPTIONS["taste"])
     assert "last layer gives keys and values" in SAID["encoder_and_aggregator"] and taste.key_layer == taste.value_layer == -1 and "taste" not in first.options
-    assert SAID["sampler"].startswith("Conf-TopK") and Cell().rule == "conf_topk"  # steps: theirs 50, ours 10, and the table has both
+    rows = systems(*(SimpleNamespace(decoder=SimpleNamespace(config=DecoderConfig(causal=causal)), taste=SimpleNamespace(config=TasteConfig()), duration=None) for causal in (False, True)))
+    assert SAID["sampler"].startswith("Conf-TopK") and Cell().rule == "conf_topk" and int(re.search(r"(\d+) steps", SAID["sampler"])[1]) in {row.steps for row in rows}
     low, high = (float(x) / 100 for x in re.findall(r"\d+", SAID["dropout_swept"]))
-    assert low <= min(SAID["dropout"].values()) and max(SAID["dropout"].values()) <= high
+    assert all(low <= preset(name).model.get("dropout", 0.0) <= high for name in ("paper-vectors", "paper", "ar-vectors", "ar", "ddm-vectors", "ddm"))
     assert "without the ELBO weight" in SAID["objective"] and inspect.signature(diffusion_loss).parameters["weight"].default == "plain"
     assert QuantizerConfig(kind="rvq").commitment > 0 and "commitment" in SAID["objective"]
     assert first.batches == second.batches == number(SAID["gpus"]) and first.seconds == second.seconds == number(SAID["batch"])

@@ -103,13 +103,19 @@ def test_a_sentence_is_said(models, wav, tmp_path, capsys):
 
 def test_python_refuses_what_a_decoder_cannot_do(models):
     ar, ddm = (Reconstructor.from_pretrained(models / name) for name in ("ar", "ddm"))
-    for how in (dict(length="ratio"), dict(guidance=1.0), dict(scale=1.1), dict(steps=3)):
+    for how in (dict(rule="random"), dict(guidance=1.0), dict(steps=3)):
         with pytest.raises(ValueError, match=f"{next(iter(how))}: of the diffusion"):
             ar.reconstruct(CLIP, TEXT, **how)
     assert ddm.reconstruct(CLIP, TEXT, length="ratio", steps=2, eos="last").run.nfe == 2
+    for length in ("given", "ratio"):
+        assert ar.reconstruct(CLIP, TEXT, length=length, scale=1.5).lengths.tolist() == ddm.reconstruct(CLIP, TEXT, length=length, scale=1.5, steps=1).lengths.tolist(), "where the length is known, it is kept to"
+    assert not ar.reconstruct(CLIP, TEXT, length="given").run.ended.any() and len(ar.reconstruct(CLIP, TEXT, most=3).tokens[0]) <= 3
     few = systems(ddm, ar)
     ddm.duration = None
     assert {row.length for row in few} - {row.length for row in systems(ddm, ar)} == {"predicted"} and ("eos", False) not in {(row.length, row.model.decoder.config.causal) for row in systems(ddm, ar) if row.model}
+    assert [row.name for row in few if row.model is ar] == ["AR-4L-FSQ"] * 2 and {row.length for row in few if row.model is ar} == {"eos", "given"}
+    with pytest.raises(ValueError, match="the decoder that should fill in masks does the other"):
+        systems(ar, ddm)
 
 
 def test_a_codec_need_not_take_a_seed(models):
@@ -128,7 +134,7 @@ def test_a_codec_need_not_take_a_seed(models):
     (("reconstruct", "WAV", "WAV", "-o", "folder", "--text", "a", "--model", "DDM"), "--text is what one recording says"),
     (("reconstruct", "WAV", "-o", "x.wav", "--model", "DDM"), "can no longer be asked what is said; give the text"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "AR", "--steps", "4", "--trace", "x.trace"), "--steps, --trace: of the diffusion"),
-    (("say", TEXT, "-o", "x.wav", "--model", "AR", "--length", "ratio"), "--length: of the diffusion"),
+    (("say", TEXT, "-o", "x.wav", "--model", "AR", "--sampler", "random"), "--sampler: of the diffusion"),
     (("say", TEXT, "-o", "x.wav", "--model", "DDM", "--duration", "nowhere"), "nowhere: no such folder"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--quantizer", "rvq4"), "quantizer=rvq4: this model has fsq4"),
     (("reconstruct", "WAV", "-o", "x.wav", "--text", TEXT, "--model", "DDM", "--sampler", "conf-topq"), "conf_topq"),

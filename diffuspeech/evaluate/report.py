@@ -31,10 +31,10 @@ class Protocol:
     "What was judged, by whom"
     clips: dict[str, str]  # id: sha256 of the samples
     judges: dict[str, str]  # wer, mos, speaker: name, with version and weights
-    length: str = "given"  # where the number of tokens comes from
+    length: str = "as the row says"  # where the number of tokens comes from
 
     @classmethod
-    def of(cls, utterances: Sequence[Utterance], judges: dict[str, Callable], length: str = "given") -> "Protocol":
+    def of(cls, utterances: Sequence[Utterance], judges: dict[str, Callable], length: str = "as the row says") -> "Protocol":
         "The protocol of some clips and judges"
         clips = {u.id: digest(load_audio(u)) for u in utterances}
         if len(clips) < len(utterances):
@@ -52,6 +52,13 @@ class Protocol:
             raise ValueError(f"{path}: no such file") from None
         except (ValueError, TypeError):
             raise ValueError(f"{path}: not a protocol") from None
+
+    def hold(self, path: "str | Path"):
+        "Be what a file says, or the first to write it"
+        if Path(path).exists():
+            return Protocol.load(path).check(self)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.save(path)
 
     def check(self, other: "Protocol"):
         "Refuse what was judged in another way"
@@ -122,12 +129,7 @@ def sweep(
 ) -> list[dict]:  # the tidy table: a row for each cell and clip
     "Decode and judge every cell that is not there yet"
     folder, judges, cache, table = Path(folder), judges or all_judges(), cache or Cache(), []
-    protocol, file = Protocol.of(utterances, judges, "as the cell says"), folder / "protocol.json"
-    if file.exists():
-        Protocol.load(file).check(protocol)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        protocol.save(file)
+    Protocol.of(utterances, judges).hold(folder / "protocol.json")
     parts = dict(recogniser=model.recogniser, taste=model.taste, decoder=model.decoder) | (dict(duration=model.duration) if model.duration else {})
     mine, whose = {name: fingerprint(part.state_dict()) for name, part in parts.items()} | dict(codec=model.codec.version, per_piece=model.per_piece), folder / "model.json"
     if whose.exists() and (there := json.loads(whose.read_text())) != mine:
@@ -146,7 +148,7 @@ def sweep(
                 out = model.reconstruct([waves[i] for i in some], [utterances[i].text for i in some], length=cell.length, scale=cell.scale, seed=seeds, **how)
                 for row, i in enumerate(some):
                     made[i], cost[i] = out.waves[row], dict(nfe=int(out.run.calls[row]), tokens=int(out.lengths[row]), decoder_seconds=round(out.seconds["decoder"] / len(some), 5))
-            said = asdict(cell) | (dict(rule="left to right", steps=None, length="eos", scale=None) if causal else {})
+            said = asdict(cell) | (dict(rule="left to right", steps=None) if causal else {})
             rows = [said | row | cost[i] for i, row in enumerate(judged(utterances, made, judges, cache))]
             write_aside(kept, lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"))
         table += [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
@@ -154,7 +156,7 @@ def sweep(
 
 # %% ../../nbs/evaluate/report.ipynb #17c00602
 def summary(
-    table: Sequence[dict],  # of `sweep` or `foreign`
+    table: Sequence[dict],  # of `sweep` or `judged`
     by: Sequence[str] = ("system", "rule", "steps", "temperature", "length", "scale"),  # what none of them has is left out
 ) -> list[dict]:  # a row for each combination, seeds taken together
     "Means with their intervals"
@@ -174,18 +176,11 @@ def summary(
 
 # %% ../../nbs/evaluate/report.ipynb #07022ede
 def foreign(
-    name: str,  # of the system, for the table
     folder: "str | Path",  # with <id>.wav, .flac or .ogg
-    utterances: Sequence[Utterance],
-    protocol: "Protocol | None" = None,  # that it is to be compared under
-    judges: dict[str, Callable] | None = None,
-    cache: Cache | None = None,
-) -> list[dict]:  # rows as a sweep's
-    "Judge waves that somebody else made"
-    judges = judges or all_judges()
-    if protocol:
-        protocol.check(Protocol.of(utterances, judges, protocol.length))
-    found = {u.id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, u.id + end)).is_file()), None) for u in utterances}
+    ids: Sequence[str],
+) -> list[Tensor]:  # of each
+    "Waves that somebody else made"
+    found = {id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, id + end)).is_file()), None) for id in ids}
     if missing := [id for id, file in found.items() if file is None]:
         raise ValueError(f"{folder}: no wave for {len(missing)} of {len(found)} clips, {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} among them; a mean over the rest would be of other clips")
-    return [dict(system=name) | row for row in judged(utterances, [load(found[u.id]) for u in utterances], judges, cache or Cache())]
+    return [load(found[id]) for id in ids]

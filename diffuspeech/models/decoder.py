@@ -152,12 +152,12 @@ class SpeechDecoder(Saved):
 
     def bind(self,
         condition: Condition,
-        call=None,  # in the place of `forward`: the same, compiled
+        call=None,  # in the place of `forward`, or of `after` when it is causal: the same, compiled
     ) -> "Bound":
         "A denoiser that has done once what does not change from step to step"
         memory, mask = self.encode(condition)
         angle = self.angles(self.config.rate * torch.arange(memory.shape[1], device=memory.device))
-        return Bound(self, [layer.remember(memory, angle) for layer in self.layers], mask[:, None, None], call or self)
+        return Bound(self, [layer.remember(memory, angle) for layer in self.layers], mask[:, None, None], call)
 
     def forward(self,
         tokens: Tensor,  # (B, L)
@@ -183,17 +183,26 @@ class SpeechDecoder(Saved):
         "The output"
         return F.linear(self.thin(x), self.table.weight, self.bias)
 
+    def after(self,
+        last: Tensor,  # (B,)
+        at: Tensor,  # (1,) where it stands
+        places: Tensor,  # (S,) of the caches that are looked at: 0, 1, ...
+        memory: list[tuple[Tensor, Tensor]],
+        text: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:  # (B, speech + 1)
+        "The output for the place behind a token whose past is in the caches; no mask follows"
+        x = self(last[:, None], (places <= at)[None, None, None], at, memory, text, None, caches)
+        return self.logits(x[:, 0])[:, : self.config.mask]
+
 # %% ../../nbs/models/decoder.ipynb #063101db
 class Bound:
     "A decoder and the condition of a batch: denoiser(tokens, lengths, t=, where=, batch=) -> logits"
 
     def __init__(self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], text: Tensor, call):
-        self.decoder, self.memory, self.text, self.call = decoder, memory, text, call
+        self.decoder, self.memory, self.text, self.compiled = decoder, memory, text, call is not None
+        self.forward, self.after = (decoder, call or decoder.after) if decoder.config.causal else (call or decoder, None)
         self.rows, self.some = None, None  # the last rows that were asked for alone
-
-    @property
-    def compiled(self) -> bool:
-        return self.call is not self.decoder
 
     def of(self, batch: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         "Memory and mask of some rows"
@@ -214,5 +223,5 @@ class Bound:
         sees = (places < lengths[:, None])[:, None, None]
         if self.decoder.config.causal:
             sees = sees & (places <= places[:, None])
-        x = self.call(tokens, sees, places, *self.of(batch), t)
+        x = self.forward(tokens, sees, places, *self.of(batch), t)
         return self.decoder.logits(x if where is None else x.flatten(0, 1)[where])

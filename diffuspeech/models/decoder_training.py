@@ -28,7 +28,7 @@ from .left_to_right import write
 from ..speech import batches
 from ..speech.flow_training import ids_of
 from ..speech.prepared import Prepared
-from ..speech.jobs import load_codec
+from ..speech.jobs import load_codec, of_cosyvoice
 from ..speech.quantize import QuantizerConfig
 from ..speech.recogniser import PAPER, Canary, CanaryConfig
 from ..speech.recogniser import built_in as recogniser_of
@@ -162,7 +162,7 @@ class DecoderTask:
         self.per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
         if start := self.options["start"]:
             own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
-            begin(self.model, start, self.versions | own)
+            begin(self.model, start, self.versions | own, run.seed)
         self.versions |= dict(recordings=self.corpora["train"].version)
 
     @staticmethod
@@ -172,7 +172,7 @@ class DecoderTask:
         c = CanaryConfig() if name == "small" else CanaryConfig(**read_config(Path(name))["config"]) if (Path(name) / "config.json").is_file() else PAPER
         recogniser = Canary(c)
         model = assemble(run, recogniser, run.model.get("speech", DecoderConfig.speech))
-        m, d, rate = model.decoder, model.decoder.config, 50.0 if (OPTIONS | run.options)["tokenizer"] == "paper" else 25.0
+        m, d, rate = model.decoder, model.decoder.config, 50.0 if of_cosyvoice((OPTIONS | run.options)["tokenizer"]) else 25.0
         reader, writer = nn.ModuleList([m.pieces, m.vectors, m.blocks, m.read]), nn.ModuleList([m.table, m.wide, m.thin, m.layers, m.norm, *([m.when] if m.when else []), nn.ParameterList([m.unknown, m.bias])])
         return [*([] if encoder == "kept" else [dict(name="encoder", module=recogniser.body.encoder, rate=100 / c.factor, trained=encoder == "trained", depth=c.layers, width=c.hidden)]),
                 dict(name="aggregator", module=model.taste, rate=rate / d.rate, depth=c.decoder_layers, width=c.decoder_hidden),
@@ -234,11 +234,12 @@ class DecoderTask:
         return self.parts(batch, self.model, row_keys, stratified(keys.key(self.run.seed, step, batch.ids[0]), len(batch.ids)), self.options["withheld"])
 
     def validate(self, model: Speaking) -> dict[str, float]:
-        "The loss on dev, and for the diffusion how many tokens come out right in one look at half a canvas and at none"
+        "The loss on dev; and for the diffusion that on canvases of the right length (`given`: no ends among the targets), and how many tokens come out right in one look at half a canvas and at none"
         def found(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
             parts = self.parts(batch, model, row_keys, stratified(keys.key("dev"), len(batch.ids)), 0.0)
             if not model.decoder.config.causal:
-                bound = model.decoder.bind(model.condition(batch)[0])
+                bound, mask, t = model.decoder.bind(model.condition(batch)[0]), model.decoder.config.mask, stratified(keys.key("dev"), len(batch.ids)).to(batch.text.device)
+                parts["given"] = diffusion_loss(bound, corrupt(batch.speech, row_keys, mask, t, batch.lengths, never_empty=True)).value
                 for t, name in ((0.5, "half"), (1.0, "none")):
                     c = corrupt(batch.speech, row_keys, model.decoder.config.mask, torch.full((len(batch.ids),), t), batch.lengths, never_empty=True)
                     where = c.target.flatten().nonzero()[:, 0]
@@ -289,6 +290,7 @@ def begin(
     model: Speaking,
     folder: "str | Path",  # what another run exported, perhaps with another quantizer
     versions: dict[str, str],  # of the speech tokens and the recogniser
+    seed: int,  # of this run
 ):
     "Take over aggregator and decoder, not the quantizer"
     folder = Path(folder)
@@ -296,6 +298,8 @@ def begin(
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     about = read_config(folder / "decoder")["about"]
+    if (theirs := about["run"]["seed"]) != seed:
+        raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
     for what, version in versions.items():
         if about.get(what) != version:
             raise ValueError(f"{folder}: it was trained with the {what} {about.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base import keys
+from ..diffusion import read
 from .decoder import Bound
 
 # %% ../../nbs/models/left_to_right.ipynb #c5a9a9d7
@@ -25,7 +26,10 @@ def draw(
     "A token for each row"
     if temperature == 0:
         return logits.argmax(-1)
-    p, order = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True)
+    p = (logits.float() / temperature).softmax(-1)
+    if nucleus == 1:
+        return read.draw(p, u)
+    p, order = p.double().sort(dim=-1, descending=True)
     total = p.cumsum(-1)
     p = p.masked_fill(total - p >= nucleus, 0)
     total = p.cumsum(-1)
@@ -52,6 +56,7 @@ def write(
     temperature: float = 1.0,
     nucleus: float = 1.0,
     seed: "int | Tensor" = 0,
+    ends: bool = True,  # False: each row goes on to its `most`
 ) -> Written:
     "Token after token, until each row has its end"
     began, decoder, c = time.perf_counter(), bound.decoder, bound.decoder.config
@@ -62,29 +67,27 @@ def write(
     B, device, compiled = len(bound.text), bound.text.device, bound.compiled  # a compiled step sees the whole cache, so that no shape changes
     caps = torch.as_tensor(most, device=device).expand(B)
     most = int(caps.max())
-    rows, row_keys = torch.arange(B, device=device), keys.row_keys(seed, B, device)
-    memory, text = bound.memory, bound.text
+    places, rows = torch.arange(most, device=device), torch.arange(B, device=device)
+    u = keys.uniform(keys.fold(keys.row_keys(seed, B, device)[:, None], places))
+    memory, text, full = bound.memory, bound.text, set(caps.tolist())
     shape = (B, c.heads, most, c.dim // c.heads)
     caches = [tuple(torch.zeros(shape, dtype=memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]
     out, lengths = torch.full((B, most), c.mask, device=device), caps.clone()
-    ended, calls = torch.zeros(B, dtype=torch.bool, device=device), torch.zeros(B, dtype=torch.int64, device=device)
-    last, places, nfe = torch.full((B,), c.mask, device=device), torch.arange(most, device=device), 0
+    ended, last, nfe = torch.zeros(B, dtype=torch.bool, device=device), torch.full((B,), c.mask, device=device), 0
     for i in range(most):
-        sees = (places <= i if compiled else places[: i + 1] <= i)[None, None, None]
-        x = bound.call(last[:, None], sees, places[i : i + 1], memory, text, None, caches)
-        logits = decoder.logits(x[:, 0]).float()
-        logits[:, c.mask] = -torch.inf
-        last = draw(logits, keys.uniform(keys.fold(row_keys[rows], i)), temperature, nucleus)
-        nfe, calls[rows] = nfe + 1, calls[rows] + 1
-        over = (last == c.eos) & ~ended[rows] & (i < caps[rows])
-        ended[rows[over]], lengths[rows[over]] = True, i
-        out[rows[~over], i] = last[~over]
+        logits = bound.after(last, places[i : i + 1], places if compiled else places[: i + 1], memory, text, caches)
+        last = draw(logits if ends else logits[:, : c.eos], u[:, i], temperature, nucleus)
+        out[rows, i], nfe = last, nfe + 1
+        if i + 1 not in full and not (last == c.eos).any():
+            continue
+        over = rows[(last == c.eos) & ~ended[rows] & (i < caps[rows])]
+        ended[over], lengths[over] = True, i
         over = ended | (caps <= i + 1)
         if over.all():
             break
         if not compiled and (stay := ~over[rows]).sum() < len(rows):  # who is done leaves; a compiled step wants the same shapes, so there it goes on unheard
-            rows, last, text = rows[stay], last[stay], text[stay]
+            rows, last, text, u = rows[stay], last[stay], text[stay], u[stay]
             memory, caches = ([tuple(t[stay] for t in pair) for pair in pairs] for pairs in (memory, caches))
     out = out.masked_fill(places >= lengths[:, None], c.mask)[:, : max(1, int(lengths.max()))]
-    seconds = time.perf_counter() - began
+    calls, seconds = torch.full_like(lengths, nfe) if compiled else lengths + ended, time.perf_counter() - began
     return Written(out, lengths, ended, nfe, calls, seconds, int(lengths.sum()) / max(1, int(calls.sum())))

@@ -142,7 +142,7 @@ class Reconstructor:
     @torch.no_grad()
     def decode(self,
         condition: Condition,
-        frames: Tensor | None = None,  # (B,) of the canvases; the autoregressive decoder wants none
+        frames: Tensor | None = None,  # (B,) of the canvases; without, the autoregressive decoder goes on to its own end
         rule: "Rule | str" = "conf_topk",
         steps: int = 10,
         seed: "int | Tensor" = 0,
@@ -154,7 +154,8 @@ class Reconstructor:
         c, began = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)
         if c.causal:
-            run = write(bound, seed=seed, **dict(most=self.most(condition), temperature=TEMPERATURE) | how)
+            length = dict(most=self.most(condition)) if frames is None else dict(most=frames, ends=False)
+            run = write(bound, seed=seed, **length | dict(temperature=TEMPERATURE) | how)
             run.seconds = time.perf_counter() - began
             return run.tokens, run.lengths, run
         plain = self.decoder.bind(condition.without(vectors=True)) if guidance else None
@@ -178,9 +179,9 @@ class Reconstructor:
     ) -> Spoken:
         "Waves of a condition"
         causal = self.decoder.config.causal
-        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how] + ["scale"] * (scale != 1) + ["length"] * (length not in ("given", "eos"))):
-            raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right until it finds its end")
-        frames = None if causal else self.frames(condition, length, given, q, scale)
+        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how]):
+            raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right")
+        frames = None if causal and length == "eos" else self.frames(condition, length, given, q, scale)
         tokens, lengths, run = self.decode(condition, frames, seed=seed, ends=length == "eos", **how)
         began, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()
         ids = tokens[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
@@ -193,7 +194,7 @@ class Reconstructor:
     def reconstruct(self,
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several
         texts: "str | list[str] | None" = None,  # heard by the built-in recogniser when not given
-        length: str = "given",
+        length: str | None = None,  # given, or of an autoregressive decoder its own end
         **how,  # of `speak` and `decode`: rule, steps, seed, guidance, ...
     ) -> Spoken:
         "Recordings, sent as text and codes, and said again in their own voices"
@@ -202,7 +203,7 @@ class Reconstructor:
         texts = self.hear(waves) if texts is None else [texts] if isinstance(texts, str) else list(texts)
         condition, codes = self.condition(waves, texts)
         given = torch.tensor([-(-len(w) // self.hop) for w in waves])
-        return self.speak(condition, texts, waves, length, given, codes=codes, sent=time.perf_counter() - began, **how)
+        return self.speak(condition, texts, waves, length or ("eos" if self.decoder.config.causal else "given"), given, codes=codes, sent=time.perf_counter() - began, **how)
 
     def say(self,
         texts: "str | list[str]",

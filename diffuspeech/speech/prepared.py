@@ -105,6 +105,8 @@ def prepare(
         for i, (found, troubles) in spread(make_shard, [(path, manifest, span, twins, vocoder) for path, span in zip(paths, spans)], workers):
             index[paths[i].name], skipped = found, skipped + troubles
             bar.update(len(spans[i]))
+    if not any(index.values()):
+        raise ValueError(f"{manifest}: nothing of it can be used" + "".join(f"; {trouble}" for trouble in skipped[:1]))
     write_json(folder / "index.json", {"manifest": manifest.name, "twins": twins, "vocoder": vocoder, "skipped": skipped, "shards": {k: index[k] for k in sorted(index)}})
     return folder
 
