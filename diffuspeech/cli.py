@@ -195,14 +195,18 @@ def evaluate(args: argparse.Namespace):
         foreign = args.what == "foreign"
         if foreign and not args.waves:
             raise ValueError("evaluate foreign wants --waves FOLDER, with an <id>.wav for each clip")
-        ddm, *others = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in ((args.ddm,) if foreign else (args.ddm, args.ar, args.few)))
-        rows = [System("Original"), System("S3-Oracle"), System(args.waves, length=args.length, waves=args.waves)] if foreign else systems(ddm, *others)
-        if not ddm.duration and not foreign:
-            print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
+        if foreign:
+            rows = [System("Original"), System("S3-Oracle"), System(args.waves, length=args.length, waves=args.waves)]
+        else:
+            ddm, ar, few = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in (args.ddm, args.ar, args.few))
+            rows = systems(ddm, ar, few)
+            if not ddm.duration:
+                print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
         judges = all_judges()
         if args.protocol:
-            Protocol.of(clips, judges).hold(args.protocol)
-        rows = reconstruct_table(rows, ddm, clips, judges, graded=args.graded)
+            mine = Protocol.of(clips, judges)
+            Protocol.load(args.protocol).check(mine) if foreign else mine.hold(args.protocol)
+        rows = reconstruct_table(rows, load_codec(args.model), clips, judges, graded=args.graded)
     print_table(rows)
     if args.json:
         write_rows(args.json, rows)
@@ -300,7 +304,7 @@ def main(
     trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there"))
     parts = [("--codec", dict(default="small", metavar="NAME", help="what the tokens are of, as --model of encode (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="the recogniser whose states the model was trained on: small or a folder (default %(default)s)")),
              ("--duration", dict(default="small", metavar="NAME", help="what predicts lengths: small or a folder (default %(default)s)"))]
-    heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: what was chosen on dev)"))
+    heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: 0 of the diffusion, what dev chose of ar)"))
     device = ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="(default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))
     verb(reconstruct, "send recordings as text and codes, and say them again", inputs, ("-o --out", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
@@ -310,9 +314,9 @@ def main(
          ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted; of ar eos)")), trace, decoder, *parts, device, seed)
     verb(evaluate, "tables about the built-in models: what the codec keeps (speech), what the decoders make of text and codes (reconstruct); or of waves that somebody else made of the same clips (foreign)", ("what", dict(choices=["speech", "reconstruct", "foreign"])), json_file,
          ("--pack", dict(action="store_true", help="on the committed clips instead of the whole test splits")), ("--waves", dict(metavar="FOLDER", help="foreign: an <id>.wav, .flac or .ogg for each clip")),
-         ("--length", dict(default="given", choices=["given", "ratio", "predicted", "eos"], help="foreign: where the lengths of the waves came from (default %(default)s)")),
-         ("--protocol", dict(metavar="FILE", help="the clips with their hashes, the judges with their versions: written if it is not there; else what differs from it is refused")),
-         ("--graded", dict(type=int, default=60, help="clips of each row for the slow judges (default %(default)s)")), ("--model", dict(default="small", metavar="NAME", help="speech, reconstruct: the codec, as --model of encode (default %(default)s)")), *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder in the place of the built-in {name}")) for name in ("ddm", "ar")),
+         ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="foreign: where the lengths of the waves came from, for the table")),
+         ("--protocol", dict(metavar="FILE", help="reconstruct, foreign: the clips with their hashes, the judges with their versions; what differs is refused (reconstruct writes it where there is none)")),
+         ("--graded", dict(type=int, default=60, help="clips of each row for the slow judges (default %(default)s)")), ("--model", dict(default="small", metavar="NAME", help="the codec, as --model of encode (default %(default)s)")), *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder in the place of the built-in {name}")) for name in ("ddm", "ar")),
          ("--few", dict(metavar="FOLDER", help="reconstruct: and what ddm was taught (diffuspeech train ddm-few)")), *((name, dict(about, help=f"reconstruct: {about['help']}")) for name, about in (*parts[1:], device)))
     verb(train, "train a preset", ("preset", dict()), ("--set", dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64")),
          ("-o --out", dict(metavar="FOLDER", help="of the run (default runs/PRESET)")), ("--device", dict(default="auto", choices=["auto", "cpu", "cuda"])))

@@ -80,6 +80,8 @@ def test_another_start_is_refused(folder, tmp_path):
     train(run_of(folder), tmp_path / "first", device="cpu", progress=False)
     start = tmp_path / "first" / "model"
     DecoderTask(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))))
+    with pytest.raises(ValueError, match="comes from a run with seed=0, and this one has seed=1"):
+        DecoderTask(replace(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))), seed=1))
     with pytest.raises(ValueError, match="its decoder is"):
         DecoderTask(run_of(folder, dict(dim=64), start=str(start)))
     with pytest.raises(ValueError, match="its keys and values come from layers -1 and -1, and these from 0 and -1"):

@@ -20,9 +20,11 @@ from diffuspeech.models.decoder import DecoderConfig
 from diffuspeech.models.decoder_training import OPTIONS, assemble
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.speech.adapters import import_s3tokenizer, tiny
+from diffuspeech.speech.audio import save
 from diffuspeech.speech.cosyvoice import CosyVoice
 from diffuspeech.speech.cosyvoice_flow import CosyFlow
 from diffuspeech.speech.hift import Hift
+from diffuspeech.speech.manifest import load_audio
 from diffuspeech.speech.quantize import QuantizerConfig
 from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig
 from diffuspeech.speech.taste import TasteConfig
@@ -116,8 +118,11 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
             return [self.answer] * len(waves)
     from diffuspeech.evaluate.metrics import Cache
     judges = dict(wer=Judge("the"), mos=Judge(3.0), speaker=Judge([1.0, 0.0]))
-    rows = reconstruct_table([System("S3-Oracle"), System("DDM-4L-FSQ", model, 2)], model, clips, judges, graded=2, cache=Cache(tmp_path / "judged"), progress=lambda **k: __import__("tqdm").tqdm(disable=True, **k))
-    assert {r["system"] for r in rows} == {"S3-Oracle", "DDM-4L-FSQ"} and all(r["wer"] > 0 for r in rows) and {r["nfe"] for r in rows if r["steps"]} == {2.0}
+    for u in clips:
+        save(tmp_path / "theirs" / f"{u.id}.wav", load_audio(u))
+    rows = reconstruct_table([System("S3-Oracle"), System("DDM-4L-FSQ", model, 2), System("theirs", waves=tmp_path / "theirs")], model.codec, clips, judges, graded=2, cache=Cache(tmp_path / "judged"), progress=lambda **k: __import__("tqdm").tqdm(disable=True, **k))
+    assert all(r["total_seconds"] is None and r["nfe"] is None and r["wer_over_oracle"] == 0 for r in rows if r["system"] == "theirs")
+    assert {r["system"] for r in rows} == {"S3-Oracle", "DDM-4L-FSQ", "theirs"} and all(r["wer"] > 0 for r in rows) and {r["nfe"] for r in rows if r["steps"]} == {2.0}
     assert all(r["bitrate"] > 0 for r in rows if r["steps"])
     assert {"system", "split", "steps", "length_mode", "wer", "wer_low", "wer_high", "wer_over_oracle", "wer_over_ar", "distillmos", "spksim", "semitones", "f0_correlation", "duration_correlation", "decoder_seconds", "total_seconds", "nfe", "tokens_per_call", "runaways", "loops"} <= rows[-1].keys()
 

@@ -23,11 +23,12 @@ from .report import foreign
 from .speech import verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
-from ..speech.audio import RATE
+from ..speech.audio import RATE, load
 from ..speech.align import align, duration_correlation
 from ..speech.manifest import Utterance, load_audio
 from ..speech.quantize import bitrate
 from ..speech.recogniser import loop
+from ..speech.tokens import SpeechTokenizer
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #30ecbdb7
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def named(
 ) -> str:  # as DDM-4L-FSQ
     "What a decoder is called in the paper"
     if model.decoder.config.causal != causal:
-        raise ValueError(f"ddm, ar: the decoder that should {'write from left to right' if causal else 'fill in masks'} does the other; each has its own place")
+        raise ValueError(f"a decoder that should {'write from left to right' if causal else 'fill in masks'} does the other; ddm, ar and few have each their own place")
     q = model.taste.config.quantizer
     return ("AR" if causal else "DDM") + (", no quantizer" if q.kind == "none" else f"-{q.layers}L-{q.kind.upper()}")
 
@@ -76,7 +77,7 @@ class Made:
     "What a system made of some clips"
     waves: list[Tensor]
     decoder_seconds: float = 0.0
-    total_seconds: float = 0.0
+    total_seconds: float | None = None  # none: nobody saw it being made
     calls: int | None = None  # of the decoder's network, each row's summed; none: it was not asked
     tokens: int = 0
     runaways: int | None = None  # rows that found no end; none: they were given one
@@ -85,7 +86,7 @@ class Made:
 
 def make(
     system: System,
-    oracle: Reconstructor,  # whose codec makes the oracle's speech
+    codec: SpeechTokenizer,  # that makes the oracle's speech
     waves: Sequence[Tensor],
     texts: Sequence[str],
     voices: Sequence[str] = (),  # who speaks; a shuffled row gets the vectors of somebody else
@@ -95,10 +96,10 @@ def make(
 ) -> Made:
     "The clips as a system gives them back; of one length at a time"
     if system.name == "Original" or system.waves:
-        return Made(foreign(system.waves, ids) if system.waves else list(waves))
+        return Made([load(file) for file in foreign(system.waves, ids)] if system.waves else list(waves))
     made, began, lending = Made([torch.zeros(0)] * len(waves)), time.perf_counter(), 0.0
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
-    codec, hop = (system.model or oracle).codec, (system.model or oracle).hop
+    hop = round(RATE / (system.model.codec if system.model else codec).frame_rate)
     for k in range(0, len(order), batch):
         some = order[k : k + batch]
         mine, said = [waves[i] for i in some], [texts[i] for i in some]
@@ -171,13 +172,13 @@ def mean(
 
 def sent(
     system: System,
-    oracle: Reconstructor,
+    codec: SpeechTokenizer,
     texts: Sequence[str],
     seconds: float,  # of all clips
 ) -> float | None:  # bits a second; none where nothing is counted
     "What is sent beside the text"
-    if system.name == "S3-Oracle":
-        return round(oracle.codec.frame_rate * oracle.codec.codebooks * math.log2(oracle.codec.vocab_size), 1)
+    if system.name == "S3-Oracle" and not system.waves:
+        return round(codec.frame_rate * codec.codebooks * math.log2(codec.vocab_size), 1)
     if system.model is None or system.control == "text only" or not system.model.taste.quantizer.bits:
         return None
     return round(bitrate(system.model.taste.quantizer.bits, int(system.model.pieces(texts)[1].sum()), seconds), 1)
@@ -185,7 +186,7 @@ def sent(
 
 def reconstruct_table(
     rows: Sequence[System],
-    oracle: Reconstructor,
+    codec: SpeechTokenizer,  # the oracle's
     utterances: Sequence[Utterance],
     judges: dict[str, Callable] | None = None,  # wer, mos, speaker
     graded: int = 40,  # clips of each split that the slow judges get, spread evenly
@@ -199,6 +200,8 @@ def reconstruct_table(
         groups[u.split].append(u)
     if graded < 1 or (alone := [split for split, some in groups.items() if len(some) < 2]):
         raise ValueError(f"graded={graded}: at least one clip of each split" if graded < 1 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
+    for theirs in (system.waves for system in rows if system.waves):
+        foreign(theirs, [u.id for u in utterances])
     judges, cache = judges or all_judges(), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():
@@ -206,7 +209,7 @@ def reconstruct_table(
             at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
             pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / RATE, None, None
             for system in rows:
-                made, model = make(system, oracle, waves, texts, [u.speaker for u in some], [u.id for u in some], seed=seed), system.model
+                made, model = make(system, codec, waves, texts, [u.speaker for u in some], [u.id for u in some], seed=seed), system.model
                 made.waves = audible(made.waves)
                 numbers, errors = verdict(some, made.waves, waves, at, judges, cache, dict(wer_over_oracle=first, wer_over_ar=ar))
                 first = errors.count if system.name == "S3-Oracle" else first
@@ -216,9 +219,10 @@ def reconstruct_table(
                 rhythm, aligned = kept_rhythm(pick(made.waves), pick(waves), pick(texts))
                 row |= dict(zip(("semitones", "f0_correlation"), (mean([tune[k] for tune in tunes]) for k in ("semitones", "correlation"))), voiced=sum(tune["semitones"] == tune["semitones"] for tune in tunes))
                 row |= dict(duration_correlation=None if rhythm != rhythm else round(rhythm, 3), aligned=aligned,
-                            decoder_seconds=round(made.decoder_seconds / len(some), 4), total_seconds=round(made.total_seconds / len(some), 4), rtf=round(made.total_seconds / seconds, 4),
+                            **{name: None if spent is None else round(spent / over, 4) for name, spent, over in (
+                                ("decoder_seconds", made.decoder_seconds if model else None, len(some)), ("total_seconds", made.total_seconds, len(some)), ("rtf", made.total_seconds, seconds))},
                             nfe=made.calls and round(made.calls / len(some), 2), tokens_per_call=made.calls and round(made.tokens / made.calls, 2), runaways=made.runaways, loops=made.loops,
-                            bitrate=sent(system, oracle, texts, seconds))
+                            bitrate=sent(system, codec, texts, seconds))
                 table.append(row)
                 bar.update(len(some))
     return table

@@ -22,7 +22,6 @@ from ..base.folder import fingerprint, write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, all_judges, audible, cosine, wer
 from ..models.reconstructor import Reconstructor
-from ..speech.audio import load
 from ..speech.manifest import Utterance, load_audio
 
 # %% ../../nbs/evaluate/report.ipynb #921fff09
@@ -57,7 +56,6 @@ class Protocol:
         "Be what a file says, or the first to write it"
         if Path(path).exists():
             return Protocol.load(path).check(self)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.save(path)
 
     def check(self, other: "Protocol"):
@@ -178,9 +176,9 @@ def summary(
 def foreign(
     folder: "str | Path",  # with <id>.wav, .flac or .ogg
     ids: Sequence[str],
-) -> list[Tensor]:  # of each
-    "Waves that somebody else made"
+) -> list[Path]:  # of each
+    "Where the waves are that somebody else made"
     found = {id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, id + end)).is_file()), None) for id in ids}
     if missing := [id for id, file in found.items() if file is None]:
         raise ValueError(f"{folder}: no wave for {len(missing)} of {len(found)} clips, {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} among them; a mean over the rest would be of other clips")
-    return [load(found[id]) for id in ids]
+    return [found[id] for id in ids]

@@ -156,7 +156,7 @@ def epoch(
         speech = torch.randint(0, c.speech, (B, L), device=device)
         condition = Condition(torch.randint(0, c.text, (B, N), device=device), (lengths / c.rate).round().long().clamp_min(1), torch.randn(B, N, c.vector, device=device))
         corrupted = corrupt(speech, keys.row_keys(k, B, device), c.mask, stratified(k, B).to(device), lengths, never_empty=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as the presets do
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as the large presets do
             bound = decoder.bind(condition)
             if masked_only:
                 loss = diffusion_loss(bound, corrupted).value

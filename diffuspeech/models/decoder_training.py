@@ -298,7 +298,7 @@ def begin(
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     about = read_config(folder / "decoder")["about"]
-    if (theirs := about["run"]["seed"]) != seed:
+    if model.taste.config.quantizer.kind != "none" and (theirs := about.get("run", {}).get("seed", seed)) != seed:
         raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
     for what, version in versions.items():
         if about.get(what) != version:

@@ -79,7 +79,7 @@ TEACHING = dict(
 
 class DistillTask(DecoderTask):
     "Train a diffusion decoder to need fewer steps; options.start is both teacher and first student"
-    knobs = DecoderTask.knobs | dict(options=DecoderTask.knobs["options"] | TEACHING)
+    knobs = DecoderTask.knobs | dict(options={k: v for k, v in DecoderTask.knobs["options"].items() if k != "beyond"} | TEACHING)
 
     def __init__(self, run):
         super().__init__(run)
@@ -95,28 +95,24 @@ class DistillTask(DecoderTask):
         parts = [part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.outline(run)]
         return parts + [parts[-1] | dict(name="teacher", trained=False, calls=run.options.get("steps", TEACHING["steps"]))]
 
-    def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, at: Tensor, withheld: float) -> dict[str, Tensor]:
+    def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, withheld: float) -> tuple[dict[str, Tensor], Bound, Taught]:
+        "Half of the rows see nothing at all, the others any of the teacher's states"
         with torch.no_grad():
             model.taste.eval()
             condition = self.condition(batch, model, row_keys, withheld)[0]
             taught = teach(self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"])
-        return lesson(model.decoder.bind(condition), taught, batch.lengths, at, self.options["temperature"], self.options["mix"])
+        u, student = keys.uniform(keys.fold(row_keys, 5)), model.decoder.bind(condition)
+        at = (2 * u * self.options["steps"]).long() * (u < 0.5)
+        return lesson(student, taught, batch.lengths, at, self.options["temperature"], self.options["mix"]), student, taught
 
     def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
-        row_keys = utterance_keys(self.run.seed, step, batch.ids, batch.text.device)
-        return self.lesson(batch, self.model, row_keys, self.at(row_keys), self.options["withheld"])
-
-    def at(self, row_keys: Tensor) -> Tensor:
-        "Half of the rows see nothing at all, the others any of the teacher's states"
-        u = keys.uniform(keys.fold(row_keys, 5))
-        return (2 * u * self.options["steps"]).long() * (u < 0.5)
+        return self.lesson(batch, self.model, utterance_keys(self.run.seed, step, batch.ids, batch.text.device), self.options["withheld"])[0]
 
     def validate(self, model: Speaking) -> dict[str, float]:
         "On dev: the loss, and how many of the tokens that the teacher says in all its steps the student says in one, two and four"
         def found(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
-            parts, c = self.lesson(batch, model, row_keys, self.at(row_keys), 0.0), model.decoder.config
-            condition, (empty, lengths) = model.condition(batch)[0], canvas(batch.lengths, c.mask)
-            says = lambda decoder, steps: sample(decoder.bind(condition), empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred").tokens
-            whole, inside = says(self.teacher.to(batch.text.device), self.options["steps"]), torch.arange(empty.shape[1], device=lengths.device) < lengths[:, None]
-            return parts | {f"same_{n}": ((says(model.decoder, n) == whole) & inside).sum(1).div(lengths).mean() for n in (1, 2, 4)}
+            (parts, student, taught), c = self.lesson(batch, model, row_keys, 0.0), model.decoder.config
+            empty, lengths = canvas(batch.lengths, c.mask)
+            says = lambda steps: sample(student, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred").tokens
+            return parts | {f"same_{n}": ((says(n) == taught.tokens) & (taught.step >= 0)).sum(1).div(lengths).mean() for n in (1, 2, 4)}
         return self.on_dev(found)

@@ -66,6 +66,8 @@ def write(
         raise ValueError(f"temperature={temperature}, nucleus={nucleus}: a temperature is 0 or more, a nucleus more than 0 and at most 1")
     B, device, compiled = len(bound.text), bound.text.device, bound.compiled  # a compiled step sees the whole cache, so that no shape changes
     caps = torch.as_tensor(most, device=device).expand(B)
+    if caps.min() < 1:
+        raise ValueError(f"most={caps.min()}: at least one token")
     most = int(caps.max())
     places, rows = torch.arange(most, device=device), torch.arange(B, device=device)
     u = keys.uniform(keys.fold(keys.row_keys(seed, B, device)[:, None], places))

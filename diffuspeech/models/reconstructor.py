@@ -154,7 +154,7 @@ class Reconstructor:
         c, began = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)
         if c.causal:
-            length = dict(most=self.most(condition)) if frames is None else dict(most=frames, ends=False)
+            length = dict(most=self.most(condition)) if frames is None else dict(most=frames, ends=ends)
             run = write(bound, seed=seed, **length | dict(temperature=TEMPERATURE) | how)
             run.seconds = time.perf_counter() - began
             return run.tokens, run.lengths, run
@@ -179,7 +179,7 @@ class Reconstructor:
     ) -> Spoken:
         "Waves of a condition"
         causal = self.decoder.config.causal
-        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how]):
+        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how] + ["scale"] * (length == "eos" and scale != 1)):
             raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right")
         frames = None if causal and length == "eos" else self.frames(condition, length, given, q, scale)
         tokens, lengths, run = self.decode(condition, frames, seed=seed, ends=length == "eos", **how)
