@@ -9,6 +9,7 @@ import diffuspeech
 from diffuspeech.models.decoder import Condition
 from diffuspeech.models.reconstructor import Reconstructor, padded
 from diffuspeech.speech import audio
+from diffuspeech.speech.audio import RATE
 from diffuspeech.speech.manifest import Manifest
 from diffuspeech.speech.text import said
 
@@ -39,6 +40,13 @@ def agree(ddm, condition, ids):
     return float(sum(right)) / len(right)
 
 
+def letters_wrong(codec, tokens, lengths, clips):
+    "As the speech tokenizer reads what the codec makes of them"
+    waves = codec.decode(tokens.masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], -1), lengths, [audio.load(u.audio) for u in clips])
+    heard = [codec.tokenizer.transcribe(wave[None, : int(n * RATE / codec.frame_rate)])[0] for wave, n in zip(waves, lengths)]
+    return jiwer.cer([said(u.text, u.id) for u in clips], heard)
+
+
 def test_vectors_are_listened_to(sent):
     ddm, condition, ids = sent
     turned = Condition(condition.text, condition.lengths, condition.vectors.roll(1, 1))
@@ -52,9 +60,7 @@ def test_ten_steps_say_more_than_one(sent, clips):
     lengths, wrong = (ids >= 0).sum(1), {}
     for steps in (1, 10):
         tokens, _, run = ddm.decode(condition, lengths, steps=steps)
-        waves = ddm.codec.decode(tokens.masked_fill(ids < 0, -1), lengths, [audio.load(u.audio) for u in clips])
-        heard = [ddm.codec.tokenizer.transcribe(wave[None, : int(n) * ddm.hop])[0] for wave, n in zip(waves, lengths)]
-        wrong[steps] = jiwer.cer([said(u.text, u.id) for u in clips], heard)
+        wrong[steps] = letters_wrong(ddm.codec, tokens, lengths, clips)
         assert int(run.calls.max()) == steps
     assert wrong[10] < 0.7 * wrong[1] and wrong[10] < 0.3, f"letters that the speech tokenizer reads wrong, by steps: {wrong}"
 
@@ -67,3 +73,15 @@ def test_a_canvas_that_is_too_long_ends_where_the_speech_does(sent):
     assert (lengths > 0).all() and (lengths < frames).any()
     off = (lengths - true).abs() / true
     assert float(off.median()) < 0.25 and float(off.max()) < 0.6, off.tolist()
+
+
+def test_the_autoregressive_twin_says_it_too_and_finds_its_end(sent, clips):
+    ddm, _, ids = sent
+    ar, true = Reconstructor.from_pretrained("ar"), (ids >= 0).sum(1)
+    assert ar.decoder.config.causal and {k: v for k, v in vars(ar.decoder.config).items() if k not in ("causal", "dropout")} == {k: v for k, v in vars(ddm.decoder.config).items() if k not in ("causal", "dropout")}
+    condition, codes = ar.condition([audio.load(u.audio) for u in clips], [u.text for u in clips])
+    tokens, lengths, run = ar.decode(condition, seed=0)
+    off = (lengths - true).abs() / true
+    assert codes.shape[-1] == 4 and run.ended.all() and float(off.median()) < 0.15, off.tolist()
+    wrong = {name: letters_wrong(ar.codec, *ar.decode(given, seed=0)[:2], clips) for name, given in (("own", condition), ("none", condition.without(vectors=True)))}
+    assert wrong["own"] < 0.3, wrong
