@@ -32,11 +32,11 @@ def bench(args: argparse.Namespace):
         from diffuspeech.evaluate.bench import sampler_table
         rows = sampler_table()
     elif args.what == "decoder":
-        from diffuspeech.base.folder import ours
+        from diffuspeech.base.folder import ours, read_config
         from diffuspeech.evaluate.speed import SIZES, decoder_table, size_table
-        from diffuspeech.models.decoder import SpeechDecoder
+        from diffuspeech.models.decoder import DecoderConfig
         from diffuspeech.speech.vocode import SpeechCodec
-        voice, config = SpeechCodec.from_pretrained().decode, SpeechDecoder.from_pretrained(ours("ddm") / "decoder").config
+        voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(ours("ddm") / "decoder")["config"])
         rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice=voice, device=args.device)
     elif args.what == "training":
         from diffuspeech.evaluate.speech import pack_utterances

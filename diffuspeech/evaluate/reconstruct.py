@@ -200,7 +200,7 @@ def reconstruct_table(
         groups[u.split].append(u)
     if graded < 1 or (alone := [split for split, some in groups.items() if len(some) < 2]):
         raise ValueError(f"graded={graded}: at least one clip of each split" if graded < 1 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
-    for theirs in (system.waves for system in rows if system.waves):
+    for theirs in (system.waves for system in rows if system.waves):  # a wave that is missing is said before hours of judging
         foreign(theirs, [u.id for u in utterances])
     judges, cache = judges or all_judges(), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
