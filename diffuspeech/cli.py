@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['print_table', 'bench', 'encode', 'decode', 'judge', 'corpus', 'decoding', 'spoken', 'kept', 'reconstruct', 'say',
-           'evaluate', 'train', 'plan', 'convert', 'fetch', 'write_rows', 'finish', 'main']
+           'evaluate', 'train', 'plan', 'convert', 'fetch', 'write_rows', 'misplaced', 'finish', 'main']
 
 # %% ../nbs/cli.ipynb #d4c60d7a
 import argparse
@@ -28,6 +28,7 @@ def print_table(
 # %% ../nbs/cli.ipynb #a63a0a69
 def bench(args: argparse.Namespace):
     "What samplers cost, what decoders cost, or what law samplers have"
+    misplaced(args, sampler=("device", "samples", "seed"), decoder=("samples", "seed"), training=("samples", "seed"), law=("device",))
     if args.what == "sampler":
         from diffuspeech.evaluate.bench import sampler_table
         rows = sampler_table()
@@ -37,7 +38,7 @@ def bench(args: argparse.Namespace):
         from diffuspeech.models.decoder import DecoderConfig
         from diffuspeech.speech.vocode import SpeechCodec
         voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(ours("ddm") / "decoder")["config"])
-        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice=voice, device=args.device)
+        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], device=args.device)
     elif args.what == "training":
         from diffuspeech.evaluate.speech import pack_utterances
         from diffuspeech.evaluate.speed import training_table
@@ -80,6 +81,8 @@ def judge(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #1c9e6bf7
 def corpus(args: argparse.Namespace):
     "Build, check, pack or prepare a corpus"
+    preparing, packing = ("twins", "vocoder"), ("licence", "tokens")
+    misplaced(args, build=preparing + packing, check=(*preparing, *packing, "out", "workers"), pack=preparing, prepare=packing)
     if args.what == "build":
         from diffuspeech.speech.builtin import build
         print(build(args.out, args.input or "small", args.workers))
@@ -184,6 +187,8 @@ def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps, and what the decoders make of text and codes"
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
     from diffuspeech.speech.jobs import load_codec
+    decoders, both = ("ddm", "ar", "few", "encoder", "duration", "device"), ("protocol",)
+    misplaced(args, speech=(*decoders, *both, "waves", "length"), reconstruct=("waves", "length"), foreign=decoders)
     clips = pack_utterances() if args.pack else test_utterances()
     if args.what == "speech":
         rows = speech_table(load_codec(args.model), clips, graded=args.graded)
@@ -204,7 +209,9 @@ def evaluate(args: argparse.Namespace):
                 print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
         judges = all_judges()
         if args.protocol:
-            mine = Protocol.of(clips, judges)
+            if foreign and not args.length:
+                raise ValueError("evaluate foreign --protocol FILE wants --length, too: where the lengths of the waves came from")
+            mine = Protocol.of(clips, judges, [args.length] if foreign else [row.length for row in rows])
             Protocol.load(args.protocol).check(mine) if foreign else mine.hold(args.protocol)
         rows = reconstruct_table(rows, load_codec(args.model), clips, judges, graded=args.graded)
     print_table(rows)
@@ -263,6 +270,15 @@ def write_rows(file: str, rows: list[dict]):
     write_json(file, rows)
 
 
+def misplaced(
+    args: argparse.Namespace,
+    **lists: tuple[str, ...],  # options that do nothing, for each thing that `args.what` can be
+):
+    "Refuse an option that nothing would read"
+    if odd := [name for name in lists.get(args.what, ()) if getattr(args, name) != args.default(name)]:
+        raise ValueError(f"--{odd[0]}: {args.verb} {args.what} does not read it")
+
+
 def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, where: str = "", skipped: int | None = None):
     "The last line of a job; status 1 when anything was skipped"
     for trouble in troubles[:50]:
@@ -284,7 +300,7 @@ def main(
         v = verbs.add_parser(run.__name__, help=help, description=help)
         for name, about in options:
             v.add_argument(*name.split(), **about)
-        v.set_defaults(run=run)
+        v.set_defaults(run=run, default=v.get_default)
 
     inputs = ("input", dict(nargs="+", metavar="IN", help="sound files, folders of them, manifests (.jsonl)"))
     json_file = ("--json", dict(metavar="FILE", help="write the rows there, too"))

@@ -1,6 +1,7 @@
 "What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from small import listeners, prepared
 from diffuspeech.base import keys
 from diffuspeech.models.decoder_training import DecoderTask
 from diffuspeech.models.duration import Duration, DurationTask
+from diffuspeech.speech.taste import Taste
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
@@ -62,8 +64,11 @@ def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
     said = train(run, tmp_path, device="cpu", progress=False)
     assert ("right" in said) == ("causal" in model) and ("right_half" in said) == ("causal" not in model) and all(v == v for v in said.values())
     assert (tmp_path / "model/taste/config.json").exists() and (tmp_path / "model/decoder/config.json").exists()
-    task = DecoderTask(replace(run, options=run.options | dict(codec="small")))
-    task.codec.decode = lambda ids, lengths: [torch.zeros(int(n) * 640) for n in lengths]  # the voice is tried elsewhere; here, what it is given
+    with pytest.raises(ValueError, match="codec=small: its tokens are s3-small-.*name the codec of options.tokenizer, or none"):
+        DecoderTask(replace(run, options=run.options | dict(codec="small")))
+    task = DecoderTask(run)
+    assert task.samples(task.model) == {}
+    task.codec = SimpleNamespace(decode=lambda ids, lengths: [torch.zeros(int(n) * 640) for n in lengths])  # the voice is tried elsewhere; here, what it is given
     waves = task.samples(task.model)
     assert len(waves) == 4 and all(len(w) for w in waves.values()) and {name.rsplit("-", 1)[1] for name in waves} == {"said", "oracle"}
 
@@ -79,7 +84,14 @@ def test_time_is_heard_only_where_it_is_told(folder):
 def test_another_start_is_refused(folder, tmp_path):
     train(run_of(folder), tmp_path / "first", device="cpu", progress=False)
     start = tmp_path / "first" / "model"
-    DecoderTask(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))))
+    second = run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2)))
+    train(second, tmp_path / "second", device="cpu", progress=False)
+    again = DecoderTask(replace(second, options=second.options | dict(start=str(tmp_path / "second" / "model")))).model.taste.state_dict()
+    kept = Taste.from_pretrained(tmp_path / "second" / "model" / "taste").state_dict()
+    assert [name for name in kept if name.startswith("quantizer")] and all(torch.equal(again[name], kept[name]) for name in kept), "the same quantizer goes on, another begins anew"
+    for odd, said in ((dict(withheld=0.4), "withheld=0.4: is taken three times"), (dict(beyond=0.5), "beyond: of the diffusion")):
+        with pytest.raises(ValueError, match=said):
+            DecoderTask(run_of(folder, dict(causal="beyond" in odd), **odd))
     with pytest.raises(ValueError, match="comes from a run with seed=0, and this one has seed=1"):
         DecoderTask(replace(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))), seed=1))
     with pytest.raises(ValueError, match="its decoder is"):

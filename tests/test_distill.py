@@ -8,7 +8,7 @@ from diffuspeech.models.distill import DistillTask
 from diffuspeech.speech.taste import Taste
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
-from diffuspeech.train.loop import train
+from diffuspeech.train.loop import chosen, train
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def first(tmp_path_factory):
 
 
 def run_of(folder, task, take, **options):
-    options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))) | options
+    options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | (options if "start" in options else options | dict(taste=dict(quantizer=dict(kind="fsq", layers=2))))
     return Run(f"diffuspeech.models.{task}", str(folder), dict(dim=48, inner=64, narrow=32), options, steps=take, lr=3e-3, warmup=2, ema=0.0, precision="fp32", seconds=20.0, validate_every=10, save_every=10)
 
 
@@ -41,3 +41,7 @@ def test_a_student_learns_from_its_teacher(first):
 def test_what_cannot_be_distilled(first):
     with pytest.raises(ValueError, match="wants options.start"):
         DistillTask(run_of(first, "distill:DistillTask", 2))
+    with pytest.raises(ValueError, match="encoder=trained: distilling leaves the encoder as it is"):
+        DistillTask(run_of(first, "distill:DistillTask", 2, start=str(first / "first" / "model"), encoder="trained"))
+    with pytest.raises(ValueError, match="taste"):
+        chosen("ddm-few", ['options.taste={"quantizer": {"kind": "rvq"}}'])

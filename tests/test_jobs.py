@@ -378,6 +378,24 @@ def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
         prepared.Prepared(folder)
 
 
+def test_what_cannot_be_prepared(tmp_path):
+    audio.save(tmp_path / "a.flac", audio.clip())
+    for lines, said in (([dict(audio_filepath="a.flac")], "train.jsonl: nothing of it can be used; .*train.jsonl:1: .*text"), ([dict(audio_filepath="a.flac", text="hello", id="a")] * 2, "a is the id of 2 clips; each wants its own"), ([], "train.jsonl")):
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(line | dict(duration=1.0)) + "\n" for line in lines))
+        with pytest.raises(ValueError, match=said):
+            prepared.prepare(tmp_path / "train.jsonl", twins=0, vocoder="none", workers=1)
+        assert not (tmp_path / "prepared/train/index.json").exists()
+
+
+def test_an_id_is_one_clip(tmp_path):
+    prepared_clips(tmp_path, train=3, dev=2)
+    train, dev = (prepared.Prepared(tmp_path / "prepared" / split) for split in ("train", "dev"))
+    prepared.one_clip_an_id(train, dev)
+    dev.rows[1]["text"] = "something else"
+    with pytest.raises(ValueError, match="c1 is one clip in train and another in dev"):
+        prepared.one_clip_an_id(train, dev)
+
+
 def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))

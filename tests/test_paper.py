@@ -95,7 +95,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
     CosyVoice(CosyFlow(FLOW), Hift(HIFT), tiny("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path / "campplus.onnx")).save_pretrained(tmp_path / "cosyvoice")
     clips = prepared(tmp_path / "corpus", train=4, dev=2)
     small = dict(data=str(tmp_path / "corpus"), model=dict(dim=32, narrow=16, inner=48, encoder=1, decoder=2, rate=9.4), steps=2, warmup=1, seconds=10.0, batches=2, validate_every=2, save_every=2)
-    here = dict(tokenizer=str(tmp_path / "cosyvoice"), recogniser=str(tmp_path / "canary"))
+    here = dict(tokenizer=str(tmp_path / "cosyvoice"), codec=str(tmp_path / "cosyvoice"), recogniser=str(tmp_path / "canary"))
     first = preset("paper-vectors")
     train(replace(first, **small, options=first.options | here), tmp_path / "one", "cpu", progress=False)
     encoder = [Canary.from_pretrained(f).body.encoder.state_dict() for f in (tmp_path / "canary", tmp_path / "one/model/recogniser")]
@@ -103,6 +103,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
     second = preset("paper")
     train(replace(second, **small, options=second.options | here | dict(recogniser=str(tmp_path / "one/model/recogniser"), start=str(tmp_path / "one/model"))), tmp_path / "two", "cpu", progress=False)
     assert not (tmp_path / "two/model/recogniser").exists(), "the second one does not"
+    assert {path.name.split("-")[1] for path in (tmp_path / "two/samples").glob("*.wav")} == {"said", "oracle"}, "what it says at validation can be heard"
     model = Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "one/model/recogniser")
     with pytest.raises(ValueError, match="trained with the recogniser"):
         Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "canary")

@@ -16,6 +16,7 @@ from diffuspeech.speech.manifest import Utterance, write_manifest
 from diffuspeech.speech.recogniser import Canary, CanaryConfig
 from diffuspeech.speech.taste import Taste
 from diffuspeech.speech.tokens import built_in
+from diffuspeech.workbench.player import player
 
 CLIP = audio.clip()[:32_000]
 TEXT = "please leave your message"
@@ -66,6 +67,17 @@ def test_a_recording_is_said_again(models, wav, tmp_path, capsys):
     assert torch.equal(a, b) and len(a) == len(CLIP), "the given length, and the same seed"
     seen = trajectory.load(tmp_path / "trace" / "in.safetensors")
     assert seen.steps == 4 and seen.rule.startswith("ConfTopK") and (seen.committed[0] >= 0).all() and int(seen.lengths[0]) == len(CLIP) // 640
+    model = Reconstructor.from_pretrained(models / "ddm")
+    box = player(seen, model.play)
+    heard = []
+    for step in (4, 2, 0):
+        box.slider.value = step
+        heard.append(box.children[2].value)
+    assert len(set(heard)) == 3 and all("audio" in sound for sound in heard), "the workbench opens it, and each step has its sound"
+    full, half, none = (model.play(seen.canvas(n)[0], CLIP) for n in (4, 2, 0))
+    assert len(full) == len(half) == len(none) == len(CLIP) and not none.any() and torch.allclose(full, a, atol=1e-3), "the last one is what was said"
+    masked = (seen.canvas(2)[0] == seen.mask_id).repeat_interleave(640)
+    assert 0 < masked.sum() < len(CLIP) and not half[masked].any() and half[~masked].any()
     assert run(capsys, "reconstruct", wav, "--text", TEXT, "--model", models / "ar", "-o", tmp_path / "c.wav")[0] == 0 and (tmp_path / "c.wav").exists()
     assert run(capsys, "reconstruct", wav, "--model", models / "ddm", "--text", TEXT, "--length", "ratio", "-o", tmp_path / "d.flac")[0] == 0 and len(audio.load(tmp_path / "d.flac")) != len(CLIP)
 
@@ -143,7 +155,8 @@ def test_a_codec_need_not_take_a_seed(models):
     (("say", TEXT, "-o", "x.txt", "--model", "DDM", "--length", "ratio"), "the ending says the format"),
     (("say", TEXT, "-o", "x.wav", "--model", "DDM", "--length", "ratio", "--steps", "0"), "steps=0"),
     (("say", TEXT, "-o", "x.wav", "--model", "AR", "--temperature", "-1"), "temperature=-1"),
-    (("evaluate", "foreign", "--pack"), "wants --waves FOLDER"),
+    (("evaluate", "foreign", "--pack"), "wants --waves FOLDER"), (("evaluate", "foreign", "--pack", "--few", "x"), "--few: evaluate foreign does not read it"), (("evaluate", "speech", "--protocol", "x"), "--protocol: evaluate speech does not read it"),
+    (("evaluate", "reconstruct", "--length", "eos"), "--length: evaluate reconstruct does not read it"), (("bench", "decoder", "--samples", "3"), "--samples: bench decoder does not read it"), (("corpus", "check", "x.jsonl", "--twins", "0"), "--twins: corpus check does not read it"),
     (("say", "", "-o", "x.wav", "--model", "DDM", "--length", "ratio"), "no word"),
     (("plan", "ddn"), "the nearest is ddm"), (("plan", "ddm", "--gpu", "a10"), "the nearest is a100"), (("plan", "ddm", "--set", "model.dmi=3"), "dmi"),
     (("convert", "nothing.nemo", "-o", "x"), "nothing.nemo")])

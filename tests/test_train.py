@@ -219,6 +219,14 @@ def test_other_version_pickle_and_config(stopped):
     with pytest.raises(ValueError, match=r"belongs to another run: lr=0.01 \(now 0.02\), model=\{\} \(now \{\"n\": 1\}\), seed=0 \(now 3\); start in another folder"):
         go(replace(RUN, lr=0.02, seed=3, model={"n": 1}), stopped)
 
+    path.write_text(text.replace('"best_step"', '"best_stepp"'))
+    with pytest.raises(ValueError, match="state.json: truncated, or not a state"):
+        go(RUN, stopped)
+    path.write_text(text.replace('"versions": {}', '"versions": {"tokenizer": "s3-small-1"}'))
+    with pytest.raises(ValueError, match="step-00000012: was trained with the tokenizer s3-small-1, and the one at hand is None"):
+        go(RUN, stopped)
+    path.write_text(text)
+
     class Wider(Toy):
         def __init__(self, run):
             super().__init__(run)
@@ -233,12 +241,17 @@ def test_half_written_is_ignored_and_removed(stopped):
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     (stopped / ".log.jsonl.part99").write_text("half")
+    (stopped / "model").mkdir()
+    (stopped / "model" / ".config.json.part99").write_text("half")
+    other = stopped / "another run"
+    (other / ".step-00000001.part99").mkdir(parents=True)
+    (other / ".lock").touch()
     with open(stopped / "log.jsonl", "a") as f:
         f.write('{"step": 13, "lo')
     lines = []
     go(RUN, stopped, on_step=lines.append)
     assert [line["step"] for line in lines] == list(range(13, 25))
-    assert not [p for p in stopped.iterdir() if ".part" in p.name]
+    assert [p.parent for p in stopped.rglob(".*.part*")] == [other], "what another run is writing in a folder below is its own"
     assert history(stopped)["train"]["step"] == list(range(1, 25))
 
 
@@ -259,6 +272,18 @@ def test_full_disk(tmp_path, monkeypatch, whole):
         with pytest.raises(OSError, match="disk is full: step 10 of .* could not be saved, step-00000005 is whole") as e:
             go(RUN, folder)
         assert e.value.errno == errno.ENOSPC and [p.name for p in folder.iterdir() if "step" in p.name] == ["step-00000005"]
+    monkeypatch.undo()
+    folder, write_text = tmp_path / "state.json", Path.write_text
+
+    def full(path, text, *more, **how):
+        if path.name == "state.json" and '"step": 10' in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, text, *more, **how)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="disk is full: step 10 of .* could not be saved, step-00000005 is whole"):
+        go(RUN, folder)
+    assert [p.name for p in folder.iterdir() if "step" in p.name] == ["step-00000005"]
     monkeypatch.undo()
     go(RUN, folder)
     assert what_is_left(folder) == what_is_left(whole)
@@ -394,10 +419,10 @@ def test_samples_and_board(tmp_path):
     class Heard(Toy):
         def samples(self, model):
             assert not model.training and not torch.is_grad_enabled()
-            return {"tone": torch.sin(torch.arange(1600) * 0.2) * 0.5}
+            return {name: torch.sin(torch.arange(1600) * 0.2) * 0.5 for name in ("tone", "/data/../a clip.wav-said")}
     go(RUN, tmp_path, stopping(12, base=Heard), board=True)
     go(RUN, tmp_path, Heard, board=True)
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"tone-{step:08d}.wav" for step in (10, 20, 24)]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{name}-{step:08d}.wav" for name in ("data-..-a-clip.wav-said", "tone") for step in (10, 20, 24)], "an id may be a path, and a path leads nowhere"
     board = EventAccumulator(str(tmp_path / "board")).Reload()
     log = history(tmp_path)
     assert [(e.step, pytest.approx(e.value)) for e in board.Scalars("train/loss")] == list(zip(log["train"]["step"], log["train"]["loss"]))

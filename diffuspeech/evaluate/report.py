@@ -21,7 +21,7 @@ from ..base import keys
 from ..base.folder import fingerprint, write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, all_judges, audible, cosine, wer
-from ..models.reconstructor import Reconstructor
+from ..models.reconstructor import LENGTHS, Reconstructor
 from ..speech.manifest import Utterance, load_audio
 
 # %% ../../nbs/evaluate/report.ipynb #921fff09
@@ -30,15 +30,15 @@ class Protocol:
     "What was judged, by whom"
     clips: dict[str, str]  # id: sha256 of the samples
     judges: dict[str, str]  # wer, mos, speaker: name, with version and weights
-    length: str = "as the row says"  # where the number of tokens comes from
+    lengths: tuple[str, ...] = LENGTHS  # where a row may take the number of tokens from
 
     @classmethod
-    def of(cls, utterances: Sequence[Utterance], judges: dict[str, Callable], length: str = "as the row says") -> "Protocol":
+    def of(cls, utterances: Sequence[Utterance], judges: dict[str, Callable], lengths: Sequence[str] = LENGTHS) -> "Protocol":
         "The protocol of some clips and judges"
         clips = {u.id: digest(load_audio(u)) for u in utterances}
         if len(clips) < len(utterances):
             raise ValueError(f"{len(utterances)} clips with {len(clips)} different ids: each wants its own")
-        return cls(clips, {name: judge.name for name, judge in judges.items()}, length)
+        return cls(clips, {name: judge.name for name, judge in judges.items()}, tuple(sorted(set(lengths))))
 
     def save(self, path: "str | Path"):
         write_json(path, asdict(self))
@@ -46,10 +46,11 @@ class Protocol:
     @classmethod
     def load(cls, path: "str | Path") -> "Protocol":
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(**found | dict(lengths=tuple(found["lengths"])))
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file") from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             raise ValueError(f"{path}: not a protocol") from None
 
     def hold(self, path: "str | Path"):
@@ -59,14 +60,14 @@ class Protocol:
         self.save(path)
 
     def check(self, other: "Protocol"):
-        "Refuse what was judged in another way"
-        if self == other:
-            return
+        "Refuse what was judged in another way, or has its lengths from elsewhere"
         gone, new = sorted(self.clips.keys() - other.clips.keys()), sorted(other.clips.keys() - self.clips.keys())
         changed = sorted(id for id in self.clips.keys() & other.clips.keys() if self.clips[id] != other.clips[id])
         judges = [f"{name} is {other.judges.get(name)}, not {self.judges.get(name)}" for name in sorted(self.judges | other.judges) if other.judges.get(name) != self.judges.get(name)]
         said = [f"{word} {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}" for word, ids in (("without", gone), ("with", new), ("changed", changed)) if ids]
-        raise ValueError("another protocol: " + "; ".join(said + judges + ([f"length is {other.length}, not {self.length}"] if self.length != other.length else [])))
+        lengths = [f"length is {name}, not {' or '.join(self.lengths)}" for name in other.lengths if name not in self.lengths]
+        if said or judges or lengths:
+            raise ValueError("another protocol: " + "; ".join(said + judges + lengths))
 
 
 def digest(
@@ -155,7 +156,7 @@ def sweep(
 # %% ../../nbs/evaluate/report.ipynb #17c00602
 def summary(
     table: Sequence[dict],  # of `sweep` or `judged`
-    by: Sequence[str] = ("system", "rule", "steps", "temperature", "length", "scale"),  # what none of them has is left out
+    by: Sequence[str] = ("system", "split", "rule", "steps", "temperature", "length", "scale"),  # what none of them has is left out
 ) -> list[dict]:  # a row for each combination, seeds taken together
     "Means with their intervals"
     groups, by = {}, [name for name in by if any(name in row for row in table)]

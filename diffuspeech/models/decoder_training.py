@@ -8,7 +8,6 @@ __all__ = ['OPTIONS', 'states_of', 'SpeechBatch', 'Speaking', 'set_dropout', 'as
 # %% ../../nbs/models/decoder_training.ipynb #16e698c5
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from .decoder import Condition, DecoderConfig, SpeechDecoder
 from .left_to_right import write
 from ..speech import batches
 from ..speech.flow_training import ids_of
-from ..speech.prepared import Prepared
+from ..speech.prepared import Prepared, one_clip_an_id
 from ..speech.jobs import load_codec, of_cosyvoice
 from ..speech.quantize import QuantizerConfig
 from ..speech.recogniser import PAPER, Canary, CanaryConfig
@@ -143,18 +142,26 @@ class DecoderTask:
 
     def __init__(self, run):
         self.run, self.options, folder = run, OPTIONS | run.options, at_home(run.data) / "prepared"
+        if not 0 <= self.options["withheld"] <= 1 / 3:
+            raise ValueError(f"options.withheld={self.options['withheld']}: is taken three times (text, vectors, both), so at most a third")
+        if run.model.get("causal") and "beyond" in run.options:
+            raise ValueError("options.beyond: of the diffusion; what writes from left to right has no canvas")
         name, recogniser = self.options["tokenizer"], recogniser_of(self.options["recogniser"])
         tokenizer = tokenizer_of(name) if name == "small" or (Path(name) / "config.json").is_file() else load_codec(name)
         if tokenizer.codebooks > 1:
             raise ValueError(f"options.tokenizer={name}: has {tokenizer.codebooks} codebooks, and the decoder writes one token for each place; one with a single codebook is wanted")
         self.versions = dict(tokenizer=tokenizer.version, recogniser=fingerprint(recogniser.state_dict()))
+        heard = self.options["codec"]
+        self.codec = None if not heard else tokenizer if heard == name != "small" else load_codec(heard)  # what is missing is said now, not at the first validation
+        if self.codec and self.codec.version != tokenizer.version:
+            raise ValueError(f"options.codec={heard}: its tokens are {self.codec.version}, and those to be learned are {tokenizer.version}; name the codec of options.tokenizer, or none (--set options.codec=)")
         torch.manual_seed(run.seed)
         self.model = assemble(run, recogniser, tokenizer.vocab_size)
         layers = tuple(dict.fromkeys((self.model.taste.config.key_layer, self.model.taste.config.value_layer)))
         name = f"states-{self.versions['recogniser']}-{'-'.join(str(k % (recogniser.config.layers + 1)) for k in layers)}.safetensors"
-        self.corpora, self.ids, self.states, self.pieces = {}, {}, {}, {}
-        for split in ("train", "dev"):
-            corpus = self.corpora[split] = Prepared(folder / split, twins=split == "train")
+        self.corpora, self.ids, self.states, self.pieces = {split: Prepared(folder / split, twins=split == "train") for split in ("train", "dev")}, {}, {}, {}
+        one_clip_an_id(**self.corpora)
+        for split, corpus in self.corpora.items():
             self.ids |= ids_of(corpus, tokenizer, folder / split / f"ids-{self.versions['tokenizer']}.safetensors")
             if self.options["encoder"] == "kept":
                 self.states |= states_of(corpus, recogniser, layers, folder / split / name)
@@ -256,14 +263,9 @@ class DecoderTask:
         means = {name: value / len(corpus) for name, value in sums.items()}
         return means | dict(score=means["loss"])
 
-    @cached_property
-    def codec(self):
-        "What samples are heard through"
-        return load_codec(self.options["codec"])
-
     def samples(self, model: Speaking) -> dict[str, Tensor]:
         "Two clips of dev as the decoder says them, and as its codec would at best"
-        if not self.options["codec"]:
+        if not self.codec:
             return {}
         codec, corpus = self.codec, self.corpora["dev"]
         batch = self.batch(corpus, corpus.seconds.argsort()[[len(corpus) // 2, -len(corpus) // 4]])
@@ -292,7 +294,7 @@ def begin(
     versions: dict[str, str],  # of the speech tokens and the recogniser
     seed: int,  # of this run
 ):
-    "Take over aggregator and decoder, not the quantizer"
+    "Take over aggregator and decoder, and the quantizer where it is the same one"
     folder = Path(folder)
     first, decoder = Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
@@ -308,3 +310,5 @@ def begin(
     model.decoder.load_state_dict(decoder.state_dict())
     model.taste.aggregator.load_state_dict(first.aggregator.state_dict())
     model.taste.bridge.load_state_dict(first.bridge.state_dict())
+    if first.config.quantizer == model.taste.config.quantizer:
+        model.taste.quantizer.load_state_dict(first.quantizer.state_dict())

@@ -79,11 +79,13 @@ TEACHING = dict(
 
 class DistillTask(DecoderTask):
     "Train a diffusion decoder to need fewer steps; options.start is both teacher and first student"
-    knobs = DecoderTask.knobs | dict(options={k: v for k, v in DecoderTask.knobs["options"].items() if k != "beyond"} | TEACHING)
+    knobs = DecoderTask.knobs | dict(options={k: v for k, v in DecoderTask.knobs["options"].items() if k not in ("beyond", "taste")} | TEACHING)
 
     def __init__(self, run):
         super().__init__(run)
         self.options = TEACHING | self.options
+        if self.options["encoder"] == "trained":
+            raise ValueError("options.encoder=trained: distilling leaves the encoder as it is; kept or frozen")
         if not self.options["start"] or self.model.decoder.config.causal:
             raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
         self.model.taste = Taste.from_pretrained(f"{self.options['start']}/taste").requires_grad_(False)  # with its quantizer

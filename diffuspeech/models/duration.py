@@ -72,8 +72,10 @@ class Duration(Saved):
         known = torch.tensor(self.config.q, dtype=torch.float64)
         if not known[0] <= q <= known[-1]:
             raise ValueError(f"q={q} is outside the trained {known[0]:g} to {known[-1]:g}")
-        k = int(torch.searchsorted(known, q).clamp_min(1))
         at = self(condition)
+        if len(known) == 1:
+            return at[:, 0]
+        k = int(torch.searchsorted(known, q).clamp_min(1))
         return torch.lerp(at[:, k - 1], at[:, k], float((q - known[k - 1]) / (known[k] - known[k - 1])))
 
 # %% ../../nbs/models/duration.ipynb #7c1d6f3e

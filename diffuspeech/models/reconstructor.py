@@ -216,6 +216,19 @@ class Reconstructor:
         text, lengths = self.pieces(texts)
         return self.speak(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length or ("eos" if self.decoder.config.causal else "predicted"), **how)
 
+    def play(self,
+        canvas: Tensor,  # (L,) tokens and masks, as a trajectory has them at some step
+        voice: Tensor | None = None,
+    ) -> Tensor:  # (samples,)
+        "What a canvas sounds like that is not yet full: silence where a mask or an end stands"
+        said = canvas < self.decoder.config.speech
+        if not said.any():
+            return torch.zeros(len(canvas) * self.hop)
+        places, at = torch.arange(len(canvas)), said.nonzero()[:, 0]
+        nearest = at[(places[:, None] - at).abs().argmin(1)]  # the codec wants a token everywhere
+        wave = self.codec.decode(canvas[nearest][None], torch.tensor([len(canvas)]), None if voice is None else [voice])[0, : len(canvas) * self.hop]
+        return wave * said.repeat_interleave(self.hop)
+
 # %% ../../nbs/models/reconstructor.ipynb #7b83de28
 def predictor(
     name: "str | Path",  # small: the built-in one, if it fits; else a folder

@@ -16,7 +16,7 @@ from ..base import keys
 from ..base.weights import at_home
 from .batches import Each
 from .flow import Flow, FlowConfig, noise_for, voiceprint
-from .prepared import Prepared, PreparedBatch
+from .prepared import Prepared, PreparedBatch, one_clip_an_id
 from .quantize import inside
 from .tokens import Tokenizer, built_in
 from .tokens_training import heed, moments
@@ -46,6 +46,7 @@ class FlowTask:
         self.options = self.knobs["options"] | run.options
         self.tokenizer = built_in(self.options["tokenizer"])
         self.train, self.dev = Prepared(folder / "train"), Prepared(folder / "dev", twins=False)
+        one_clip_an_id(self.train, self.dev)
         version = self.tokenizer.version
         self.versions = dict(tokenizer=version, recordings=self.train.version)
         self.ids = ids_of(self.train, self.tokenizer, folder / "train" / f"ids-{version}.safetensors") | ids_of(self.dev, self.tokenizer, folder / "dev" / f"ids-{version}.safetensors")

@@ -8,11 +8,12 @@ __all__ = ['Journal', 'plain', 'lines', 'history']
 # %% ../../nbs/train/journal.ipynb #41bcfc5f
 import json
 import math
+import re
 from pathlib import Path
 
 from torch import Tensor
 
-from ..base.folder import within, write_aside
+from ..base.folder import write_aside
 from ..speech.audio import RATE, save
 from . import state
 
@@ -51,8 +52,8 @@ class Journal:
     ):
         "Keep what the model sounds like"
         for name, wave in waves.items():
-            path = within(self.folder / "samples", f"{name}-{step:08d}.wav")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "samples" / f"{re.sub(r'[^A-Za-z0-9._~-]+', '-', name)[-100:].lstrip('.-')}-{step:08d}.wav"  # an id may be a path
+            path.parent.mkdir(exist_ok=True)
             save(path, wave)
             if self.board:
                 self.board.add_audio(name, wave[None], step, RATE)

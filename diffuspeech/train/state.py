@@ -16,6 +16,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -181,9 +182,12 @@ def checkpoints(
 def sweep(
     folder: Path,  # of a run that nobody else is writing
 ):
-    "Remove what a killed process left half-written"
-    for path in sorted(folder.rglob(".*.part*"), reverse=True):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    "Remove what a killed process left half-written, but nothing of another run in a folder below"
+    for path in folder.iterdir():
+        if fnmatch(path.name, ".*.part*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif path.is_dir() and not (path / ".lock").exists():
+            sweep(path)
 
 # %% ../../nbs/train/state.ipynb #4b46c02f
 def randomness(
@@ -232,6 +236,8 @@ def read_state(
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         version, *_ = (state[name] for name in ("format", "progress", "random", "run"))
+        if version == FORMAT:
+            Progress(**state["progress"])
     except FileNotFoundError:
         raise ValueError(f"{file}: missing; {way_out(path)}") from None
     except (ValueError, KeyError, TypeError):
