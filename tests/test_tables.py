@@ -1,0 +1,56 @@
+"Tables from a shell: real judges and the built-in models on a few committed clips, and what a foreign system's waves are held to"
+import json
+
+import pytest
+
+from diffuspeech.cli import main
+from diffuspeech.evaluate import speech
+from diffuspeech.speech import audio
+from diffuspeech.speech.manifest import load_audio
+
+
+@pytest.fixture
+def few(monkeypatch):
+    "The two shortest clips of each split in the place of the whole pack"
+    clips = sorted(speech.pack_utterances(), key=lambda u: u.duration)
+    clips = [u for split in ("test-clean", "test-other") for u in [u for u in clips if u.split == split][:2]]
+    monkeypatch.setattr(speech, "pack_utterances", lambda: clips)
+    return clips
+
+
+def test_reconstruct_and_foreign(few, tmp_path, capsys):
+    main(["evaluate", "reconstruct", "--pack", "--graded", "2", "--json", str(tmp_path / "ours.json"), "--protocol", str(tmp_path / "protocol.json")])
+    rows = json.loads((tmp_path / "ours.json").read_text())
+    ways = {(r["system"], r["steps"], r["length_mode"]) for r in rows}
+    name = "DDM-4L-FSQ"
+    assert {("Original", None, None), ("S3-Oracle", None, None), ("AR-4L-FSQ", None, "eos"), ("AR-4L-FSQ", None, "given"), *((name, n, "given") for n in (1, 10, 50)),
+            *((name, 10, mode) for mode in ("ratio", "predicted", "eos")), (f"{name}, text only", 10, "given"), (f"{name}, shuffled", 10, "given")} == ways and len(rows) == 2 * len(ways)
+    for r in rows:
+        assert 0 <= r["wer_low"] <= r["wer"] <= r["wer_high"] and 1 <= r["distillmos"] <= 5 and r["nfe"] == (r["steps"] if r["length_mode"] == "given" and r["steps"] in (1, 10) else r["nfe"])
+        assert (r["bitrate"] is None) == (r["system"] in ("Original", f"{name}, text only")) and (r["wer_over_ar"] is None) == (r["system"] in ("Original", "S3-Oracle") or r["system"].startswith("AR") and r["length_mode"] == "eos")
+    original = {r["split"]: r for r in rows if r["system"] == "Original"}
+    assert all(r["spksim"] > 0.99 for r in original.values())
+    for u in few:
+        audio.save(tmp_path / "theirs" / f"{u.id}.wav", load_audio(u))
+    theirs = ["evaluate", "foreign", "--pack", "--graded", "2", "--waves", str(tmp_path / "theirs"), "--protocol", str(tmp_path / "protocol.json")]
+    main([*theirs, "--length", "given", "--json", str(tmp_path / "theirs.json")])
+    found = [r for r in json.loads((tmp_path / "theirs.json").read_text()) if r["system"] == str(tmp_path / "theirs")]
+    assert len(found) == 2 and all(r["length_mode"] == "given" and r["wer"] == original[r["split"]]["wer"] for r in found), "the recordings themselves are judged as the recordings"
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="wants --length, too"):
+        main(theirs)
+    (tmp_path / "theirs" / f"{few[0].id}.wav").unlink()
+    with pytest.raises(SystemExit, match=f"no wave for 1 of 4 clips, {few[0].id} among them"):
+        main([*theirs, "--length", "given"])
+    held = json.loads((tmp_path / "protocol.json").read_text())
+    (tmp_path / "protocol.json").write_text(json.dumps(held | dict(lengths=["eos"])))
+    with pytest.raises(SystemExit, match="another protocol: length is given, not eos"):
+        main([*theirs, "--length", "given"])
+
+
+def test_the_cost_of_training_and_a_plan(few, tmp_path):
+    main(["bench", "training", "--json", str(tmp_path / "cost.json")])
+    assert [r["loop"] for r in json.loads((tmp_path / "cost.json").read_text())] == ["ours", "ours, output of all places", "plain"]
+    main(["plan", "paper-vectors", "--gpus", "32", "--json", str(tmp_path / "plan.json")])
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    assert row["gpus"] == 32 and abs(row["trained"] / 316e6 - 1) < 0.05 and row["fits"]
