@@ -201,6 +201,19 @@ def test_a_judge_that_fails_leaves_nothing(tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def test_a_judge_that_fails_late_has_not_judged_in_vain(tmp_path):
+    class Tires(Counting):
+        def __call__(self, waves):
+            if self.asked:
+                raise RuntimeError("no more")
+            return super().__call__(waves)
+    waves, fresh = [torch.rand(10) for _ in range(100)], Counting(Tires().name)
+    with pytest.raises(RuntimeError, match="no more"):
+        Cache(tmp_path)(Tires(), waves)
+    Cache(tmp_path)(fresh, waves)
+    assert fresh.asked == 100 - 64
+
+
 def test_the_recogniser_hears_the_clip(present):
     judge, clip = present(Recogniser), audio.clip()
     long = torch.cat([clip, torch.zeros(28 * audio.RATE), clip])  # over 30 s: another way through the network

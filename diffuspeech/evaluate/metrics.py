@@ -318,10 +318,11 @@ class Cache:
         "The judge's answer to each wave"
         waves = checked(waves)
         files = [self._file(judge, wave) for wave in waves]
-        new = {file: wave for file, wave in zip(files, waves) if not file.is_file()}  # the same wave twice is asked once
-        for file, answer in zip(new, judge(list(new.values())) if new else []):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as f:
-                json.dump(answer, f)
-            os.replace(f.name, file)
+        new = list({file: wave for file, wave in zip(files, waves) if not file.is_file()}.items())  # the same wave twice is asked once
+        for k in range(0, len(new), 64):  # what was answered is kept, should the next question end it all
+            for (file, _), answer in zip(new[k : k + 64], judge([wave for _, wave in new[k : k + 64]]), strict=True):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as f:
+                    json.dump(answer, f)
+                os.replace(f.name, file)
         return [json.loads(file.read_text()) for file in files]
