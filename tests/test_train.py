@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import signal
 import time
 from dataclasses import replace
@@ -402,6 +403,12 @@ def test_names_and_the_nearest(tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists(), "a wrong name leaves no folder"
     run = override(preset("decoder-small"), ["lr=1", "betas=[0.9, 0.99]", "data=2024", "model.hidden=9", 'options={"a": 1}', "options.a=2"])
     assert (run.lr, run.betas, run.data, run.model, run.options) == (1.0, (0.9, 0.99), "2024", {"hidden": 9}, {"a": 2})
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_a_preset_says_what_it_costs_and_what_it_should_reach(name):
+    doc = preset(name).doc
+    assert re.search(r"minute|hour", doc, re.I) and re.search(r"\bdev\b", doc), doc
 
 
 def test_progress_and_log(tmp_path, capfd):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..base import keys
 from .metrics import Cache, all_judges, audible, f0_error
-from .report import foreign
+from .report import waves_of_others
 from .speech import verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
@@ -97,7 +97,7 @@ def make(
 ) -> Made:
     "The clips as a system gives them back; of one length at a time"
     if system.name == "Original" or system.waves:
-        return Made([load(file) for file in foreign(system.waves, ids)] if system.waves else list(waves))
+        return Made([load(file) for file in waves_of_others(system.waves, ids)] if system.waves else list(waves))
     made, began, lending = Made([torch.zeros(0)] * len(waves)), time.perf_counter(), 0.0
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     hop = round(RATE / (system.model.codec if system.model else codec).frame_rate)
@@ -150,7 +150,7 @@ def donor(
 
 def goes_round(
     tokens: list[int],
-    least: int = 50,  # two seconds
+    least: int = 50,  # tokens: two seconds of the built-in codec
 ) -> bool:
     "Does it anywhere say one phrase again and again?"
     return any(loop(tokens[:k], least) for k in range(least, len(tokens) + 10, 10))
@@ -210,7 +210,7 @@ def reconstruct_table(
     if graded < 2 or (alone := [split for split, some in groups.items() if len(some) < 2]):
         raise ValueError(f"graded={graded}: at least two clips of each split, or there is no interval" if graded < 2 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
     for theirs in (system.waves for system in rows if system.waves):  # a wave that is missing is said before hours of judging
-        foreign(theirs, [u.id for u in utterances])
+        waves_of_others(theirs, [u.id for u in utterances])
     judges, cache = judges or all_judges(), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():

@@ -79,7 +79,7 @@ def binder(
     way: str,  # one of WAYS
     decoder: SpeechDecoder,
     condition: Condition,
-) -> Callable:  # () -> Bound
+) -> Callable:  # () -> Conditioned
     "What binds a decoder to be run in some way: each utterance needs it once, so it is timed; copies and compiling are not"
     if way.startswith("bf16"):
         decoder, condition = deepcopy(decoder).bfloat16(), replace(condition, vectors=condition.vectors.bfloat16())

@@ -17,7 +17,7 @@ from ..base.folder import fingerprint
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.sample import sample
-from .decoder import Bound
+from .decoder import Conditioned
 from .decoder_training import DecoderTask, Speaking, SpeechBatch
 from ..speech.taste import Taste
 
@@ -32,7 +32,7 @@ class Taught:
 
 @torch.no_grad()
 def teach(
-    bound: Bound,
+    bound: Conditioned,
     lengths: Tensor,  # (B,)
     steps: int,
 ) -> Taught:
@@ -50,7 +50,7 @@ def teach(
 
 # %% ../../nbs/models/distill.ipynb #d6af1a6f
 def lesson(
-    student: Bound,
+    student: Conditioned,
     taught: Taught,
     lengths: Tensor,  # (B,)
     at: Tensor,  # (B,) j, from 0: how many of the teacher's steps the student sees
@@ -97,7 +97,7 @@ class DistillTask(DecoderTask):
         parts = [part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.outline(run)]
         return parts + [parts[-1] | dict(name="teacher", trained=False, calls=run.options.get("steps", TEACHING["steps"]))]
 
-    def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, withheld: float) -> tuple[dict[str, Tensor], Bound, Taught]:
+    def lesson(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, withheld: float) -> tuple[dict[str, Tensor], Conditioned, Taught]:
         "Half of the rows see nothing at all, the others any of the teacher's states"
         with torch.no_grad():
             model.taste.eval()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base import keys
 from ..diffusion import read
-from .decoder import Bound
+from .decoder import Conditioned
 
 # %% ../../nbs/models/left_to_right.ipynb #c5a9a9d7
 def draw(
@@ -51,7 +51,7 @@ class Written:
 
 @torch.no_grad()
 def write(
-    bound: Bound,  # a causal decoder with its condition
+    bound: Conditioned,  # a causal decoder with its condition
     most: "int | Tensor" = 750,  # tokens, for all rows or (B,) for each; one that has no end by then is a runaway
     temperature: float = 1.0,
     nucleus: float = 1.0,

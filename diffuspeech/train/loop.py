@@ -279,7 +279,7 @@ def train(
     with alone(folder) if first else nullcontext(), aside(here.device), asked_to_stop() as asked:
         with here.local_main_process_first():  # what a task prepares and keeps is made once
             if first:
-                state.sweep(folder)
+                state.tidy(folder)
             torch.manual_seed(keys.key(run.seed, "model"))
             task = make(run)
         spare = deepcopy(task.model) if here.is_fsdp2 else None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FREE', 'PICKLES', 'Progress', 'tensors', 'weights', 'write', 'sync', 'whole', 'like', 'save', 'remove',
-           'number', 'checkpoints', 'sweep', 'randomness', 'restore_randomness', 'newest', 'read_state', 'way_out',
+           'number', 'checkpoints', 'tidy', 'randomness', 'restore_randomness', 'newest', 'read_state', 'way_out',
            'differences', 'read', 'fill', 'recall', 'load', 'here', 'average', 'averaged']
 
 # %% ../../nbs/train/state.ipynb #a3e9d994
@@ -179,7 +179,7 @@ def checkpoints(
     return sorted(found, key=number)
 
 
-def sweep(
+def tidy(
     folder: Path,  # of a run that nobody else is writing
 ):
     "Remove what a killed process left half-written, but nothing of another run in a folder below"
@@ -187,7 +187,7 @@ def sweep(
         if fnmatch(path.name, ".*.part*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif path.is_dir() and not (path / ".lock").exists():
-            sweep(path)
+            tidy(path)
 
 # %% ../../nbs/train/state.ipynb #4b46c02f
 def randomness(
