@@ -187,8 +187,8 @@ def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps, and what the decoders make of text and codes"
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
     from diffuspeech.speech.jobs import load_codec
-    decoders, both = ("ddm", "ar", "few", "encoder", "duration", "device"), ("protocol",)
-    misplaced(args, speech=(*decoders, *both, "waves", "length"), reconstruct=("waves", "length"), foreign=decoders)
+    decoders = ("ddm", "ar", "few", "encoder", "duration", "device")
+    misplaced(args, speech=(*decoders, "protocol", "waves", "length"), reconstruct=("waves", "length"), foreign=decoders)
     clips = pack_utterances() if args.pack else test_utterances()
     if args.what == "speech":
         rows = speech_table(load_codec(args.model), clips, graded=args.graded)
