@@ -62,8 +62,11 @@ def decode(args: argparse.Namespace):
     "Waves of speech tokens"
     from diffuspeech.speech.audio import load, speakable
     from diffuspeech.speech.jobs import decode_all, load_codec
+    foreign = ":" in args.model
+    if odd := [f"--{name}" for name in ("steps", "seed") if foreign and getattr(args, name) != args.default(name)]:
+        raise ValueError(f"{', '.join(odd)}: of a flow; {args.model} has none")
     reference = speakable(load(args.reference), args.reference) if args.reference else None
-    finish(args, *decode_all(args.tokens, load_codec(args.model), args.out, reference, **({} if ":" in args.model else dict(steps=args.steps, seed=args.seed))), "decoded", args.out)
+    finish(args, *decode_all(args.tokens, load_codec(args.model), args.out, reference, **({} if foreign else dict(steps=args.steps, seed=args.seed))), "decoded", args.out)
 
 # %% ../nbs/cli.ipynb #5198700e
 def judge(args: argparse.Namespace):
@@ -98,12 +101,14 @@ def corpus(args: argparse.Namespace):
         from diffuspeech.speech.shards import pack
         if not args.licence:
             raise ValueError("corpus pack wants --licence FILE: what is carried elsewhere keeps its licence beside it")
+        if args.tokens and (args.workers or 1) > 1:
+            raise ValueError("--workers: corpus pack --tokens works in one process; a network has threads of its own")
         encode = None
         if args.tokens:
             from diffuspeech.speech.jobs import Ids
             encode = Ids(args.tokens)
         where = args.out or f"{args.input}.shards"
-        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=1 if encode else args.workers or os.cpu_count())  # a network has threads of its own
+        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=1 if encode else args.workers or os.cpu_count())
         finish(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
     else:
         from diffuspeech.speech.prepared import Prepared, prepare
@@ -115,7 +120,7 @@ def decoding(args: argparse.Namespace, model) -> dict:
     "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
     how = {} if args.temperature is None else dict(temperature=args.temperature)
     if not model.decoder.config.causal:
-        return how | dict(rule=(args.sampler or "conf-topk").replace("-", "_"), steps=10 if args.steps is None else args.steps)
+        return how | dict(rule=(args.sampler or "conf-topk").replace("-", "_"), steps=args.steps)
     if odd := [f"--{name}" for name in ("steps", "sampler", "trace") if getattr(args, name, None) is not None]:
         raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right")
     return how
@@ -316,7 +321,7 @@ def main(
          ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--tokens", dict(metavar="MODEL", help="pack: this model's ids instead of sound")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
          ("--vocoder", dict(default="world", metavar="NAME", help="prepare: whose features (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time")))
     rule = ("--sampler", dict(metavar="RULE", help="how the masks are filled (default conf-topk)"))
-    steps = ("--steps", dict(type=int, help="of the diffusion (default 10)"))
+    steps = ("--steps", dict(type=int, help="of the diffusion (default: the rule's own, of most 10)"))
     trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there"))
     parts = [("--codec", dict(default="small", metavar="NAME", help="what the tokens are of, as --model of encode (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="the recogniser whose states the model was trained on: small or a folder (default %(default)s)")),
              ("--duration", dict(default="small", metavar="NAME", help="what predicts lengths: small or a folder (default %(default)s)"))]

@@ -1,5 +1,6 @@
 "What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
 import json
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -81,6 +82,30 @@ def test_time_is_heard_only_where_it_is_told(folder):
         assert torch.equal(early, late) != told
 
 
+def test_a_mean_over_dev_is_one_over_tokens(folder):
+    task = DecoderTask(replace(run_of(folder), seconds=8.0))
+    sizes = []
+    said = task.on_dev(lambda batch, row_keys: sizes.append((batch.tokens, len(batch.ids))) or dict(loss=torch.tensor(float(batch.tokens))))
+    assert len(sizes) > 1 and len({tokens / rows for tokens, rows in sizes}) > 1
+    assert said["score"] == pytest.approx(sum(tokens**2 for tokens, _ in sizes) / sum(tokens for tokens, _ in sizes)) != sum(tokens * rows for tokens, rows in sizes) / 4
+
+
+def test_a_copy_looks_at_the_layers_of_the_original(folder):
+    task = DecoderTask(run_of(folder, taste=dict(key_layer=-1, value_layer=0)))
+    batch, model = task.batch(task.corpora["dev"], [0, 1]), task.model.eval()
+    copy = deepcopy(model)
+    assert torch.equal(copy.condition(batch)[0].vectors, model.condition(batch)[0].vectors)
+    assert not torch.equal(copy.condition(replace(batch, heard=batch.heard[:, :1]))[0].vectors, model.condition(batch)[0].vectors)
+
+
+def test_an_encoder_learns_up_to_the_layer_that_is_looked_at(folder):
+    for layers, taught in ((dict(key_layer=1, value_layer=1), [True, False]), (dict(key_layer=1), [True, True])):
+        task = DecoderTask(run_of(folder, encoder="trained", taste=layers))
+        task.loss(task.batch(task.corpora["train"], [0, 1]), 1)["loss"].backward()
+        for layer, learns in zip(task.model.encoder.layers, taught, strict=True):
+            assert {p.requires_grad for p in layer.parameters()} == {learns} and all((p.grad is not None) == learns for p in layer.parameters())
+
+
 def test_another_start_is_refused(folder, tmp_path):
     train(run_of(folder), tmp_path / "first", device="cpu", progress=False)
     start = tmp_path / "first" / "model"
@@ -96,6 +121,7 @@ def test_another_start_is_refused(folder, tmp_path):
         DecoderTask(replace(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))), seed=1))
     with pytest.raises(ValueError, match="its decoder is"):
         DecoderTask(run_of(folder, dict(dim=64), start=str(start)))
+    DecoderTask(run_of(folder, start=str(start), taste=dict(key_layer=2)))  # the last of two
     with pytest.raises(ValueError, match="its keys and values come from layers -1 and -1, and these from 0 and -1"):
         DecoderTask(run_of(folder, start=str(start), taste=dict(key_layer=0)))
     file = start / "decoder" / "config.json"
@@ -117,4 +143,5 @@ def test_durations_are_learned_from_texts(folder, tmp_path):
     loss = history(tmp_path)["train"]["loss"]
     assert sum(loss[-9:]) < 0.5 * sum(loss[:9]) and {f"long_enough_{q:g}" for q in task.model.config.q} < said.keys()
     at = Duration.from_pretrained(tmp_path / "model")(batch.condition)
+    assert task.versions["recordings"] == json.loads((tmp_path / "step-00000060/state.json").read_text())["versions"]["recordings"], "another corpus would be noticed"
     assert (at.diff(dim=1) >= 0).all() and abs(at[:, 3].mean() / batch.frames.mean() - 1) < 0.5

@@ -1,4 +1,6 @@
 "A decoder is taught on real clips by the one that it began as"
+from dataclasses import replace
+
 import pytest
 import torch
 from small import listeners, prepared
@@ -36,6 +38,13 @@ def test_a_student_learns_from_its_teacher(first):
     assert any((made[name] - was[name]).abs().max() > 1e-3 for name in was)
     taste, kept = (Taste.from_pretrained(place / "taste").state_dict() for place in (first / "few" / "model", start))
     assert all(torch.equal(taste[name], kept[name]) for name in kept), "the vectors stay what they were, quantizer included"
+
+
+def test_a_teacher_of_other_layers(first):
+    run = run_of(first, "decoder_training:DecoderTask", 2)
+    train(replace(run, options=run.options | dict(taste=run.options["taste"] | dict(value_layer=0))), first / "other", device="cpu", progress=False)
+    task = DistillTask(run_of(first, "distill:DistillTask", 2, start=str(first / "other" / "model")))
+    assert task.model.taste.config.value_layer == 0 and task.batch(task.corpora["dev"], [0]).heard.shape[1] == 2
 
 
 def test_what_cannot_be_distilled(first):

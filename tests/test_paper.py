@@ -105,6 +105,8 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
     assert not (tmp_path / "two/model/recogniser").exists(), "the second one does not"
     assert {path.name.split("-")[1] for path in (tmp_path / "two/samples").glob("*.wav")} == {"said", "oracle"}, "what it says at validation can be heard"
     model = Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "one/model/recogniser")
+    with pytest.raises(ValueError, match="can no longer be asked what is said"):
+        model.hear([load_audio(clips[0])])
     with pytest.raises(ValueError, match="trained with the recogniser"):
         Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "canary")
     model.has("fsq4")

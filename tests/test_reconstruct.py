@@ -118,7 +118,10 @@ def test_python_refuses_what_a_decoder_cannot_do(models):
     for how in (dict(rule="random"), dict(guidance=1.0), dict(steps=3), dict(scale=1.5)):
         with pytest.raises(ValueError, match=f"{next(iter(how))}: of the diffusion"):
             ar.reconstruct(CLIP, TEXT, **how)
+    with pytest.raises(ValueError, match="guidance: .* a sentence alone has none"):
+        ddm.say(TEXT, length="ratio", guidance=1.0)
     assert ddm.reconstruct(CLIP, TEXT, length="ratio", steps=2, eos="last").run.nfe == 2
+    assert ddm.reconstruct(CLIP, TEXT, length="ratio").run.nfe == 10 < ddm.reconstruct(CLIP, TEXT, length="ratio", rule="conf_topp").run.nfe, "as many as the rule takes"
     for length in ("given", "ratio"):
         assert ar.reconstruct(CLIP, TEXT, length=length, scale=1.5).lengths.tolist() == ddm.reconstruct(CLIP, TEXT, length=length, scale=1.5, steps=1).lengths.tolist(), "where the length is known, it is kept to"
     assert not ar.reconstruct(CLIP, TEXT, length="given").run.ended.any() and len(ar.reconstruct(CLIP, TEXT, most=3).tokens[0]) <= 3
@@ -157,6 +160,8 @@ def test_a_codec_need_not_take_a_seed(models):
     (("say", TEXT, "-o", "x.wav", "--model", "AR", "--temperature", "-1"), "temperature=-1"),
     (("evaluate", "foreign", "--pack"), "wants --waves FOLDER"), (("evaluate", "foreign", "--pack", "--few", "x"), "--few: evaluate foreign does not read it"), (("evaluate", "speech", "--protocol", "x"), "--protocol: evaluate speech does not read it"),
     (("evaluate", "reconstruct", "--length", "eos"), "--length: evaluate reconstruct does not read it"), (("bench", "decoder", "--samples", "3"), "--samples: bench decoder does not read it"), (("corpus", "check", "x.jsonl", "--twins", "0"), "--twins: corpus check does not read it"),
+    (("decode", "x.jsonl", "-o", "x", "--model", "mimi:nowhere", "--steps", "3"), "--steps: of a flow; mimi:nowhere has none"), (("corpus", "pack", "x.jsonl", "--licence", "x", "--tokens", "small", "--workers", "2"), "--workers: corpus pack --tokens works in one process"),
+    (("evaluate", "speech", "--pack", "--graded", "1"), "graded=1: at least two clips"), (("plan", "ddm", "--set", "options.taste.quantizer.dim=3"), "options.taste.quantizer.dim"),
     (("say", "", "-o", "x.wav", "--model", "DDM", "--length", "ratio"), "no word"),
     (("plan", "ddn"), "the nearest is ddm"), (("plan", "ddm", "--gpu", "a10"), "the nearest is a100"), (("plan", "ddm", "--set", "model.dmi=3"), "dmi"),
     (("convert", "nothing.nemo", "-o", "x"), "nothing.nemo")])

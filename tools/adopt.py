@@ -1,6 +1,6 @@
 """Make a trained model one that comes with the library: python tools/adopt.py runs/flow flow
 
-Copies what a finished run exported, and a thinned log of it (and in first/ that of the stage that it began with), to diffuspeech/assets/models/NAME, and says what they weigh. The card
+Copies what a finished run exported, and a thinned log of it (and in first/, second/, ... those of the stages before it), to diffuspeech/assets/models/NAME, and says what they weigh. The card
 (README.md) is written by hand, from the log and from what `diffuspeech evaluate` says.
 """
 import json
@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-BUDGET = {"speech-tokens": 8, "flow": 9, "recogniser": 6, "ddm": 6.5, "ar": 6.5, "duration": 0.5, "talker": 5}  # MiB
+BUDGET = {"speech-tokens": 8, "flow": 9, "recogniser": 6, "ddm": 6.5, "ar": 6.5, "duration": 0.5}  # MiB
 ALL = 40e6  # bytes
 
 
@@ -34,9 +34,12 @@ def thin(log: Path, to: Path) -> list[dict]:
 
 
 kept = thin(run / "log.jsonl", target / "log.jsonl")
-config = next(target.rglob("config.json"))
-if start := json.loads(config.read_text())["about"]["run"]["options"].get("start"):
-    thin(Path(start).parent / "log.jsonl", target / "first" / "log.jsonl")
+stages, model = [], target
+while start := json.loads(next(model.rglob("config.json")).read_text())["about"]["run"]["options"].get("start"):
+    model = Path(start)
+    stages.insert(0, model.parent / "log.jsonl")
+for log, place in zip(stages, ("first", "second", "third"), strict=False):
+    thin(log, target / place / "log.jsonl")
 print(f"{name}: {size(target) / 2**20:.2f} MiB of {BUDGET[name]}, all models {size(models) / 1e6:.1f} MB of {ALL / 1e6:.0f}, {len(kept)} lines of the log; validation {kept[-1].get('validation')}")
 if not (target / "README.md").exists():
     print(f"{target / 'README.md'} is missing: data, licences, command, time, hardware, scores")

@@ -1,4 +1,4 @@
-"Before the tests: is the export what the notebooks say, are the notebooks clean, does ruff agree, is README.md up to date?"
+"Before the tests: is the export what the notebooks say, are the notebooks clean, does ruff agree?"
 import filecmp
 import os
 import shutil

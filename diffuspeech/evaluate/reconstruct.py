@@ -107,8 +107,8 @@ def make(
         given = torch.tensor([-(-len(w) // hop) for w in mine])
         if system.model is None:
             width = int(given.max()) * hop
-            ids, counts = codec.encode(torch.stack([torch.nn.functional.pad(w, (0, width - len(w))) for w in mine]), torch.tensor([len(w) for w in mine]))
-            spoken = [wave[: int(n) * hop] for wave, n in zip(codec.decode(ids, counts, mine), counts)]
+            tokens, counts = codec.encode(torch.stack([torch.nn.functional.pad(w, (0, width - len(w))) for w in mine]), torch.tensor([len(w) for w in mine]))
+            spoken = [wave[: int(n) * hop] for wave, n in zip(codec.decode(tokens, counts, mine), counts)]
         else:
             condition, _ = system.model.condition(mine, said)
             if system.control == "text only":

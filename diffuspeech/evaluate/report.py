@@ -81,7 +81,7 @@ def digest(
 class Cell:
     "One way to decode"
     rule: str = "conf_topk"
-    steps: int = 10
+    steps: int | None = 10  # none: the rule's own
     temperature: float | None = None  # none: the decoder's own
     length: str = "given"
     scale: float = 1.0  # of the length
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.rule}-{self.steps}-t{'own' if self.temperature is None else f'{self.temperature:g}'}-{self.length}-x{self.scale:g}-s{self.seed}"
+        return f"{self.rule}-{self.steps or 'own'}-t{'own' if self.temperature is None else f'{self.temperature:g}'}-{self.length}-x{self.scale:g}-s{self.seed}"
 
 
 def grid(

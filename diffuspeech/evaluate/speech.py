@@ -105,6 +105,8 @@ def speech_table(
     progress: Callable = tqdm,
 ) -> list[dict]:
     "What a codec keeps of each kind of voice"
+    if graded < 2:
+        raise ValueError(f"graded={graded}: at least two clips of each row, or there is no interval")
     judges, cache = judges or all_judges(), cache or Cache()
     systems = [s for s in systems if s != "Vocoder" or hasattr(codec, "vocoder")]  # of a public codec that part has no place of its own
     groups = defaultdict(list)

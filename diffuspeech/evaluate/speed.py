@@ -53,7 +53,7 @@ def pair(
 ) -> tuple[SpeechDecoder, SpeechDecoder]:  # diffusion, autoregressive
     "The two decoders, with random weights; neither ends by itself"
     torch.manual_seed(0)
-    both = tuple(SpeechDecoder(DecoderConfig(**vars(config) | dict(causal=causal))).eval().to(device) for causal in (False, True))
+    both = tuple(SpeechDecoder(DecoderConfig(**vars(config) | dict(causal=causal, time=config.time and not causal))).eval().to(device) for causal in (False, True))
     with torch.no_grad():
         for decoder in both:
             decoder.bias[config.eos] = -100.0

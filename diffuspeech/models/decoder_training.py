@@ -74,6 +74,9 @@ class Speaking(nn.Module):
         super().__init__()
         self.taste, self.decoder = taste, decoder
         self.encoder = recogniser.body.encoder if trained else None
+        if trained:  # what lies above the layers that are looked at learns nothing
+            depth = 1 + len(self.encoder.layers)
+            self.encoder.layers[max(k % depth for k in (taste.config.key_layer, taste.config.value_layer)) :].requires_grad_(False)
         self.recogniser = (recogniser,)  # the rest of it is not trained, and is not saved with this
 
     def condition(self,
@@ -81,7 +84,7 @@ class Speaking(nn.Module):
         has_text: Tensor | None = None,  # (B,)
         has_vectors: Tensor | None = None,
         row_keys: Tensor | None = None,  # (B,), from which the quantizer's dropout is drawn
-    ) -> tuple[Condition, Tensor, Tensor]:  # the condition, the quantizer's loss, its codes
+    ) -> tuple[Condition, Tensor]:  # and the quantizer's loss
         "Text and vectors of a batch"
         if batch.heard.ndim == 2:
             self.recogniser[0].to(batch.heard.device)
@@ -89,13 +92,14 @@ class Speaking(nn.Module):
                 states = self.taste.states(self.recogniser[0], batch.heard, batch.frames)
         else:
             heard = batch.heard.float()
-            states = heard[:, 0], heard[:, -1] if heard.shape[1] > 1 else heard[:, 0], torch.arange(heard.shape[2], device=heard.device) < batch.frames[:, None]
+            looked = heard[:, 0]
+            states = looked, heard[:, 1] if heard.shape[1] > 1 else looked, torch.arange(heard.shape[2], device=heard.device) < batch.frames[:, None]
         q = self.taste(*states, batch.text, batch.pieces, row_keys)
-        return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss, q.codes
+        return Condition(batch.text, batch.pieces, q.x_hat, has_text, has_vectors), q.loss
 
 # %% ../../nbs/models/decoder_training.ipynb #79f8e4c9
 OPTIONS = dict(
-    tokenizer="small", recogniser="small",  # as `built_in` of speech.tokens and speech.recogniser know them
+    tokenizer="small", recogniser="small",  # small or a folder; the tokenizer also a public one, as `load_codec` knows it
     encoder="kept",  # frozen, trained
     start="",  # what another run exported, to begin with
     taste={},  # the tokenizer's config
@@ -138,7 +142,7 @@ def assemble(
 
 class DecoderTask:
     "Train a speech decoder, of either kind, with its text-aligned tokenizer"
-    knobs = dict(model=asdict(DecoderConfig()), options=OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer=asdict(QuantizerConfig()))))
+    knobs = dict(model=asdict(DecoderConfig()), options=OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer={k: v for k, v in asdict(QuantizerConfig()).items() if k != "dim"})))
 
     def __init__(self, run):
         self.run, self.options, folder = run, OPTIONS | run.options, at_home(run.data) / "prepared"
@@ -219,7 +223,7 @@ class DecoderTask:
     def parts(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, t: Tensor, withheld: float) -> dict[str, Tensor]:
         "The loss and its parts"
         c, device = model.decoder.config, batch.text.device
-        condition, commitment, _ = self.condition(batch, model, row_keys, withheld)
+        condition, commitment = self.condition(batch, model, row_keys, withheld)
         bound = model.decoder.bind(condition)
         if c.causal:
             first = torch.full_like(batch.speech[:, :1], c.mask)
@@ -254,13 +258,14 @@ class DecoderTask:
             return parts
         return self.on_dev(found)
 
-    def on_dev(self, found: Callable[[SpeechBatch, Tensor], dict[str, Tensor]]) -> dict[str, float]:
-        "The mean over dev of what is found in a batch, given its rows' keys"
-        sums, corpus = {}, self.corpora["dev"]
+    def on_dev(self, found: Callable[[SpeechBatch, Tensor], dict[str, Tensor]], weight: Callable[[SpeechBatch], int] = lambda batch: batch.tokens) -> dict[str, float]:
+        "The mean over dev of what is found in a batch, given its rows' keys: a mean over tokens"
+        sums, weights, corpus = {}, 0, self.corpora["dev"]
         for batch in (self.batch(corpus, rows) for rows in batches.plan(corpus.seconds, self.run.seconds, self.run.seed, 0)):
             for name, value in found(batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.ids)
-        means = {name: value / len(corpus) for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + float(value) * weight(batch)
+            weights += weight(batch)
+        means = {name: value / weights for name, value in sums.items()}
         return means | dict(score=means["loss"])
 
     def samples(self, model: Speaking) -> dict[str, Tensor]:
@@ -305,7 +310,8 @@ def begin(
     for what, version in versions.items():
         if about.get(what) != version:
             raise ValueError(f"{folder}: it was trained with the {what} {about.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")
-    if (first.config.key_layer, first.config.value_layer) != (model.taste.config.key_layer, model.taste.config.value_layer):
+    depth = 1 + model.taste.config.recogniser.layers
+    if any((theirs - mine) % depth for theirs, mine in ((first.config.key_layer, model.taste.config.key_layer), (first.config.value_layer, model.taste.config.value_layer))):
         raise ValueError(f"{folder}: its keys and values come from layers {first.config.key_layer} and {first.config.value_layer}, and these from {model.taste.config.key_layer} and {model.taste.config.value_layer}")
     model.decoder.load_state_dict(decoder.state_dict())
     model.taste.aggregator.load_state_dict(first.aggregator.state_dict())

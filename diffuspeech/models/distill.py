@@ -7,13 +7,14 @@ __all__ = ['TEACHING', 'Taught', 'teach', 'lesson', 'DistillTask']
 
 # %% ../../nbs/models/distill.ipynb #99f664c1
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..base import keys
-from ..base.folder import fingerprint
+from ..base.folder import fingerprint, read_config
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.sample import sample
@@ -82,12 +83,15 @@ class DistillTask(DecoderTask):
     knobs = DecoderTask.knobs | dict(options={k: v for k, v in DecoderTask.knobs["options"].items() if k not in ("beyond", "taste")} | TEACHING)
 
     def __init__(self, run):
-        super().__init__(run)
+        if not run.options.get("start"):
+            raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
+        theirs = read_config(Path(run.options["start"], "taste"))["config"]
+        super().__init__(replace(run, options=run.options | dict(taste={name: theirs[name] for name in ("key_layer", "value_layer")})))
         self.options = TEACHING | self.options
         if self.options["encoder"] == "trained":
             raise ValueError("options.encoder=trained: distilling leaves the encoder as it is; kept or frozen")
-        if not self.options["start"] or self.model.decoder.config.causal:
-            raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
+        if self.model.decoder.config.causal:
+            raise ValueError("distilling wants a diffusion decoder, and this one writes from left to right")
         self.model.taste = Taste.from_pretrained(f"{self.options['start']}/taste").requires_grad_(False)  # with its quantizer
         self.versions |= dict(start=fingerprint(self.model.decoder.state_dict()))
         self.teacher = deepcopy(self.model.decoder).eval().requires_grad_(False)
@@ -117,4 +121,4 @@ class DistillTask(DecoderTask):
             empty, lengths = canvas(batch.lengths, c.mask)
             says = lambda steps: sample(student, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred").tokens
             return parts | {f"same_{n}": ((says(n) == taught.tokens) & (taught.step >= 0)).sum(1).div(lengths).mean() for n in (1, 2, 4)}
-        return self.on_dev(found)
+        return self.on_dev(found, lambda batch: len(batch.ids))  # a mean over clips, as in the lesson

@@ -95,8 +95,9 @@ class DurationTask:
         self.run, folder = run, at_home(run.data) / "prepared"
         self.options = self.knobs["options"] | run.options
         self.pieces = text.pieces() if self.options["recogniser"] == "small" else built_in(self.options["recogniser"]).pieces
-        self.versions = dict(pieces=self.pieces.version)
-        self.corpora = {split: self.read(Prepared(folder / split, twins=False)) for split in ("train", "dev")}
+        corpora = {split: Prepared(folder / split, twins=False) for split in ("train", "dev")}
+        self.versions = dict(pieces=self.pieces.version, recordings=corpora["train"].version)
+        self.corpora = {split: self.read(corpus) for split, corpus in corpora.items()}
         torch.manual_seed(run.seed)
         self.model = Duration(DurationConfig(**dict(text=len(self.pieces)) | run.model))
 

@@ -26,15 +26,7 @@ def draw(
     "A token for each row"
     if temperature == 0:
         return logits.argmax(-1)
-    p = (logits.float() / temperature).softmax(-1)
-    if nucleus == 1:
-        return read.draw(p, u)
-    p, order = p.double().sort(dim=-1, descending=True)
-    total = p.cumsum(-1)
-    p = p.masked_fill(total - p >= nucleus, 0)
-    total = p.cumsum(-1)
-    at = (total < u[:, None] * total[:, -1:]).sum(-1)
-    return order.gather(1, at[:, None])[:, 0]
+    return read.draw(read.shape(logits.float(), temperature, nucleus=nucleus), u)
 
 # %% ../../nbs/models/left_to_right.ipynb #51d9f97f
 @dataclass

@@ -67,14 +67,15 @@ class Reconstructor:
         "A trained one"
         folder, codec = ours(str(name)) if str(name) in ("ddm", "ar") else find(name), load_codec(codec)
         own = (folder / "recogniser").is_dir()  # an encoder that was trained with the rest
-        recogniser = recogniser_of(folder / "recogniser" if own else recogniser)
+        hears = folder / "recogniser" if own else ours("recogniser") if str(recogniser) == "small" else find(recogniser)
+        recogniser = recogniser_of(hears)
         about = read_config(folder / "decoder")["about"]
         for what, mine in (("tokenizer", codec.version), ("recogniser", "its own" if own else fingerprint(recogniser.state_dict()))):
             if about.get(what, mine) != mine:
                 raise ValueError(f"{folder}: trained with the {what} {about[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})")
         duration = predictor(duration, recogniser, codec)
         parts = recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
-        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), own)
+        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), own or read_config(hears)["about"].get("recogniser") == "its own")
 
     def has(self,
         quantizer: str | None,  # as fsq4; none: whatever it is
@@ -144,7 +145,7 @@ class Reconstructor:
         condition: Condition,
         frames: Tensor | None = None,  # (B,) of the canvases; without, the autoregressive decoder goes on to its own end
         rule: "Rule | str" = "conf_topk",
-        steps: int = 10,
+        steps: int | None = None,  # the rule's own when not given
         seed: "int | Tensor" = 0,
         ends: bool = False,  # the canvas is too long on purpose: the row ends where the network says so
         guidance: float = 0.0,  # how much more the vectors are to count, against text alone
@@ -193,7 +194,7 @@ class Reconstructor:
 
     def reconstruct(self,
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several
-        texts: "str | list[str] | None" = None,  # heard by the built-in recogniser when not given
+        texts: "str | list[str] | None" = None,  # heard by its own recogniser when not given
         length: str | None = None,  # given, or of an autoregressive decoder its own end
         **how,  # of `speak` and `decode`: rule, steps, seed, guidance, ...
     ) -> Spoken:
@@ -213,6 +214,8 @@ class Reconstructor:
     ) -> Spoken:
         "Sentences, said by text alone"
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if how.get("guidance"):
+            raise ValueError("guidance: says how much more the vectors are to count, and a sentence alone has none")
         text, lengths = self.pieces(texts)
         return self.speak(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length or ("eos" if self.decoder.config.causal else "predicted"), **how)
 

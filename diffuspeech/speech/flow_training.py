@@ -89,17 +89,17 @@ class FlowTask:
         return dict(loss=parts["velocity"] + parts["guess"]) | parts
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
-        key = keys.fold(torch.tensor(keys.key(self.run.seed, step, "flow")), torch.arange(len(batch.ids)))
-        u = (torch.arange(len(batch.ids)) + keys.uniform(keys.fold(key[0], 7))) / len(batch.ids)  # times spread evenly over the batch
-        return self.parts(batch, self.model, key, u.float())
+        row_keys = torch.tensor([keys.key(self.run.seed, step, id) for id in batch.ids])
+        u = (torch.arange(len(batch.ids)) + keys.uniform(keys.fold(row_keys[0], 7))) / len(batch.ids)  # times spread evenly over the batch
+        return self.parts(batch, self.model, row_keys, u.float())
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         "The loss on dev, at the same times and noises whenever it is asked"
         total, n = 0.0, 0
-        for b, batch in enumerate(self.dev.batches(self.run.seconds, self.run.seed)):
-            key = keys.fold(torch.tensor(keys.key("dev", b)), torch.arange(len(batch.ids)))
+        for batch in self.dev.batches(self.run.seconds, self.run.seed):
+            row_keys = torch.tensor([keys.key("dev", id) for id in batch.ids])
             t = ((torch.arange(len(batch.ids)) + 0.5) / len(batch.ids)).float()
-            total, n = total + self.parts(batch, model, key, t)["loss"].item() * len(batch.ids), n + len(batch.ids)
+            total, n = total + self.parts(batch, model, row_keys, t)["loss"].item() * len(batch.ids), n + len(batch.ids)
         return dict(score=total / n)
 
     def export(self, folder, **about):

@@ -118,7 +118,6 @@ class Canary(Saved):
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))  # of the reading-out, whose matrix is the embedding
         self.letters = nn.Linear(config.hidden, config.split * len(text.letters)) if config.split else None
         self.pieces = text.pieces()
-        self.frame_rate = RATE / HOP / config.factor
 
     def read(self,
         waves: Tensor,  # (B, samples)

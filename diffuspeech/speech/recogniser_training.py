@@ -41,6 +41,7 @@ class RecogniserTask(TokenizerTask):
         self.run, folder = run, at_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / self.options["split"]), Prepared(folder / "prepared" / "dev", twins=False)
+        self.versions = dict(recordings=self.train.version)
         torch.manual_seed(run.seed)
         self.model = Canary(CanaryConfig(**run.model))
 

@@ -43,7 +43,7 @@ class Taste(Saved):
         self.quantizer = quantizer(config.quantizer)
         self.values = None  # in the place of the keys' states, during a call
         for layer in self.aggregator.layers:
-            layer.encoder_attn.v_proj.register_forward_pre_hook(lambda module, given: given if self.values is None else (self.values,))
+            layer.encoder_attn.v_proj.register_forward_pre_hook(self.instead)  # a method: a copy of this model gets its own
 
     @classmethod
     def of(cls,
@@ -56,12 +56,15 @@ class Taste(Saved):
         taste.bridge.load_state_dict(recogniser.bridge.state_dict())
         return taste
 
+    def instead(self, module, given):
+        return given if self.values is None else (self.values,)
+
     def states(self,
         recogniser: Canary,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # keys' and values' states (B, T, hidden), and (B, T) True inside
-        "What the recogniser's encoder heard; it is frozen, so this can be kept"
+        "What the recogniser's encoder heard; where it is frozen, this can be kept"
         (keys, values), mask = recogniser.read(waves, lengths, (self.config.key_layer, self.config.value_layer))
         return keys, values, mask
 

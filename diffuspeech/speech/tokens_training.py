@@ -167,6 +167,7 @@ class TokenizerTask:
         self.run, folder = run, at_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / "train"), Prepared(folder / "prepared" / "dev", twins=False)
+        self.versions = dict(recordings=self.train.version)
         self.phones = phones_at(self.train, folder / "prepared" / "train" / "phones.safetensors") | phones_at(self.dev, folder / "prepared" / "dev" / "phones.safetensors")
         torch.manual_seed(run.seed)
         self.model = Supervised(TokenizerConfig(**run.model), moments(self.train))
