@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.folder import hub_id
 from .metrics import Errors, MissingJudge, checked, package, sha256
 from ..speech.audio import RATE, import_torchaudio
 
@@ -204,7 +205,7 @@ def fetched(
     "Where a judge's files are"
     if Path(source).is_dir():
         return Path(source)
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if not hub_id(source):
         raise MissingJudge(f"{judge}: {source} is no folder here, and no hub id (owner/model)")
     hub = package("huggingface_hub", judge, "pip install huggingface_hub")
     try:

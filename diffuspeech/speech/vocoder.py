@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.folder import hub_id
 from .audio import RATE, import_torchaudio
 
 # %% ../../nbs/speech/vocoder.ipynb #5106bb63
@@ -201,7 +202,7 @@ def load_hifigan(
         from transformers import SpeechT5HifiGan
     except ImportError:
         raise ImportError("HiFi-GAN needs the package transformers: pip install transformers") from None
-    if not Path(source).is_dir() and (str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
+    if not Path(source).is_dir() and not hub_id(source):
         raise ValueError(f"{source}: no such folder, and no hub id (owner/model)")
     try:
         model, found = SpeechT5HifiGan.from_pretrained(str(source), output_loading_info=True, ignore_mismatched_sizes=True)  # they are reported below, by name
