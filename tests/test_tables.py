@@ -29,6 +29,8 @@ def test_reconstruct_and_foreign(few, tmp_path, capsys):
         assert 0 <= r["wer_low"] <= r["wer"] <= r["wer_high"] and 1 <= r["distillmos"] <= 5
         assert r["steps"] not in (1, 10) or r["length_mode"] != "given" or r["nfe"] == r["steps"]
         assert (r["bitrate"] is None) == (r["system"] in ("Original", f"{name}, text only")) and (r["wer_over_ar"] is None) == (r["system"] in ("Original", "S3-Oracle") or r["system"].startswith("AR") and r["length_mode"] == "eos")
+        kinds = {speech.kind_of(u) for u in few if u.split == r["split"]}
+        assert {kind for kind in speech.KINDS if r[f"wer_{kind}"] is not None} == kinds and (len(kinds) > 1 or r[f"wer_{next(iter(kinds))}"] == r["wer"])
     original = {r["split"]: r for r in rows if r["system"] == "Original"}
     assert all(r["spksim"] > 0.99 for r in original.values())
     for u in few:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..base import keys
 from .metrics import Cache, all_judges, audible, f0_error
 from .report import waves_of_others
-from .speech import verdict
+from .speech import KINDS, kind_of, verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
 from ..speech.audio import RATE, load
@@ -217,6 +217,7 @@ def reconstruct_table(
             waves, texts = [load_audio(u) for u in some], [u.text for u in some]
             at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
             pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / RATE, None, None
+            kinds = {kind: torch.tensor([kind_of(u) == kind for u in some]) for kind in KINDS}
             for system in rows:
                 made, model = make(system, codec, waves, texts, [u.speaker for u in some], [u.id for u in some], seed=seed), system.model
                 made.waves = audible(made.waves)
@@ -225,6 +226,7 @@ def reconstruct_table(
                 ar = errors.count if model is not None and model.decoder.config.causal and system.length == "eos" else ar
                 tunes = [f0_error(a, b) for a, b in zip(pick(made.waves), pick(waves))]
                 row = dict(system=system.name, split=split, steps=system.steps, length_mode=system.length if model or system.waves else None) | numbers
+                row |= {f"wer_{kind}": round((errors.count[those].sum() / errors.size[those].sum()).item(), 4) if those.any() else None for kind, those in kinds.items()}
                 rhythm, aligned = kept_rhythm(pick(made.waves), pick(waves), pick(texts))
                 row |= dict(zip(("semitones", "f0_correlation"), (mean([tune[k] for tune in tunes]) for k in ("semitones", "correlation"))), voiced=sum(tune["semitones"] == tune["semitones"] for tune in tunes))
                 row |= dict(duration_correlation=None if rhythm != rhythm else round(rhythm, 3), aligned=aligned,
