@@ -45,27 +45,6 @@ def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folde
     assert said[-1].all(), "in validation nothing is withheld"
 
 
-@pytest.mark.parametrize("encoder", ["kept", "frozen"])
-def test_joined_rows_say_one_clip_after_another(folder, encoder):
-    task = DecoderTask(run_of(folder, joined=15.0, encoder=encoder))
-    alone, both = (task.batch(task.corpora["train"], rows) for rows in ([0, 1], [[0, 1]]))
-    assert both.ids == ["+".join(alone.ids)] and both.tokens == alone.tokens and both.seconds == pytest.approx(alone.seconds)
-    for one, several, lengths in ((both.text, alone.text, alone.pieces), (both.speech, alone.speech, alone.lengths)):
-        assert one[0].tolist() == [x for row, n in zip(several, lengths) for x in row[:n].tolist()]
-    along = (lambda heard: heard.transpose(1, 2)) if encoder == "kept" else (lambda heard: heard)
-    assert torch.equal(along(both.heard)[0], torch.cat([row[:n] for row, n in zip(along(alone.heard), alone.frames)])) and both.frames == alone.frames.sum()
-    speakers = {row["id"]: row["speaker"] for row in task.corpora["train"].rows}
-    rows = [[id.split("+") for id in batch.ids] for epoch in (0, 1) for batch in task.batches(epoch)]
-    said = [some for batch in rows for some in batch]
-    assert sorted(id for some in said for id in some) == sorted([*speakers] * 2) and max(map(len, said)) > 1
-    assert all(len({speakers[id] for id in some}) == 1 for some in said)
-    with torch.no_grad():
-        assert task.loss(task.batches(0)[0], 1)["loss"].isfinite() and task.validate(task.model)["loss"] > 0
-    for odd in (-1.0, 21.0):
-        with pytest.raises(ValueError, match="no more than a batch has"):
-            DecoderTask(run_of(folder, joined=odd))
-
-
 def test_half_of_the_canvases_go_on_behind_the_end(folder):
     task = DecoderTask(run_of(folder))
     batch = task.batch(task.corpora["train"], range(8))

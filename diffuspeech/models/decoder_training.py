@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -106,7 +105,6 @@ OPTIONS = dict(
     taste={},  # the tokenizer's config
     withheld=0.1,  # share of rows without text, without vectors, without both
     beyond=0.5,  # of canvases that go on behind the end
-    joined=0.0,  # seconds that a row may have of several clips of one speaker, one after another; 0: each clip alone
     codec="")  # what samples are heard through
 
 
@@ -150,8 +148,6 @@ class DecoderTask:
         self.run, self.options, folder = run, OPTIONS | run.options, at_home(run.data) / "prepared"
         if not 0 <= self.options["withheld"] <= 1 / 3:
             raise ValueError(f"options.withheld={self.options['withheld']}: is taken three times (text, vectors, both), so at most a third")
-        if not 0 <= self.options["joined"] <= run.seconds:
-            raise ValueError(f"options.joined={self.options['joined']}: seconds, and no more than a batch has (seconds={run.seconds:g})")
         if run.model.get("causal") and "beyond" in run.options:
             raise ValueError("options.beyond: of the diffusion; what writes from left to right has no canvas")
         name, recogniser = self.options["tokenizer"], recogniser_of(self.options["recogniser"])
@@ -194,24 +190,22 @@ class DecoderTask:
                 dict(name="reader", module=reader, rate=rate / d.rate, depth=d.encoder, width=d.dim), dict(name="writer", module=writer, rate=rate, depth=d.decoder, width=d.dim, tied=m.table.weight.numel())]
 
     def batch(self, corpus: Prepared, rows) -> SpeechBatch:
-        "Some rows; each is a clip of a corpus, or several that are said one after another"
-        clips = [[corpus.rows[i] for i in np.atleast_1d(some)] for some in rows]
-        ids = ["+".join(clip["id"] for clip in some) for some in clips]
-        pieces, speech = ([torch.cat([table[clip["id"]] for clip in some]) for some in clips] for table in (self.pieces, self.ids))
+        "Some rows of a corpus"
+        ids = [corpus.rows[i]["id"] for i in rows]
+        pieces, speech = ([table[name] for name in ids] for table in (self.pieces, self.ids))
         if self.states:
-            states = [torch.cat([self.states[clip["id"]] for clip in some], 1) for some in clips]
+            states = [self.states[name] for name in ids]
             heard, frames = pad_sequence([s.transpose(0, 1) for s in states], batch_first=True).transpose(1, 2), torch.tensor([s.shape[1] for s in states])
         else:
-            waves = [torch.cat([corpus.tensor(clip, "wave") for clip in some]) / 32767 for some in clips]
+            waves = [corpus.tensor(corpus.rows[i], "wave") / 32767 for i in rows]
             heard, frames = pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
         device = next(self.model.parameters()).device
         whole = (pad_sequence(pieces, batch_first=True), torch.tensor([len(p) for p in pieces]), heard, frames, pad_sequence([s.long() for s in speech], batch_first=True), torch.tensor([len(s) for s in speech]))
-        return SpeechBatch(ids, sum(clip["seconds"] for some in clips for clip in some), *(t.to(device) for t in whole), sum(map(len, speech)))
+        return SpeechBatch(ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole), sum(map(len, speech)))
 
-    def batches(self, epoch: int, split: str = "train") -> batches.Each:  # of SpeechBatch
-        corpus, run = self.corpora[split], self.run
-        said = batches.joined(corpus.seconds, [row["speaker"] for row in corpus.rows], self.options["joined"], run.seed, epoch)
-        return batches.Each(lambda rows: self.batch(corpus, [said[i] for i in rows]), batches.plan(np.array([corpus.seconds[some].sum() for some in said]), run.seconds, run.seed, epoch))
+    def batches(self, epoch: int) -> batches.Each:  # of SpeechBatch
+        corpus = self.corpora["train"]
+        return batches.Each(lambda rows: self.batch(corpus, rows), batches.plan(corpus.seconds, self.run.seconds, self.run.seed, epoch))
 
     def canvas(self, batch: SpeechBatch, row_keys: Tensor) -> tuple[Tensor, Tensor]:  # (B, L'), (B,)
         "The tokens, and behind some of them the end, again and again"
@@ -266,8 +260,8 @@ class DecoderTask:
 
     def on_dev(self, found: Callable[[SpeechBatch, Tensor], dict[str, Tensor]], weight: Callable[[SpeechBatch], int] = lambda batch: batch.tokens) -> dict[str, float]:
         "The mean over dev of what is found in a batch, given its rows' keys: a mean over tokens"
-        sums, weights = {}, 0
-        for batch in self.batches(0, "dev"):
+        sums, weights, corpus = {}, 0, self.corpora["dev"]
+        for batch in (self.batch(corpus, rows) for rows in batches.plan(corpus.seconds, self.run.seconds, self.run.seed, 0)):
             for name, value in found(batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight(batch)
             weights += weight(batch)
