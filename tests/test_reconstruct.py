@@ -82,6 +82,45 @@ def test_a_recording_is_said_again(models, wav, tmp_path, capsys):
     assert run(capsys, "reconstruct", wav, "--model", models / "ddm", "--text", TEXT, "--length", "ratio", "-o", tmp_path / "d.flac")[0] == 0 and len(audio.load(tmp_path / "d.flac")) != len(CLIP)
 
 
+@pytest.mark.parametrize("name", ["ddm", "ar"])
+def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
+    "Of three recordings the second is too long; the others do not notice. What a shell keeps of it is one trajectory"
+    whole, cut = Reconstructor.from_pretrained(models / name), Reconstructor.from_pretrained(models / name)
+    assert whole.longest is None
+    cut.longest = 60
+    waves, texts, seeds = [CLIP, torch.cat([CLIP] * 3), CLIP], [TEXT, f"{TEXT} behind the tone and then " * 2 + TEXT, TEXT], torch.tensor([3, 4, 5])
+    how = dict(length="given", seed=seeds) | (dict(steps=3) if name == "ddm" else {})
+    before, after = whole.reconstruct(waves, texts, **how), cut.reconstruct(waves, texts, **how)
+    assert after.lengths.tolist() == before.lengths.tolist() == [50, 150, 50] and after.tokens.shape == (3, 150) and ((after.tokens >= 0).sum(1) == after.lengths).all()
+    assert [len(wave) for wave in after.waves] == [640 * n for n in (50, 150, 50)]
+    assert torch.equal(after.tokens[[0, 2]], before.tokens[[0, 2]]) and not torch.equal(after.tokens[1], before.tokens[1])
+    assert torch.equal(after.tokens, cut.reconstruct(waves, texts, **how).tokens)
+    assert after.codes.shape == before.codes.shape
+    if name == "ar":
+        assert after.run.calls.tolist() == [50, after.run.nfe, 50] and after.run.nfe < 75 and not after.run.ended.any()
+        free = cut.reconstruct(waves, texts, seed=seeds)
+        assert free.run.ended.shape == free.lengths.shape == (3,)
+        return
+    assert after.run.nfe == 3 and after.run.calls.tolist() == [3, 3, 3] and after.run.tokens_per_call == pytest.approx(250 / 9)
+    kept = after.run.trajectory
+    assert torch.equal(kept.final[1, :150], after.tokens[1]) and kept.lengths.tolist() == [50, 150, 50] and (kept.committed[1, :150] >= 0).all()
+    ends = cut.reconstruct(waves, texts, length="eos", steps=3, seed=seeds)
+    assert ends.lengths[1] <= ends.run.lengths[1] and ((ends.tokens >= 0).sum(1) == ends.lengths).all()
+    for rule in ("remdm_cap", "blocks(conf_topk)"):
+        again = cut.reconstruct(waves, texts, rule=rule, **how).run.trajectory
+        assert torch.equal(again.canvas(again.steps)[1, :150], again.final[1, :150])
+    config = models / name / "decoder" / "config.json"
+    plain = config.read_text()
+    try:
+        config.write_text(json.dumps((said := json.loads(plain)) | dict(about=said["about"] | dict(longest=60))))
+        audio.save(tmp_path / "long.wav", waves[1])
+        status, said = run(capsys, "reconstruct", tmp_path / "long.wav", "-o", tmp_path / "out.wav", "--text", texts[1], "--model", models / name, "--steps", 3, "--trace", tmp_path / "trace")
+        assert status == 0, said
+        assert trajectory.load(next((tmp_path / "trace").glob("*.safetensors"))).lengths.tolist() == [150]
+    finally:
+        config.write_text(plain)
+
+
 def test_a_job_goes_on(models, wav, tmp_path, capsys):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     write_manifest(tmp_path / "two.jsonl", [Utterance(wav, 2.0, text=TEXT, id="one"), Utterance(wav, 2.0, text="...", id="two"), Utterance(wav, 2.0, text=TEXT, id="../three")])

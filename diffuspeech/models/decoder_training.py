@@ -171,6 +171,7 @@ class DecoderTask:
                 self.states |= states_of(corpus, recogniser, layers, folder / split / name)
             self.pieces |= {row["id"]: torch.tensor(recogniser.pieces.encode(row["text"], row["id"])) for row in corpus.rows}
         self.per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
+        self.longest = sorted(len(self.ids[row["id"]]) for row in self.corpora["train"].rows)[int(0.99 * (len(self.corpora["train"]) - 1))]  # speech tokens: beyond it a decoder has hardly been
         if start := self.options["start"]:
             own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
             begin(self.model, start, self.versions | own, run.seed)
@@ -285,7 +286,7 @@ class DecoderTask:
         return {f"{name}-{what}": wave for what, waves in (("said", said), ("oracle", best)) for name, wave in zip(batch.ids, waves)}
 
     def export(self, folder, **about):
-        about |= self.versions | dict(per_piece=round(self.per_piece, 3))
+        about |= self.versions | dict(per_piece=round(self.per_piece, 3), longest=self.longest)
         if self.model.encoder is not None:  # it is no longer the one that it began as
             about["recogniser"] = "its own"
             self.model.recogniser[0].save_pretrained(Path(folder) / "recogniser", half=True, **about)

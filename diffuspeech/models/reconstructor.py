@@ -22,6 +22,7 @@ from ..diffusion.step import Rule
 from .decoder import Condition, SpeechDecoder
 from .duration import Duration
 from .left_to_right import Written, write
+from .spans import Spans
 from ..speech.audio import RATE
 from ..speech.jobs import load_codec
 from ..speech.recogniser import Canary
@@ -49,11 +50,12 @@ class Spoken:
 class Reconstructor:
     "A recogniser, a text-aligned tokenizer, a decoder of either kind, and the codec that makes speech of tokens"
 
-    def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: Duration | None = None, per_piece: float = 3.8, deaf: bool = False):
+    def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: Duration | None = None, per_piece: float = 3.8, longest: int | None = None, deaf: bool = False):
         self.recogniser, self.taste, self.decoder, self.codec, self.duration = recogniser.eval(), taste.eval(), decoder.eval(), codec, duration
         self.device = next(decoder.parameters()).device
         self.hop = round(RATE / codec.frame_rate)  # samples for each speech token
         self.per_piece = per_piece  # speech tokens for each piece of text, in the mean of the training data
+        self.longest = longest  # speech tokens that are decoded at once; more are decoded in spans
         self.deaf = deaf  # its encoder was trained on, and the recogniser's decoder no longer follows it
 
     @classmethod
@@ -75,7 +77,7 @@ class Reconstructor:
                 raise ValueError(f"{folder}: trained with the {what} {about[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})")
         duration = predictor(duration, recogniser, codec)
         parts = recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
-        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), own or read_config(hears)["about"].get("recogniser") == "its own")
+        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), about.get("longest"), own or read_config(hears)["about"].get("recogniser") == "its own")
 
     def has(self,
         quantizer: str | None,  # as fsq4; none: whatever it is
@@ -182,8 +184,12 @@ class Reconstructor:
         causal = self.decoder.config.causal
         if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how] + ["scale"] * (length == "eos" and scale != 1)):
             raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right")
-        frames = None if causal and length == "eos" else self.frames(condition, length, given, q, scale)
-        tokens, lengths, run = self.decode(condition, frames, seed=seed, ends=length == "eos", **how)
+        own = causal and length == "eos"
+        frames = self.frames(condition, "ratio" if own else length, given, q, scale)
+        spans = Spans.of(condition, [self.recogniser.pieces.words(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.longest)
+        expected = self.duration.quantile(spans.condition, 0.5) if self.duration else spans.condition.lengths
+        run = self.decode(spans.condition, None if own else spans.share(frames, expected), seed=spans.seeds(seed), ends=length == "eos", **how)
+        tokens, lengths, run = spans.together(*run)
         began, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()
         ids = tokens[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
         said = ids.clone()
