@@ -187,7 +187,7 @@ class Reconstructor:
         own = causal and length == "eos"
         frames = self.frames(condition, "ratio" if own else length, given, q, scale)
         spans = Spans.of(condition, [self.recogniser.pieces.words(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.longest)
-        expected = self.duration.quantile(spans.condition, 0.5) if self.duration else spans.condition.lengths
+        expected = lambda stretches: self.duration.quantile(stretches, 0.5) if self.duration else stretches.lengths
         run = self.decode(spans.condition, None if own else spans.share(frames, expected), seed=spans.seeds(seed), ends=length == "eos", **how)
         tokens, lengths, run = spans.together(*run)
         began, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()

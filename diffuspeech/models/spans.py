@@ -6,6 +6,7 @@
 __all__ = ['cuts', 'Spans']
 
 # %% ../../nbs/models/spans.ipynb #5a9b6702
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,16 @@ class Spans:
     condition: Condition  # of the stretches
     rows: Tensor  # (S,) of which utterance each is, in order
 
+    @property
+    def utterances(self) -> int:
+        "How many they are of"
+        return int(self.rows[-1]) + 1
+
+    @property
+    def cut(self) -> bool:
+        "Is any utterance in more than one?"
+        return len(self.rows) > self.utterances
+
     @classmethod
     def of(cls,
         condition: Condition,
@@ -55,15 +66,15 @@ class Spans:
 
     def share(self,
         frames: Tensor,  # (B,) tokens of each utterance
-        expected: Tensor,  # (S,) tokens that a stretch would take
+        expected: Callable[[Condition], Tensor],  # how many tokens each stretch would take, (S,)
     ) -> Tensor:  # (S,) at least one each; together, as far as that allows, those of the utterance
         "How long the canvas of each stretch is"
-        if len(self.rows) == len(frames):
+        if not self.cut:
             return frames
-        out = torch.empty_like(self.rows)
+        out, take = torch.empty_like(self.rows), expected(self.condition).double()
         for b in range(len(frames)):
             mine = self.rows == b
-            ends = (expected[mine].double().cumsum(0) / expected[mine].double().sum() * frames[b]).round().long()
+            ends = (take[mine].cumsum(0) / take[mine].sum() * frames[b]).round().long()
             out[mine] = ends.diff(prepend=ends.new_zeros(1)).clamp_min(1)
         return out
 
@@ -71,10 +82,9 @@ class Spans:
         seed: "int | Tensor",  # one for all utterances, or one for each
     ) -> "int | Tensor":
         "A seed for each stretch; an utterance that is not cut keeps its own"
-        B = int(self.rows[-1]) + 1
-        if len(self.rows) == B:
+        if not self.cut:
             return seed
-        own = (seed if isinstance(seed, Tensor) else keys.row_keys(seed, B)).to(self.rows)[self.rows]
+        own = (seed if isinstance(seed, Tensor) else keys.row_keys(seed, self.utterances)).to(self.rows)[self.rows]
         nth = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
         return torch.where(nth > 0, keys.fold(own, nth), own)
 
@@ -84,10 +94,9 @@ class Spans:
         run: "Sampled | Written",
     ) -> tuple[Tensor, Tensor, "Sampled | Written"]:  # tokens, lengths and run of the utterances
         "Put end to end what was decoded apart"
-        B = int(self.rows[-1]) + 1
-        if len(self.rows) == B:
+        if not self.cut:
             return tokens, lengths, run
-        whole = lambda x, how: x.new_zeros(B).scatter_reduce(0, self.rows, x, how, include_self=False)
+        whole = lambda x, how: x.new_zeros(self.utterances).scatter_reduce(0, self.rows, x, how, include_self=False)
         calls = whole(run.calls, "amax")  # they were decoded at once
         free = run.tokens_per_call * int(run.calls.sum())
         same = dict(calls=calls, tokens_per_call=free / max(1, int(calls.sum())), lengths=whole(run.lengths, "sum"), tokens=end_to_end(run.tokens, run.lengths, self.rows, 0))
