@@ -38,7 +38,7 @@ def bench(args: argparse.Namespace):
         from diffuspeech.models.decoder import DecoderConfig
         from diffuspeech.speech.vocode import SpeechCodec
         voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(ours("ddm") / "decoder")["config"])
-        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], device=args.device)
+        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice, device=args.device)
     elif args.what == "training":
         from diffuspeech.evaluate.speech import pack_utterances
         from diffuspeech.evaluate.speed import training_table
@@ -145,11 +145,12 @@ def reconstruct(args: argparse.Namespace):
     from diffuspeech.base.folder import within
     from diffuspeech.evaluate.metrics import Recogniser
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.speech.audio import save, speakable
+    from diffuspeech.speech.audio import format_of, save, speakable
     from diffuspeech.speech.jobs import gather
     from diffuspeech.speech.manifest import load_audio
     job, out = gather(args.input), Path(args.out)
-    if one := out.suffix != "":
+    if one := out.suffix != "" and not out.is_dir():
+        format_of(out)
         if len(job.todo) + len(job.troubles) != 1:
             raise ValueError(f"{out}: names one file, and there are {len(job.todo) + len(job.troubles)} inputs; give a folder")
     if args.text and len(job.todo) + len(job.troubles) != 1:
@@ -165,9 +166,11 @@ def reconstruct(args: argparse.Namespace):
                 text = hear([wave])[0]
                 print(f"{u.id}: heard: {text}", file=sys.stderr)
             target = out if one else within(out, f"{u.id}.wav")
+            if target.resolve() == Path(u.audio).resolve():
+                raise ValueError(f"{target}: is the recording itself; -o should name another place")
             made = spoken(model.reconstruct(wave, text, length=args.length, seed=args.seed, **how))
         except (ValueError, OSError) as e:
-            job.troubles.append(str(e))
+            job.troubles.append(f"{u.id}: {e}")
             continue
         save(target, made.waves[0])
         if args.trace:
@@ -179,7 +182,8 @@ def reconstruct(args: argparse.Namespace):
 def say(args: argparse.Namespace):
     "A sentence, said"
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.speech.audio import load, save, speakable
+    from diffuspeech.speech.audio import format_of, load, save, speakable
+    format_of(args.out)
     model = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration, args.device)
     made = spoken(model.say(args.text, speakable(load(args.voice), args.voice) if args.voice else None, length=args.length, seed=args.seed, **decoding(args, model)))
     save(args.out, made.waves[0])
@@ -192,11 +196,11 @@ def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps, and what the decoders make of text and codes"
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
     from diffuspeech.speech.jobs import load_codec
-    decoders = ("ddm", "ar", "few", "encoder", "duration", "device")
+    decoders = ("ddm", "ar", "few", "encoder", "duration", "device", "keep")
     misplaced(args, speech=(*decoders, "protocol", "waves", "length"), reconstruct=("waves", "length"), foreign=decoders)
     clips = pack_utterances() if args.pack else test_utterances()
     if args.what == "speech":
-        rows = speech_table(load_codec(args.model), clips, graded=args.graded)
+        rows = shown = speech_table(load_codec(args.codec), clips, graded=args.graded)
     else:
         from diffuspeech.evaluate.metrics import all_judges
         from diffuspeech.evaluate.reconstruct import System, reconstruct_table, systems
@@ -208,7 +212,7 @@ def evaluate(args: argparse.Namespace):
         if foreign:
             rows = [System("Original"), System("S3-Oracle"), System(args.waves, length=args.length, waves=args.waves)]
         else:
-            ddm, ar, few = (name and Reconstructor.from_pretrained(name, args.model, args.encoder, args.duration, args.device) for name in (args.ddm, args.ar, args.few))
+            ddm, ar, few = (name and Reconstructor.from_pretrained(name, args.codec, args.encoder, args.duration, args.device) for name in (args.ddm, args.ar, args.few))
             rows = systems(ddm, ar, few)
             if not ddm.duration:
                 print("note: no predictor of lengths fits this ddm, so the rows that need one are left out (--duration)", file=sys.stderr)
@@ -218,8 +222,10 @@ def evaluate(args: argparse.Namespace):
                 raise ValueError("evaluate foreign --protocol FILE wants --length, too: where the lengths of the waves came from")
             mine = Protocol.of(clips, judges, [args.length] if foreign else [row.length for row in rows])
             Protocol.load(args.protocol).check(mine) if foreign else mine.hold(args.protocol)
-        rows = reconstruct_table(rows, load_codec(args.model), clips, judges, graded=args.graded)
-    print_table(rows)
+        rows = reconstruct_table(rows, load_codec(args.codec), clips, judges, graded=args.graded, keep=args.keep)
+        brief = ("system", "split", "steps", "length_mode", "clips", "wer", "wer_low", "wer_high", "wer_over_oracle", "wer_over_ar", "distillmos", "spksim", "nfe", "decoder_seconds", "total_seconds", "runaways")
+        shown = [{name: row[name] for name in brief if name in row} for row in rows]  # all of it is in the file
+    print_table(shown)
     if args.json:
         write_rows(args.json, rows)
 
@@ -227,12 +233,15 @@ def evaluate(args: argparse.Namespace):
 def train(args: argparse.Namespace):
     "Train a preset"
     from diffuspeech.train.loop import start
-    folder = args.out or f"runs/{args.preset}"
+    folder = args.out or f"runs/{Path(args.preset).stem}"
     said = start(args.preset, args.set, folder, args.device)
+    if int(os.environ.get("RANK", 0)):  # torchrun starts this many times, and one of them speaks
+        return
     if "stopped" in said:
         print(f"stopped at step {said['stopped']:.0f}; the same command goes on from there")
     else:
         print_table([said])
+        print(f"the model is in {Path(folder, 'model')}, the log in {Path(folder, 'log.jsonl')}")
 
 # %% ../nbs/cli.ipynb #ce3c4eee
 def plan(args: argparse.Namespace):
@@ -297,6 +306,7 @@ def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
     "The command `diffuspeech`"
+    from diffuspeech.train.config import presets
     parser = argparse.ArgumentParser("diffuspeech", description="The workbench for discrete diffusion over speech tokens")
     parser.add_argument("--version", action="version", version=f"diffuspeech {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -320,9 +330,9 @@ def main(
          ("input", dict(nargs="?", metavar="SIZE|MANIFEST", help="build: small or tiny; else a manifest")), ("-o --out", dict(metavar="FOLDER")),
          ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--tokens", dict(metavar="MODEL", help="pack: this model's ids instead of sound")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
          ("--vocoder", dict(default="world", metavar="NAME", help="prepare: whose features (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time")))
-    rule = ("--sampler", dict(metavar="RULE", help="how the masks are filled (default conf-topk)"))
+    rule = ("--sampler", dict(metavar="RULE", help="how the masks are filled: ancestral, conf-topk, margin, entropy-bound, remdm-cap, p2 and others, which an unknown name lists (default conf-topk)"))
     steps = ("--steps", dict(type=int, help="of the diffusion (default: the rule's own, of most 10)"))
-    trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there"))
+    trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there, for diffuspeech.diffusion.trajectory.load and the workbench's player"))
     parts = [("--codec", dict(default="small", metavar="NAME", help="what the tokens are of, as --model of encode (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="the recogniser whose states the model was trained on: small or a folder (default %(default)s)")),
              ("--duration", dict(default="small", metavar="NAME", help="what predicts lengths: small or a folder (default %(default)s)"))]
     heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: 0 of the diffusion, what dev chose of ar)"))
@@ -331,17 +341,19 @@ def main(
     verb(reconstruct, "send recordings as text and codes, and say them again", inputs, ("-o --out", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
          ("--text", dict(help="what is said (default: what the recogniser hears)")), ("--recogniser", dict(default="small", metavar="NAME", help="who hears what is said: small (built in, weak on human voices) or one that judges, as whisper-tiny.en (default %(default)s)")), steps, rule, heat, ("--quantizer", dict(metavar="KIND", help="which the model must have, as fsq4")),
          ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="where the number of tokens comes from (default given; of ar eos, its own end)")), trace, decoder, *parts, device, seed)
-    verb(say, "say a sentence", ("text", dict()), ("-o --out", dict(required=True, metavar="WAV")), ("--voice", dict(metavar="WAV", help="in whose voice (default: nobody's)")), steps, rule, heat,
+    verb(say, "say a sentence", ("text", dict(metavar="TEXT", help="what to say, in quotes")), ("-o --out", dict(required=True, metavar="WAV")), ("--voice", dict(metavar="WAV", help="in whose voice (default: nobody's)")), steps, rule, heat,
          ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted; of ar eos)")), trace, decoder, *parts, device, seed)
     verb(evaluate, "tables about the built-in models: what the codec keeps (speech), what the decoders make of text and codes (reconstruct); or of waves that somebody else made of the same clips (foreign)", ("what", dict(choices=["speech", "reconstruct", "foreign"])), json_file,
          ("--pack", dict(action="store_true", help="on the committed clips instead of the whole test splits")), ("--waves", dict(metavar="FOLDER", help="foreign: an <id>.wav, .flac or .ogg for each clip")),
          ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="foreign: where the lengths of the waves came from, for the table")),
          ("--protocol", dict(metavar="FILE", help="reconstruct, foreign: the clips with their hashes, the judges with their versions; what differs is refused (reconstruct writes it where there is none)")),
-         ("--graded", dict(type=int, default=60, help="clips of each row for the slow judges (default %(default)s)")), ("--model", dict(default="small", metavar="NAME", help="the codec, as --model of encode (default %(default)s)")), *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder in the place of the built-in {name}")) for name in ("ddm", "ar")),
+         ("--keep", dict(metavar="FOLDER", help="reconstruct: rows wait there, and an interrupted table goes on from them (of the whole splits it takes two hours of two cores, and 50 MB for each row and split)")),
+         ("--graded", dict(type=int, default=60, help="clips of each row for the slow judges (default %(default)s)")), parts[0], *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder in the place of the built-in {name}")) for name in ("ddm", "ar")),
          ("--few", dict(metavar="FOLDER", help="reconstruct: and what ddm was taught (diffuspeech train ddm-few)")), *((name, dict(about, help=f"reconstruct: {about['help']}")) for name, about in (*parts[1:], device)))
-    verb(train, "train a preset", ("preset", dict()), ("--set", dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64")),
+    known = ("preset", dict(metavar="PRESET", help=f"{', '.join(presets())}; or a file.json of your own"))
+    verb(train, "train a preset; the same command goes on where it was stopped", known, ("--set", dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64")),
          ("-o --out", dict(metavar="FOLDER", help="of the run (default runs/PRESET)")), ("--device", dict(default="auto", choices=["auto", "cpu", "cuda"])))
-    verb(plan, "parameters, memory and hours of a preset, before anyone pays for them", ("preset", dict()), ("--set", dict(action="append", default=[], metavar="KEY=VALUE")),
+    verb(plan, "parameters, memory and hours of a preset, before anyone pays for them", known, ("--set", dict(action="append", default=[], metavar="KEY=VALUE")),
          ("--gpus", dict(type=int, default=1, help="(default %(default)s)")), ("--gpu", dict(default="a100", help="a100, h100, h200, l40s, rtx4090, t4 (default %(default)s)")),
          ("--used", dict(type=float, default=0.35, help="share of the GPU's speed that the run will reach (default %(default)s)")), ("--shared", dict(action="store_true", help="FSDP: the GPUs share the weights")), json_file)
     verb(convert, "make a recogniser's folder of a NeMo archive", ("archive", dict(metavar="FILE.nemo")), ("-o --out", dict(required=True, metavar="FOLDER")))
@@ -351,6 +363,10 @@ def main(
          ("--samples", dict(type=int, default=20_000, help="law: samples a rule (default %(default)s)")), seed)
     args = parser.parse_args(argv)
     try:
+        if getattr(args, "device", "") == "cuda":
+            from torch.cuda import is_available
+            if not is_available():
+                raise ValueError("--device cuda: torch finds no GPU here")
         args.run(args)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as e:
         sys.exit(f"diffuspeech {args.verb}: {e}")

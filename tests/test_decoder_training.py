@@ -1,7 +1,8 @@
 "What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
 import json
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from small import listeners, prepared
 
 from diffuspeech.base import keys
+from diffuspeech.cli import main
+from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.models.decoder_training import DecoderTask
 from diffuspeech.models.duration import Duration, DurationTask
 from diffuspeech.speech.taste import Taste
@@ -117,6 +120,10 @@ def test_another_start_is_refused(folder, tmp_path):
     for odd, said in ((dict(withheld=0.4), "withheld=0.4: is taken three times"), (dict(beyond=0.5), "beyond: of the diffusion")):
         with pytest.raises(ValueError, match=said):
             DecoderTask(run_of(folder, dict(causal="beyond" in odd), **odd))
+    with pytest.raises(ValueError, match="was trained with another quantizer .*fsq.*, and each wants to begin at a first stage"):
+        DecoderTask(run_of(folder, start=str(tmp_path / "second" / "model"), taste=dict(quantizer=dict(kind="rvq", layers=2))))
+    with pytest.raises(ValueError, match="options.start=.*none/model: no exported model there; the run in .*none leaves it"):
+        DecoderTask(replace(run_of(folder, start=str(tmp_path / "none" / "model")), data=str(tmp_path / "no corpus")))  # said first
     with pytest.raises(ValueError, match="comes from a run with seed=0, and this one has seed=1"):
         DecoderTask(replace(run_of(folder, start=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2))), seed=1))
     with pytest.raises(ValueError, match="its decoder is"):
@@ -129,6 +136,22 @@ def test_another_start_is_refused(folder, tmp_path):
     file.write_text(json.dumps(config | dict(about=config["about"] | dict(tokenizer="s3-small-ffffffff"))))
     with pytest.raises(ValueError, match="trained with the tokenizer s3-small-ffffffff"):
         DecoderTask(run_of(folder, start=str(start)))
+
+
+def test_a_run_from_a_shell(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "tiny.json").write_text(json.dumps({name: value for name, value in asdict(run_of(folder)).items() if value is not None}))
+    shell = ["train", str(tmp_path / "mine" / "tiny.json"), "--device", "cpu"]
+    main([*shell, "--set", "steps=2", "--set", "log_every=1"])
+    said, run = capsys.readouterr(), tmp_path / "runs" / "tiny"
+    assert f"the model is in {Path('runs/tiny/model')}" in said.out and "score" in said.out and "2/2" in said.err and "tokens/s" in said.err
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {1, 2} <= {row["step"] for row in rows if "loss" in row} and list(run.glob("board/events*"))
+    assert SpeechDecoder.from_pretrained(run / "model" / "decoder").config.dim == 48
+    monkeypatch.setenv("RANK", "1")
+    main([*shell, "--set", "steps=2", "--set", "log_every=1"])
+    assert capsys.readouterr().out == "", "of many processes one speaks"
 
 
 def test_durations_are_learned_from_texts(folder, tmp_path):

@@ -96,6 +96,8 @@ def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
     assert torch.equal(after.tokens[[0, 2]], before.tokens[[0, 2]]) and not torch.equal(after.tokens[1], before.tokens[1])
     assert torch.equal(after.tokens, cut.reconstruct(waves, texts, **how).tokens)
     assert after.codes.shape == before.codes.shape
+    drawn = how | dict(seed=0, temperature=1.0)
+    assert torch.equal(cut.reconstruct(waves, texts, **drawn).tokens[[0, 2]], whole.reconstruct(waves, texts, **drawn).tokens[[0, 2]]), "one seed for all: the others still do not notice"
     if name == "ar":
         assert after.run.calls.tolist() == [50, after.run.nfe, 50] and after.run.nfe < 75 and not after.run.ended.any()
         free = cut.reconstruct(waves, texts, seed=seeds)
@@ -105,6 +107,7 @@ def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
     kept = after.run.trajectory
     assert torch.equal(kept.final[1, :150], after.tokens[1]) and kept.lengths.tolist() == [50, 150, 50] and (kept.committed[1, :150] >= 0).all()
     ends = cut.reconstruct(waves, texts, length="eos", steps=3, seed=seeds)
+    assert not after.ended.any() and torch.equal(ends.ended[[0, 2]], (ends.lengths < ends.run.lengths)[[0, 2]])
     assert ends.lengths[1] <= ends.run.lengths[1] and ((ends.tokens >= 0).sum(1) == ends.lengths).all()
     for rule in ("remdm_cap", "blocks(conf_topk)"):
         again = cut.reconstruct(waves, texts, rule=rule, **how).run.trajectory
@@ -119,6 +122,35 @@ def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
         assert trajectory.load(next((tmp_path / "trace").glob("*.safetensors"))).lengths.tolist() == [150]
     finally:
         config.write_text(plain)
+
+
+def test_what_nobody_wrote_down_is_heard(wav, tmp_path, capsys):
+    "The built-in recogniser, or another one, gives the transcript"
+    status, said = run(capsys, "reconstruct", wav, "-o", tmp_path / "a.wav", "--steps", 2)
+    text = said.split("in: heard: ")[1].splitlines()[0]
+    assert status == 0 and len(text.split()) >= 3 and len(audio.load(tmp_path / "a.wav")) == len(CLIP)
+    model = Reconstructor.from_pretrained()
+    spoken = model.reconstruct(CLIP, steps=2)
+    assert spoken.texts == model.hear([CLIP]) == [text] and torch.allclose(spoken.waves[0], audio.load(tmp_path / "a.wav"), atol=1e-4)
+
+
+def test_a_recording_is_not_written_over(models, wav, tmp_path, capsys):
+    before = wav.read_bytes()
+    for out in (wav, tmp_path):
+        status, said = run(capsys, "reconstruct", wav, "--text", TEXT, "-o", out, "--model", models / "ddm", "--steps", 2)
+        assert status == 1 and "in.wav: is the recording itself" in said and wav.read_bytes() == before
+    for words in (("reconstruct", wav, "--text", TEXT), ("say", TEXT)):
+        status, said = run(capsys, *words, "-o", tmp_path / "out.txt", "--model", models / "ddm", "--steps", 10**6)
+        assert status == 1 and "out.txt: the ending says the format" in said, "said before anything is decoded"
+    (tmp_path / "v1.2").mkdir()
+    assert run(capsys, "reconstruct", wav, "--text", TEXT, "-o", tmp_path / "v1.2", "--model", models / "ddm", "--steps", 2)[0] == 0 and (tmp_path / "v1.2" / "in.wav").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("words", [("say", TEXT, "-o", "x.wav"), ("bench", "decoder"), ("evaluate", "reconstruct"), ("train", "ddm")])
+def test_a_gpu_that_is_not_there(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, *words, "--device", "cuda") == (1, f"diffuspeech {words[0]}: --device cuda: torch finds no GPU here\n") and not list(tmp_path.iterdir())
 
 
 def test_a_job_goes_on(models, wav, tmp_path, capsys):
@@ -167,7 +199,7 @@ def test_python_refuses_what_a_decoder_cannot_do(models):
     few = systems(ddm, ar)
     ddm.duration = None
     assert {row.length for row in few} - {row.length for row in systems(ddm, ar)} == {"predicted"} and ("eos", False) not in {(row.length, row.model.decoder.config.causal) for row in systems(ddm, ar) if row.model}
-    assert [row.name for row in few if row.model is ar] == ["AR-4L-FSQ"] * 2 and {row.length for row in few if row.model is ar} == {"eos", "given"}
+    assert [row.name for row in few if row.model is ar] == ["AR-4L-FSQ", "AR-4L-FSQ", "AR-4L-FSQ, text only", "AR-4L-FSQ, shuffled"] and {row.length for row in few if row.model is ar} == {"eos", "given"}
     with pytest.raises(ValueError, match="a decoder that should fill in masks does the other"):
         systems(ar, ddm)
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from diffuspeech.cli import main
-from diffuspeech.evaluate import speech
+from diffuspeech.evaluate import reconstruct, speech, speed
 from diffuspeech.speech import audio
 from diffuspeech.speech.manifest import load_audio
 
@@ -18,17 +18,22 @@ def few(monkeypatch):
     return clips
 
 
-def test_reconstruct_and_foreign(few, tmp_path, capsys):
-    main(["evaluate", "reconstruct", "--pack", "--graded", "2", "--json", str(tmp_path / "ours.json"), "--protocol", str(tmp_path / "protocol.json")])
+def test_reconstruct_and_foreign(few, tmp_path, monkeypatch, capsys):
+    ours = ["evaluate", "reconstruct", "--pack", "--graded", "2", "--json", str(tmp_path / "ours.json"), "--protocol", str(tmp_path / "protocol.json"), "--keep", str(tmp_path / "kept")]
+    main(ours)
     rows = json.loads((tmp_path / "ours.json").read_text())
+    with monkeypatch.context() as m:
+        m.setattr(reconstruct, "make", lambda system, codec, waves, *rest, **how: reconstruct.Made(list(waves)) if system.name == "Original" else 1 / 0)
+        main(ours)
+    assert json.loads((tmp_path / "ours.json").read_text()) == rows, "what was made is not made again"
     ways = {(r["system"], r["steps"], r["length_mode"]) for r in rows}
     name = "DDM-4L-FSQ"
     assert {("Original", None, None), ("S3-Oracle", None, None), ("AR-4L-FSQ", None, "eos"), ("AR-4L-FSQ", None, "given"), *((name, n, "given") for n in (1, 10, 50)),
-            *((name, 10, mode) for mode in ("ratio", "predicted", "eos")), (f"{name}, text only", 10, "given"), (f"{name}, shuffled", 10, "given")} == ways and len(rows) == 2 * len(ways)
+            *((name, 10, mode) for mode in ("ratio", "predicted", "eos")), *((f"{whose}, {control}", n, "given") for whose, n in ((name, 10), ("AR-4L-FSQ", None)) for control in ("text only", "shuffled"))} == ways and len(rows) == 2 * len(ways)
     for r in rows:
         assert 0 <= r["wer_low"] <= r["wer"] <= r["wer_high"] and 1 <= r["distillmos"] <= 5
         assert r["steps"] not in (1, 10) or r["length_mode"] != "given" or r["nfe"] == r["steps"]
-        assert (r["bitrate"] is None) == (r["system"] in ("Original", f"{name}, text only")) and (r["wer_over_ar"] is None) == (r["system"] in ("Original", "S3-Oracle") or r["system"].startswith("AR") and r["length_mode"] == "eos")
+        assert (r["bitrate"] is None) == (r["system"] == "Original" or "text only" in r["system"]) and (r["wer_over_ar"] is None) == (r["system"] in ("Original", "S3-Oracle") or r["system"].startswith("AR") and r["length_mode"] == "eos")
         kinds = {speech.kind_of(u) for u in few if u.split == r["split"]}
         assert {kind for kind in speech.KINDS if r[f"wer_{kind}"] is not None} == kinds and (len(kinds) > 1 or r[f"wer_{next(iter(kinds))}"] == r["wer"])
     original = {r["split"]: r for r in rows if r["system"] == "Original"}
@@ -49,6 +54,20 @@ def test_reconstruct_and_foreign(few, tmp_path, capsys):
     (tmp_path / "protocol.json").write_text(json.dumps(held | dict(lengths=["eos"])))
     with pytest.raises(SystemExit, match="another protocol: length is given, not eos"):
         main([*theirs, "--length", "given"])
+
+
+def test_the_cost_of_decoders(monkeypatch, tmp_path):
+    "The command's own columns, on sizes that a test can wait for"
+    small = dict(seconds=(1.0,), steps=(2,), ways=("fp32",), repeats=1)
+    monkeypatch.setattr(speed, "decoder_table", lambda real=speed.decoder_table, **how: real(**how | small | dict(batches=(1, 2)[: 2 - ("frame_rate" in how)])))
+    tiny = dict(dim=32, narrow=16, inner=48)
+    monkeypatch.setattr(speed, "SIZES", (tiny, tiny, tiny | dict(frame_rate=50.0)))
+    main(["bench", "decoder", "--json", str(tmp_path / "cost.json")])
+    rows = json.loads((tmp_path / "cost.json").read_text())
+    assert [(r["tokens"], r["batch"]) for r in rows] == [(25, 1), (25, 2), (25, 1), (25, 2), (50, 1)] and rows[0]["million"] > rows[2]["million"] == rows[-1]["million"]
+    for r in rows:
+        assert r["decoder_ms"] > 0 and r["ratio_ar"] == pytest.approx(r["ar_ms"] / r["decoder_ms"], rel=0.1)
+        assert (r["total_ms"] is None) == (r["tokens"] == 50) and (r["total_ms"] is None or r["total_ms"] > r["decoder_ms"])
 
 
 def test_the_cost_of_training_and_a_plan(few, tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import keys
-from ..base.folder import fingerprint, write_aside, write_json
+from ..base.folder import write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, all_judges, audible, cosine, wer
 from ..models.reconstructor import LENGTHS, Reconstructor
@@ -129,8 +129,7 @@ def sweep(
     "Decode and judge every cell that is not there yet"
     folder, judges, cache, table = Path(folder), judges or all_judges(), cache or Cache(), []
     Protocol.of(utterances, judges).hold(folder / "protocol.json")
-    parts = dict(recogniser=model.recogniser, taste=model.taste, decoder=model.decoder) | (dict(duration=model.duration) if model.duration else {})
-    mine, whose = {name: fingerprint(part.state_dict()) for name, part in parts.items()} | dict(codec=model.codec.version, per_piece=model.per_piece), folder / "model.json"
+    mine, whose = model.identity(), folder / "model.json"
     if whose.exists() and (there := json.loads(whose.read_text())) != mine:
         raise ValueError(f"{folder}: holds the rows of another model ({there}), and this one is {mine}; give a folder of its own")
     write_json(whose, mine)

@@ -123,8 +123,8 @@ def decoder_table(
             for n in steps:
                 ms, way = best("ddm", n)
                 row = dict(seconds_of_audio=s, tokens=L, steps=n, batch=B, decoder_ms=ms, way=way, ar_ms=ar_ms, ar_way=ar_way, **{f"ar_{kind}_ms": ms for kind, ms in kinds.items()}, ar_floor_ms=floor)
-                if voice:
-                    row |= dict(total_ms=ms + found["voice"], ar_total_ms=ar_ms + found["voice"], ratio_total=(ar_ms + found["voice"]) / (ms + found["voice"]))
+                both = (ms + found["voice"], ar_ms + found["voice"]) if voice else None
+                row |= dict(total_ms=both and both[0], ar_total_ms=both and both[1], ratio_total=both and both[1] / both[0])
                 row |= dict(ratio_ar=ar_ms / ms, ratio_floor=floor / ms, **{f"ratio_{name}": found[name] / found["ddm", steps[0], ways[0]] for name in ("unbound", "whole")})
                 rows.append({k: round(v, 2 if k.startswith("ratio") else 1) if isinstance(v, float) else v for k, v in row.items()} | dict(million=round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1)))
     return rows
@@ -136,11 +136,13 @@ SIZES = (dict(), dict(dim=256, narrow=256, inner=512, heads=8), dict(dim=512, na
 
 def size_table(
     sizes: Sequence[dict] = SIZES,
-    **how,  # of `decoder_table`
+    voice: Callable | None = None,  # as in `decoder_table`, but not for a size with tokens of its own
+    **how,  # of it, too
 ) -> list[dict]:
     "Five seconds, one utterance, ten steps, at growing sizes of the network: where the ratio crosses what one hopes for"
     usual = dict(seconds=(5.0,), steps=(10,), batches=(1,), ways=("fp32", "fp32 compiled"))
-    return [row for size in sizes for row in decoder_table(**usual | how, config=DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"}), frame_rate=size.get("frame_rate", 25.0))]
+    own = lambda size: dict(frame_rate=size["frame_rate"]) if "frame_rate" in size else dict(voice=voice)
+    return [row for size in sizes for row in decoder_table(**usual | own(size) | how, config=DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"}))]
 
 # %% ../../nbs/evaluate/speed.ipynb #efdb3484
 def epoch(

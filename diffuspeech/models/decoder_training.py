@@ -150,6 +150,8 @@ class DecoderTask:
             raise ValueError(f"options.withheld={self.options['withheld']}: is taken three times (text, vectors, both), so at most a third")
         if run.model.get("causal") and "beyond" in run.options:
             raise ValueError("options.beyond: of the diffusion; what writes from left to right has no canvas")
+        if (start := self.options["start"]) and not Path(start, "taste").is_dir():  # said before a corpus is encoded
+            raise ValueError(f"options.start={start}: no exported model there; the run in {Path(start).parent} leaves it when it is done, so train that one first")
         name, recogniser = self.options["tokenizer"], recogniser_of(self.options["recogniser"])
         tokenizer = tokenizer_of(name) if name == "small" or (Path(name) / "config.json").is_file() else load_codec(name)
         if tokenizer.codebooks > 1:
@@ -172,7 +174,7 @@ class DecoderTask:
             self.pieces |= {row["id"]: torch.tensor(recogniser.pieces.encode(row["text"], row["id"])) for row in corpus.rows}
         self.per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
         self.longest = sorted(len(self.ids[row["id"]]) for row in self.corpora["train"].rows)[int(0.99 * (len(self.corpora["train"]) - 1))]  # speech tokens: beyond it a decoder has hardly been
-        if start := self.options["start"]:
+        if start:
             own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
             begin(self.model, start, self.versions | own, run.seed)
         self.versions |= dict(recordings=self.corpora["train"].version)
@@ -306,6 +308,8 @@ def begin(
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     about = read_config(folder / "decoder")["about"]
+    if first.config.quantizer.kind != "none" and first.config.quantizer != model.taste.config.quantizer:
+        raise ValueError(f"{folder}: was trained with another quantizer ({first.config.quantizer}), and each wants to begin at a first stage, which has none")
     if model.taste.config.quantizer.kind != "none" and (theirs := about.get("run", {}).get("seed", seed)) != seed:
         raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
     for what, version in versions.items():

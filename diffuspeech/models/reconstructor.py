@@ -44,6 +44,7 @@ class Spoken:
     lengths: Tensor  # (B,)
     run: "Sampled | Written"  # the decoder's: calls, seconds, and the trajectory of a diffusion
     seconds: dict[str, float]  # condition, decoder, voice
+    ended: Tensor  # (B,) True: it found its own end, in each of its spans
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
 
 # %% ../../nbs/models/reconstructor.ipynb #08466926
@@ -78,6 +79,12 @@ class Reconstructor:
         duration = predictor(duration, recogniser, codec)
         parts = recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
         return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), about.get("longest"), own or read_config(hears)["about"].get("recogniser") == "its own")
+
+    def identity(self) -> dict:
+        "What tells it from another one: its weights, and how it decodes when nobody says"
+        parts = dict(recogniser=self.recogniser, taste=self.taste, decoder=self.decoder) | (dict(duration=self.duration) if self.duration else {})
+        own = dict(temperature=TEMPERATURE) if self.decoder.config.causal else {}
+        return {name: fingerprint(part.state_dict()) for name, part in parts.items()} | dict(codec=self.codec.version, per_piece=self.per_piece, longest=self.longest) | own
 
     def has(self,
         quantizer: str | None,  # as fsq4; none: whatever it is
@@ -189,6 +196,7 @@ class Reconstructor:
         spans = Spans.of(condition, [self.recogniser.pieces.words(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.longest)
         expected = lambda stretches: self.duration.quantile(stretches, 0.5) if self.duration else stretches.lengths
         run = self.decode(spans.condition, None if own else spans.share(frames, expected), seed=spans.seeds(seed), ends=length == "eos", **how)
+        ended = spans.throughout(run[2].ended if causal else run[1] < run[2].lengths)
         tokens, lengths, run = spans.together(*run)
         began, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()
         ids = tokens[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
@@ -196,7 +204,7 @@ class Reconstructor:
         said[lengths == 0, 0] = 0  # a row that ended at once: something for the codec, of which nothing is kept
         waves = self.codec.decode(said, lengths.clamp_min(1), references, **(dict(seed=seed) if "seed" in signature(self.codec.decode).parameters else {}))
         waves = [wave[: int(n) * self.hop] for wave, n in zip(waves, lengths)]
-        return Spoken(waves, texts, ids, lengths, run, dict(condition=sent, decoder=run.seconds, voice=time.perf_counter() - began), codes)
+        return Spoken(waves, texts, ids, lengths, run, dict(condition=sent, decoder=run.seconds, voice=time.perf_counter() - began), ended, codes)
 
     def reconstruct(self,
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several

@@ -80,13 +80,17 @@ class Spans:
 
     def seeds(self,
         seed: "int | Tensor",  # one for all utterances, or one for each
-    ) -> "int | Tensor":
-        "A seed for each stretch; an utterance that is not cut keeps its own"
-        if not self.cut:
-            return seed
+    ) -> Tensor:  # (S,)
+        "A seed for each stretch; the first of each utterance has that of the utterance, be it cut or not, and be its neighbours cut or not"
         own = (seed if isinstance(seed, Tensor) else keys.row_keys(seed, self.utterances)).to(self.rows)[self.rows]
         nth = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
         return torch.where(nth > 0, keys.fold(own, nth), own)
+
+    def throughout(self,
+        found: Tensor,  # (S,) true or false
+    ) -> Tensor:  # (B,)
+        "Of which utterances something is true in every stretch"
+        return torch.stack([found[self.rows == b].all() for b in range(self.utterances)])
 
     def together(self,
         tokens: Tensor,  # (S, L)
@@ -103,5 +107,5 @@ class Spans:
         if isinstance(run, Sampled):
             same |= dict(trajectory=run.trajectory.end_to_end(self.rows))
         else:
-            same |= dict(ended=whole(run.ended.int(), "amin").bool())
+            same |= dict(ended=self.throughout(run.ended))
         return end_to_end(tokens, lengths, self.rows, 0), whole(lengths, "sum"), replace(run, **same)

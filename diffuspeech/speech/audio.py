@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RATE', 'AGAIN', 'SLOWEST', 'FASTEST', 'PIPED', 'FORMATS', 'K_WEIGHTING', 'MEMORY', 'PAGE', 'import_torchaudio',
-           'ratio', 'resample', 'open_file', 'cut_off', 'blocks', 'read_mono', 'load', 'sound', 'save', 'clip', 'weigh',
-           'loudness', 'normalise', 'speakable', 'data_url', 'Player', 'log_mel', 'show', 'View', 'picture', 'view',
-           'compare']
+           'ratio', 'resample', 'open_file', 'cut_off', 'blocks', 'read_mono', 'load', 'sound', 'format_of', 'save',
+           'clip', 'weigh', 'loudness', 'normalise', 'speakable', 'data_url', 'Player', 'log_mel', 'show', 'View',
+           'picture', 'view', 'compare']
 
 # %% ../../nbs/speech/audio.ipynb #670ecff4
 import base64
@@ -204,16 +204,19 @@ def sound(wave: Tensor, where: "str | Path") -> Tensor:
 FORMATS = {".wav": ("WAV", None), ".flac": ("FLAC", None), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", None)}
 
 
+def format_of(path: "str | Path") -> "tuple[str, str | None]":  # container, coding
+    "What the ending of a name says"
+    if (ending := Path(path).suffix.lower()) not in FORMATS:
+        raise ValueError(f"{path}: the ending says the format, and is one of {', '.join(FORMATS)}")
+    return FORMATS[ending]
+
+
 def save(
     path: "str | Path",  # its ending says the format: wav, flac, ogg, opus, mp3
     wave: Tensor,  # (samples,) at 16 kHz
 ):
     "Write a wave to a file, whole or not at all"
-    path, wave = Path(path), wave.detach().cpu().float()
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the ending says the format, and is one of {', '.join(FORMATS)}")
-    sound(wave, path)
-    kind, coding = FORMATS[path.suffix.lower()]
+    (kind, coding), wave = format_of(path), sound(wave.detach().cpu().float(), path)
     write_aside(path, lambda aside: soundfile.write(str(aside), wave.clamp(-1, 1).numpy(), RATE, format=kind, subtype=coding))
 
 # %% ../../nbs/speech/audio.ipynb #dce2af5d
@@ -245,8 +248,7 @@ def weigh(wave: Tensor) -> Tensor:  # (samples,)
 def loudness(wave: Tensor) -> float:  # LUFS; -inf where nothing is above -70
     "Integrated loudness after ITU-R BS.1770-4, of one channel. A wave below 0.4 s is one block"
     hop, piece = RATE // 10, 60 * RATE
-    wave = wave.detach().cpu().float()
-    sound(wave, "this wave")
+    wave = sound(wave.detach().cpu().float(), "this wave")
     if len(wave) < 4 * hop:
         energy = weigh(wave).square().mean()[None]
     else:

@@ -157,7 +157,7 @@ class Prepared:
     def __init__(self, folder: "str | Path", twins: bool = True):
         folder = Path(folder)
         if not (folder / "index.json").exists():
-            raise ValueError(f"{folder}: no prepared corpus; make it: diffuspeech corpus prepare MANIFEST")
+            raise ValueError(f"{folder}: no prepared corpus; make it: diffuspeech corpus prepare MANIFEST (of the built-in corpus: diffuspeech corpus build small gives the manifests)")
         index = json.loads((folder / "index.json").read_text())
         self.rows = [dict(row, shard=folder / name) for name, rows in index["shards"].items() for row in rows if twins or not row["id"].endswith("~")]
         no_test(self.rows, folder)

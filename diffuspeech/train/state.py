@@ -182,11 +182,11 @@ def checkpoints(
 def tidy(
     folder: Path,  # of a run that nobody else is writing
 ):
-    "Remove what a killed process left half-written, but nothing of another run in a folder below"
+    "Remove what a killed process left half-written, here and in what it exports and its samples, but nothing of anybody else"
     for path in folder.iterdir():
-        if fnmatch(path.name, ".*.part*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif path.is_dir() and not (path / ".lock").exists():
+        if fnmatch(path.name, ".*.part[0-9]*"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif path.is_dir() and not path.is_symlink() and path.name in ("model", "samples", "taste", "decoder", "recogniser"):
             tidy(path)
 
 # %% ../../nbs/train/state.ipynb #4b46c02f
