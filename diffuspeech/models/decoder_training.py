@@ -308,9 +308,10 @@ def begin(
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     about = read_config(folder / "decoder")["about"]
-    if first.config.quantizer.kind != "none" and first.config.quantizer != model.taste.config.quantizer:
+    wanted = model.taste.config.quantizer
+    if "none" not in (wanted.kind, first.config.quantizer.kind) and first.config.quantizer != wanted:
         raise ValueError(f"{folder}: was trained with another quantizer ({first.config.quantizer}), and each wants to begin at a first stage, which has none")
-    if model.taste.config.quantizer.kind != "none" and (theirs := about.get("run", {}).get("seed", seed)) != seed:
+    if wanted.kind != "none" and (theirs := about.get("run", {}).get("seed", seed)) != seed:
         raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
     for what, version in versions.items():
         if about.get(what) != version:
@@ -321,5 +322,5 @@ def begin(
     model.decoder.load_state_dict(decoder.state_dict())
     model.taste.aggregator.load_state_dict(first.aggregator.state_dict())
     model.taste.bridge.load_state_dict(first.bridge.state_dict())
-    if first.config.quantizer == model.taste.config.quantizer:
+    if first.config.quantizer == wanted:
         model.taste.quantizer.load_state_dict(first.quantizer.state_dict())
