@@ -128,19 +128,20 @@ def roughen(
 
 # %% ../../nbs/speech/builtin.ipynb #164af085
 def make(
-    items: list[Item],  # of one voice and one speed
+    items: list[Item],  # of one voice and one speed; those of Piper draw from one stream, so the same ones go together in every build
     folder: Path,
 ) -> list[str]:  # what went wrong
     "Make the recordings that are not there yet"
     todo = [item for item in items if not where(folder, item).exists()]
     if not todo:
         return []
+    spoken = items if VOICES[items[0].voice].engine == "piper" else todo
     try:
-        waves = speak(VOICES[todo[0].voice], [item.source for item in todo], todo[0].speed)
+        waves = dict(zip(spoken, speak(VOICES[items[0].voice], [item.source for item in spoken], items[0].speed)))
     except (RuntimeError, ValueError, KeyError) as e:
         return [f"{todo[0].id} ... {todo[-1].id}: {e}"]
-    for item, wave in zip(todo, waves):
-        wave = roughen(wave, item.condition, item.id)
+    for item in todo:
+        wave = roughen(waves[item], item.condition, item.id)
         write_aside(where(folder, item), lambda aside: soundfile.write(aside, wave.numpy(), RATE, format="FLAC"))
     return []
 
@@ -202,14 +203,15 @@ def build(
     if absent:
         raise Absent(NEEDS + "\n  ".join(absent))
     jobs = {}
-    for item in sorted(todo, key=lambda i: VOICES[i.voice].engine != "kokoro"):  # the slowest first
+    for item in sorted(items, key=lambda i: VOICES[i.voice].engine != "kokoro"):  # the slowest first
         jobs.setdefault((item.voice, item.speed), []).append(item)
-    pieces = [job[i : i + 50] for job in jobs.values() for i in range(0, len(job), 50)]
+    todo = set(todo)
+    pieces = [piece for job in jobs.values() for i in range(0, len(job), 50) if not todo.isdisjoint(piece := job[i : i + 50])]
     troubles = []
     with progress(total=len(items), initial=len(items) - len(todo), desc=f"corpus {size}", unit="clip") as bar:
         for i, trouble in spread(make, [(piece, folder) for piece in pieces], workers):
             troubles += trouble
-            bar.update(len(pieces[i]))
+            bar.update(len(todo.intersection(pieces[i])))
     if troubles:
         raise RuntimeError(f"{len(troubles)} pieces could not be made; the same command tries them again:\n  " + "\n  ".join(troubles[:5]))
     for split in PLANS[size]:

@@ -8,6 +8,7 @@ __all__ = ['VOICES', 'SPELLING', 'Voice', 'program', 'missing', 'run', 'play_pro
 
 # %% ../../nbs/speech/voices.ipynb #2f65b883
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base import keys
 from ..base.weights import Absent, weights
 from .audio import RATE, load, resample
 
@@ -93,11 +95,12 @@ def flite(name: str, text: str, speed: float) -> Tensor:
 
 # %% ../../nbs/speech/voices.ipynb #f48c148a
 def piper(texts: Sequence[str], speed: float) -> list[Tensor]:
-    "Piper in a process of its own; many sentences at once, because it takes two seconds to start"
+    "Piper in a process of its own; many sentences at once, because it takes two seconds to start. The same sentences together sound the same each time"
     model = weights("piper-joe") / "en_US-joe-medium.onnx"
     with tempfile.TemporaryDirectory() as tmp:
         Path(tmp, "texts").write_text("\n".join(texts) + "\n")
-        run([program("piper", "pip install piper-tts==1.8.0"), "-m", model, "-i", f"{tmp}/texts", "-d", f"{tmp}/out", "--length-scale", 1 / speed])
+        Path(tmp, "sitecustomize.py").write_text(f"import onnxruntime\nonnxruntime.set_seed({keys.key('piper', str(speed), *texts) % 2**31})\n")  # it draws, and has no option to say from where
+        run([program("piper", "pip install piper-tts==1.8.0"), "-m", model, "-i", f"{tmp}/texts", "-d", f"{tmp}/out", "--length-scale", 1 / speed], env=os.environ | dict(PYTHONPATH=os.pathsep.join([tmp, *filter(None, [os.environ.get("PYTHONPATH")])])))
         files = sorted(Path(tmp, "out").glob("*.wav"), key=lambda f: int(re.sub(r"\D", "", f.stem)))  # named by a clock
         if len(files) != len(texts):
             raise RuntimeError(f"piper made {len(files)} files of {len(texts)} sentences")
