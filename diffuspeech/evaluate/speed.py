@@ -30,12 +30,17 @@ from ..speech.batches import plan
 # %% ../../nbs/evaluate/speed.ipynb #7276ba1b
 def in_turns(
     jobs: dict[object, Callable[[], object]],
-    repeats: int,
+    repeats: int,  # at most
     device: str,
+    patience: float = 90.0,  # seconds, after which two are enough
 ) -> dict[object, float]:  # seconds, the fastest of each
     "Time several things fairly"
     best = dict.fromkeys(jobs, float("inf"))
     for k in range(repeats + 1):
+        if k == 1:
+            warm = time.perf_counter()
+        elif k > 2 and time.perf_counter() - warm > patience:
+            break
         for name, job in jobs.items():
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -111,7 +116,7 @@ def decoder_table(
     frame_rate: float = 25.0,
     voice: Callable | None = None,  # tokens (B, L) to waves; its time is added to both
     ways: Sequence[str] = WAYS,
-    repeats: int = 12,  # at most; fewer of what takes long
+    repeats: int = 12,  # at most, see `in_turns`
     device: str = "cpu",
 ) -> list[dict]:
     "A row for each size: milliseconds for a batch, and how many times less than the fairest autoregressive decoder"
@@ -134,7 +139,7 @@ def decoder_table(
                     own = way if len(threads) == 1 else f"{way}, {count} thread{'s' * (count > 1)}"
                     jobs |= {("ddm", n, own): on(count, lambda free=free, n=n: diffuse(free(), n)) for n in steps}
                     jobs |= {("ar", own): on(count, lambda told=told: write(told(), most=L, temperature=0)), ("floor", own): on(count, lambda told=told: calls_alone(told(), L))}
-            found = {name: 1e3 * t for name, t in in_turns(jobs, min(repeats, max(2, 6000 // (B * L))), device).items()}
+            found = {name: 1e3 * t for name, t in in_turns(jobs, repeats, device).items()}
             beside = {name: found.pop(name) for name in ("unbound", "whole", "voice") if name in found}
             best = lambda *key: min((t, way) for (*what, way), t in found.items() if tuple(what) == key)
             (ar_ms, ar_way), (floor, _) = best("ar"), best("floor")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import keys
-from ..base.folder import fingerprint, read_config
+from ..base.folder import fingerprint, ours, read_config
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import canvas
 from ..diffusion.sample import sample
@@ -79,12 +79,14 @@ TEACHING = dict(
 
 
 class DistillTask(DecoderTask):
-    "Train a diffusion decoder to need fewer steps; options.start is both teacher and first student"
+    "Train a diffusion decoder to need fewer steps; options.start, a run's export or ddm, the built-in one, is both teacher and first student"
     knobs = DecoderTask.knobs | dict(options={k: v for k, v in DecoderTask.knobs["options"].items() if k not in ("beyond", "taste")} | TEACHING)
 
     def __init__(self, run):
         if not run.options.get("start"):
-            raise ValueError("distilling wants options.start, what a diffusion decoder's run exported")
+            raise ValueError("distilling wants options.start, what a diffusion decoder's run exported; or ddm, the built-in one")
+        if run.options["start"] == "ddm":
+            run = replace(run, options=run.options | dict(start=str(ours("ddm"))))
         theirs = read_config(Path(run.options["start"], "taste"))["config"]
         super().__init__(replace(run, options=run.options | dict(taste={name: theirs[name] for name in ("key_layer", "value_layer")})))
         self.options = TEACHING | self.options
