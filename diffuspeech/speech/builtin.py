@@ -99,8 +99,8 @@ def plan_corpus(
 # %% ../../nbs/speech/builtin.ipynb #2048654b
 def pink(n: int, generator: torch.Generator) -> Tensor:
     "Noise whose power falls with frequency"
-    spectrum = torch.fft.rfft(torch.randn(n, generator=generator))
-    return torch.fft.irfft(spectrum / torch.arange(1, len(spectrum) + 1).sqrt(), n)
+    spectrum = torch.fft.rfft(torch.randn(n, generator=generator, dtype=torch.float64))
+    return torch.fft.irfft(spectrum / torch.arange(1, len(spectrum) + 1, dtype=torch.float64).sqrt(), n)
 
 
 def roughen(
@@ -112,18 +112,19 @@ def roughen(
     generator = torch.Generator().manual_seed(keys.key("roughen", *names))
     amount = torch.rand((), generator=generator).item()
     if condition == "noise":
-        noise = pink(len(wave), generator)
+        wave, noise = wave.double(), pink(len(wave), generator)
         wave = wave + noise * (wave.pow(2).mean() / noise.pow(2).mean() / 10 ** ((8 + 10 * amount) / 10)).sqrt()
     elif condition == "reverb":
         seconds = 0.25 + 0.35 * amount
-        t = torch.arange(int(seconds * RATE)) / RATE
-        echo = torch.randn(len(t), generator=generator) * 10 ** (-3 * t / seconds)
+        t = torch.arange(int(seconds * RATE), dtype=torch.float64) / RATE
+        echo = torch.randn(len(t), generator=generator, dtype=torch.float64) * 10 ** (-3 * t / seconds)
         echo = echo / echo.pow(2).sum().sqrt() * 0.5
         echo[0] += 1.0
         n = 1 << (len(wave) + len(echo)).bit_length()
-        wave = torch.fft.irfft(torch.fft.rfft(wave, n) * torch.fft.rfft(echo, n), n)[: len(wave)]
+        wave = torch.fft.irfft(torch.fft.rfft(wave.double(), n) * torch.fft.rfft(echo, n), n)[: len(wave)]
     elif condition != "clean":
         raise ValueError(f"condition={condition!r} must be clean, noise or reverb")
+    wave = wave.float()
     return wave * min(1.0, 0.95 / wave.abs().max().item())
 
 # %% ../../nbs/speech/builtin.ipynb #164af085
