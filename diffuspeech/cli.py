@@ -117,9 +117,15 @@ def corpus(args: argparse.Namespace):
 
 # %% ../nbs/cli.ipynb #88163a62
 def decoding(args: argparse.Namespace, model) -> dict:
-    "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
+    "What `decode` of a Reconstructor takes of the options, refused before any recording is read; where there is no temperature, the decoder's own"
+    from diffuspeech.diffusion.catalogue import named
     how = {} if args.temperature is None else dict(temperature=args.temperature)
+    if how.get("temperature", 0.0) < 0:
+        raise ValueError(f"temperature={args.temperature}: 0 or more is wanted")
     if not model.decoder.config.causal:
+        if args.steps is not None and args.steps < 1:
+            raise ValueError(f"steps={args.steps}: at least 1 is wanted")
+        named(args.sampler or "conf-topk")
         return how | dict(rule=(args.sampler or "conf-topk").replace("-", "_"), steps=args.steps)
     if odd := [f"--{name}" for name in ("steps", "sampler", "trace") if getattr(args, name, None) is not None]:
         raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right")
