@@ -1,5 +1,9 @@
 "What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
 import json
+import multiprocessing
+import random
+import signal
+import time
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,6 +79,44 @@ def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
     task.codec = SimpleNamespace(decode=lambda ids, lengths: [torch.zeros(int(n) * 640) for n in lengths])  # the voice is tried elsewhere; here, what it is given
     waves = task.samples(task.model)
     assert len(waves) == 4 and all(len(w) for w in waves.values()) and {name.rsplit("-", 1)[1] for name in waves} == {"said", "oracle"}
+
+
+SERVER = multiprocessing.get_context("forkserver")  # as in test_train
+SERVER.set_forkserver_preload(["diffuspeech.train.loop", "diffuspeech.models.decoder_training", "torch._dynamo", "pytest"])
+
+
+def work(run, folder):
+    torch.set_num_threads(1)
+    train(run, folder, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("model", [dict(causal=True, dropout=0.1), dict()], ids=["from left to right", "by diffusion"])
+def test_killed_five_times(folder, tmp_path, model):
+    "As test_train kills a toy, here the decoders themselves: corruption, codebooks that follow their vectors, dropout, EMA"
+    run, dice = replace(run_of(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2))), steps=60, ema=0.9, save_every=2, validate_every=60), random.Random()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    try:
+        train(run, tmp_path / "whole", device="cpu", progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    step, at = (time.monotonic() - began) / run.steps, []
+    for _ in range(5):
+        job, known = SERVER.Process(target=work, args=(run, tmp_path / "killed")), set(tmp_path.glob("killed/step-*"))
+        job.start()
+        while job.is_alive() and set(tmp_path.glob("killed/step-*")) == known:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 4 * step))
+        job.kill()
+        job.join()
+        assert job.exitcode == -signal.SIGKILL, "it ended by itself"
+        at.append(max(path.name for path in tmp_path.glob("killed/step-*")))
+    job = SERVER.Process(target=work, args=(run, tmp_path / "killed"))
+    job.start()
+    job.join(120)
+    weights = [{str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.safetensors")} for name in ("whole", "killed")]
+    assert len(set(at)) == 5 and job.exitcode == 0 and weights[0] == weights[1] and len(weights[0]) > 3
 
 
 def test_time_is_heard_only_where_it_is_told(folder):

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import random
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -141,7 +142,7 @@ def process(folder, pause=0.0, run=RUN):
 
 
 def test_killed_twenty_times(tmp_path):
-    "SIGKILL at random moments, in the middle of a save or not; what is there under a final name is whole each time, and the end is that of a run which nobody touched, bit for bit"
+    "SIGKILL at random moments, in the middle of a save or not; what is there under a final name is whole each time, and whoever goes on from there, after one kill or after all, ends as a run which nobody touched, bit for bit"
     dice, long = random.Random(), replace(RUN, steps=400, save_every=3)
     whole, folder, steps = tmp_path / "whole", tmp_path / "killed", []
     go(long, whole)
@@ -160,6 +161,9 @@ def test_killed_twenty_times(tmp_path):
             state.read_state(path)
             assert all(load_file(path / f"{name}.safetensors") for name in ("model", "ema", "moments"))
         steps.append(state.number(state.newest(folder)) if state.newest(folder) else 0)
+        shutil.copytree(folder, tmp_path / f"{kill}")
+        go(long, tmp_path / f"{kill}")
+        assert what_is_left(tmp_path / f"{kill}") == what_is_left(whole), f"killed after {steps}"
     assert steps == sorted(steps) and 0 < steps[-1] < 400, "each life goes on where the last one saved"
     job = process(folder, run=long)
     job.join(120)
