@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['print_table', 'bench', 'encode', 'decode', 'judge', 'corpus', 'decoding', 'spoken', 'kept', 'reconstruct', 'say',
-           'evaluate', 'train', 'plan', 'convert', 'fetch', 'write_rows', 'misplaced', 'finish', 'main']
+           'evaluate', 'train', 'plan', 'convert', 'fetch', 'write_rows', 'misplaced', 'finish', 'at_least', 'main']
 
 # %% ../nbs/cli.ipynb #d4c60d7a
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
@@ -117,16 +118,11 @@ def corpus(args: argparse.Namespace):
 
 # %% ../nbs/cli.ipynb #88163a62
 def decoding(args: argparse.Namespace, model) -> dict:
-    "What `decode` of a Reconstructor takes of the options, refused before any recording is read; where there is no temperature, the decoder's own"
+    "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
     from diffuspeech.diffusion.catalogue import named
     how = {} if args.temperature is None else dict(temperature=args.temperature)
-    if how.get("temperature", 0.0) < 0:
-        raise ValueError(f"temperature={args.temperature}: 0 or more is wanted")
     if not model.decoder.config.causal:
-        if args.steps is not None and args.steps < 1:
-            raise ValueError(f"steps={args.steps}: at least 1 is wanted")
-        named(args.sampler or "conf-topk")
-        return how | dict(rule=(args.sampler or "conf-topk").replace("-", "_"), steps=args.steps)
+        return how | dict(rule=named(args.sampler or "conf-topk"), steps=args.steps)
     if odd := [f"--{name}" for name in ("steps", "sampler", "trace") if getattr(args, name, None) is not None]:
         raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right")
     return how
@@ -308,6 +304,16 @@ def finish(args: argparse.Namespace, done: int, troubles: list[str], verb: str, 
         sys.exit(1)
 
 # %% ../nbs/cli.ipynb #6a3dda86
+def at_least(least: int | float) -> Callable[[str], int | float]:
+    "The type of an option that is a number: what cannot be is refused before anything is read"
+    def number(text):
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text}: {least} or more is wanted")
+        return value
+    return number
+
+
 def main(
     argv: list[str] | None = None,  # the words after `diffuspeech`; those of the shell when not given
 ):
@@ -329,7 +335,7 @@ def main(
     seed = ("--seed", dict(type=int, default=0, help="(default %(default)s)"))
     verb(encode, "speech tokens of sound files", inputs, ("-o --out", dict(required=True, metavar="TOKENS.jsonl")), model)
     verb(decode, "sound files of speech tokens", ("tokens", dict(metavar="TOKENS.jsonl")), ("-o --out", dict(required=True, metavar="FOLDER")), model,
-         ("--reference", dict(metavar="WAV", help="in whose voice (default: nobody's)")), ("--steps", dict(type=int, default=10, help="of the flow (default %(default)s)")), ("--seed", dict(type=int, default=0, help="of the noise that CosyVoice's flow begins with; the built-in one begins with none (default %(default)s)")))
+         ("--reference", dict(metavar="WAV", help="in whose voice (default: nobody's)")), ("--steps", dict(type=at_least(1), default=10, help="of the flow (default %(default)s)")), ("--seed", dict(type=int, default=0, help="of the noise that CosyVoice's flow begins with; the built-in one begins with none (default %(default)s)")))
     verb(judge, "what a recogniser, a grader and a speaker model say of clips", inputs, ("--original", dict(metavar="FOLDER", help="clips of the same names, to compare words and voices with")),
          ("--recogniser", dict(default="whisper-tiny.en", help="a name, a folder or a hub id (default %(default)s)")), json_file)
     verb(corpus, "build the built-in corpus; check, pack or prepare a manifest", ("what", dict(choices=["build", "check", "pack", "prepare"])),
@@ -337,11 +343,11 @@ def main(
          ("--licence", dict(metavar="FILE", help="pack: copied beside the shards")), ("--tokens", dict(metavar="MODEL", help="pack: this model's ids instead of sound")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--twins", dict(type=float, default=0.5, help="prepare: share of clips that get a twin played faster or slower (default %(default)s)")),
          ("--vocoder", dict(default="world", metavar="NAME", help="prepare: whose features (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time")))
     rule = ("--sampler", dict(metavar="RULE", help="how the masks are filled: ancestral, conf-topk, margin, entropy-bound, remdm-cap, p2 and others, which an unknown name lists (default conf-topk)"))
-    steps = ("--steps", dict(type=int, help="of the diffusion (default: the rule's own, of most 10)"))
+    steps = ("--steps", dict(type=at_least(1), help="of the diffusion (default: the rule's own, of most 10)"))
     trace = ("--trace", dict(metavar="FOLDER", help="keep each run's trajectory there, for diffuspeech.diffusion.trajectory.load and the workbench's player"))
     parts = [("--codec", dict(default="small", metavar="NAME", help="what the tokens are of, as --model of encode (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="the recogniser whose states the model was trained on: small or a folder (default %(default)s)")),
              ("--duration", dict(default="small", metavar="NAME", help="what predicts lengths: small or a folder (default %(default)s)"))]
-    heat = ("--temperature", dict(type=float, metavar="T", help="0 draws the likeliest token (default: 0 of the diffusion, what dev chose of ar)"))
+    heat = ("--temperature", dict(type=at_least(0.0), metavar="T", help="0 draws the likeliest token (default: 0 of the diffusion, what dev chose of ar)"))
     device = ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="(default %(default)s)"))
     decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))
     verb(reconstruct, "send recordings as text and codes, and say them again", inputs, ("-o --out", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),

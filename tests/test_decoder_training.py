@@ -90,20 +90,20 @@ def work(run, folder):
     train(run, folder, device="cpu", progress=False)
 
 
+def start(run, folder):
+    job = SERVER.Process(target=work, args=(run, folder))
+    job.start()
+    return job
+
+
 @pytest.mark.parametrize("model", [dict(causal=True, dropout=0.1), dict()], ids=["from left to right", "by diffusion"])
 def test_killed_five_times(folder, tmp_path, model):
     "As test_train kills a toy, here the decoders themselves: corruption, codebooks that follow their vectors, dropout, EMA"
     run, dice = replace(run_of(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2))), steps=60, ema=0.9, save_every=2, validate_every=60), random.Random()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(run, tmp_path / "whole", device="cpu", progress=False)
-    finally:
-        torch.set_num_threads(threads)
+    start(run, tmp_path / "whole").join(120)
     step, at = history(tmp_path / "whole")["train"]["seconds"][-1] / run.steps, []
     for _ in range(5):
-        job, known = SERVER.Process(target=work, args=(run, tmp_path / "killed")), set(tmp_path.glob("killed/step-*"))
-        job.start()
+        known, job = set(tmp_path.glob("killed/step-*")), start(run, tmp_path / "killed")
         while job.is_alive() and set(tmp_path.glob("killed/step-*")) == known:
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 4 * step))
@@ -111,11 +111,9 @@ def test_killed_five_times(folder, tmp_path, model):
         job.join()
         assert job.exitcode == -signal.SIGKILL, "it ended by itself"
         at.append(max(path.name for path in tmp_path.glob("killed/step-*")))
-    job = SERVER.Process(target=work, args=(run, tmp_path / "killed"))
-    job.start()
-    job.join(120)
+    start(run, tmp_path / "killed").join(120)
     weights = [{str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.safetensors")} for name in ("whole", "killed")]
-    assert len(set(at)) == 5 and job.exitcode == 0 and weights[0] == weights[1] and len(weights[0]) > 3
+    assert len(set(at)) == 5 and weights[0] == weights[1] and len(weights[0]) > 3
 
 
 def test_time_is_heard_only_where_it_is_told(folder):

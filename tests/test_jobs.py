@@ -406,6 +406,21 @@ def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
         assert words in str(told.value)
 
 
+def test_rooms_and_noise_are_the_same_on_every_processor():
+    "A protocol knows its clips by hashes of their samples, so a build elsewhere must round like a build here"
+    code = """
+import hashlib, torch
+from diffuspeech.speech.builtin import roughen
+wave = 0.5 * torch.sin(torch.arange(48_000) / 20.0)
+print(torch.backends.cpu.get_cpu_capability())
+for condition in ("clean", "noise", "reverb"):
+    print(hashlib.sha256((roughen(wave, condition, "some clip") * 32767).round().short().numpy().tobytes()).hexdigest())
+"""
+    plain = dict(ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE", OMP_NUM_THREADS="1")
+    (fast, *here), (slow, *there) = (subprocess.run([sys.executable, "-c", code], env=os.environ | how, check=True, capture_output=True, text=True).stdout.split("\n") for how in ({}, plain))
+    assert slow == "DEFAULT" and here == there and len(set(here)) == 4, f"{fast} and {slow} round otherwise"
+
+
 def test_recordings_that_say_something_else_now_are_made_again(tmp_path):
     items = [builtin.Item(f"train-flite-slt-{k}", "train", "flite-slt", f"text {k}", f"text {k}", 1.0, "clean") for k in range(2)]
     for item in items:

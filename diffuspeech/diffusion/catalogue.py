@@ -6,7 +6,6 @@
 __all__ = ['CATALOGUE', 'WRAPPERS', 'Entry', 'named']
 
 # %% ../../nbs/diffusion/catalogue.ipynb #7f062777
-import difflib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,8 +63,7 @@ def named(
         raise ValueError(f"{name!r}: {outer!r} is not one of {', '.join(WRAPPERS)}")
     found = next((e for key, e in CATALOGUE.items() if inner == key or inner in e.also), None)
     if found is None:
-        near = difflib.get_close_matches(inner, CATALOGUE, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{name!r} is not a rule of the catalogue; the nearest is {near}, and there are: {', '.join(CATALOGUE)}")
+        raise ValueError(f"{name!r} is not a rule of the catalogue: {', '.join(CATALOGUE)}")
     own = {k: settings.pop(k) for k in list(settings) if outer and k in WRAPPERS[outer].__dataclass_fields__}
     try:
         rule = found.make(**settings)
