@@ -34,10 +34,10 @@ def bench(args: argparse.Namespace):
         from diffuspeech.evaluate.bench import sampler_table
         rows = sampler_table()
     elif args.what == "decoder":
-        from diffuspeech.base.folder import ours, read_config
+        from diffuspeech.base.checkpoint import ours, read_config
         from diffuspeech.evaluate.speed import SIZES, decoder_table, size_table
         from diffuspeech.models.decoder import DecoderConfig
-        from diffuspeech.speech.vocode import SpeechCodec
+        from diffuspeech.voice.codec import SpeechCodec
         voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(ours("ddm") / "decoder")["config"])
         rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice, device=args.device)
     elif args.what == "training":
@@ -54,15 +54,15 @@ def bench(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #513ef4a4
 def encode(args: argparse.Namespace):
     "Speech tokens of files, folders and manifests"
-    from diffuspeech.speech.jobs import encode_all, gather, load_codec
+    from diffuspeech.voice.jobs import encode_all, gather, load_codec
     job = gather(args.input)
     finish(args, encode_all(job, load_codec(args.model), args.out), job.troubles, "encoded", args.out)
 
 # %% ../nbs/cli.ipynb #d590adc3
 def decode(args: argparse.Namespace):
     "Waves of speech tokens"
-    from diffuspeech.speech.audio import load, speakable
-    from diffuspeech.speech.jobs import decode_all, load_codec
+    from diffuspeech.data.audio import load, speakable
+    from diffuspeech.voice.jobs import decode_all, load_codec
     foreign = ":" in args.model
     if odd := [f"--{name}" for name in ("steps", "seed") if foreign and getattr(args, name) != args.default(name)]:
         raise ValueError(f"{', '.join(odd)}: of a flow; {args.model} has none")
@@ -73,7 +73,7 @@ def decode(args: argparse.Namespace):
 def judge(args: argparse.Namespace):
     "What recognisers, graders and speaker models say of clips"
     from diffuspeech.evaluate.speech import judge_all
-    from diffuspeech.speech.jobs import gather
+    from diffuspeech.voice.jobs import gather
     job = gather(args.input)
     rows, total = judge_all(job, original=args.original, recogniser=args.recogniser)
     if rows:
@@ -88,10 +88,10 @@ def corpus(args: argparse.Namespace):
     preparing, packing = ("twins", "vocoder"), ("licence", "tokens")
     misplaced(args, build=preparing + packing, check=(*preparing, *packing, "out", "workers"), pack=preparing, prepare=packing)
     if args.what == "build":
-        from diffuspeech.speech.builtin import build
+        from diffuspeech.data.builtin import build
         print(build(args.out, args.input or "small", args.workers))
         return
-    from diffuspeech.speech.manifest import Manifest, check
+    from diffuspeech.data.manifest import Manifest, check
     if not args.input:
         raise ValueError(f"corpus {args.what} wants a manifest")
     if args.what == "check":
@@ -99,20 +99,20 @@ def corpus(args: argparse.Namespace):
         found = check(manifest, sound=True)
         finish(args, len(manifest) - found.count, found.messages, "right", skipped=found.count)
     elif args.what == "pack":
-        from diffuspeech.speech.shards import pack
+        from diffuspeech.data.shards import pack
         if not args.licence:
             raise ValueError("corpus pack wants --licence FILE: what is carried elsewhere keeps its licence beside it")
         if args.tokens and (args.workers or 1) > 1:
             raise ValueError("--workers: corpus pack --tokens works in one process; a network has threads of its own")
         encode = None
         if args.tokens:
-            from diffuspeech.speech.jobs import Ids
+            from diffuspeech.voice.jobs import Ids
             encode = Ids(args.tokens)
         where = args.out or f"{args.input}.shards"
         index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=1 if encode else args.workers or os.cpu_count())
         finish(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
     else:
-        from diffuspeech.speech.prepared import Prepared, prepare
+        from diffuspeech.voice.prepared import Prepared, prepare
         made = Prepared(prepare(args.input, args.out, twins=args.twins, vocoder=args.vocoder, workers=args.workers))
         finish(args, len(made), made.skipped, "prepared")
 
@@ -137,19 +137,19 @@ def spoken(made):  # a Spoken
 
 def kept(made, folder: Path, name: str):  # a Spoken
     "Keep what happened, step by step"
-    from diffuspeech.base.folder import within
+    from diffuspeech.base.checkpoint import within
     from diffuspeech.diffusion.trajectory import save
     save(made.run.trajectory, within(folder, f"{name}.safetensors"))
 
 
 def reconstruct(args: argparse.Namespace):
     "Recordings, sent as text and codes, and said again"
-    from diffuspeech.base.folder import within
+    from diffuspeech.base.checkpoint import within
     from diffuspeech.evaluate.metrics import Recogniser
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.speech.audio import format_of, save, speakable
-    from diffuspeech.speech.jobs import gather
-    from diffuspeech.speech.manifest import load_audio
+    from diffuspeech.data.audio import format_of, save, speakable
+    from diffuspeech.voice.jobs import gather
+    from diffuspeech.data.manifest import load_audio
     job, out = gather(args.input), Path(args.out)
     if one := out.suffix != "" and not out.is_dir():
         format_of(out)
@@ -184,7 +184,7 @@ def reconstruct(args: argparse.Namespace):
 def say(args: argparse.Namespace):
     "A sentence, said"
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.speech.audio import format_of, load, save, speakable
+    from diffuspeech.data.audio import format_of, load, save, speakable
     format_of(args.out)
     model = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration, args.device)
     made = spoken(model.say(args.text, speakable(load(args.voice), args.voice) if args.voice else None, length=args.length, seed=args.seed, **decoding(args, model)))
@@ -197,7 +197,7 @@ def say(args: argparse.Namespace):
 def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps, and what the decoders make of text and codes"
     from diffuspeech.evaluate.speech import pack_utterances, speech_table, test_utterances
-    from diffuspeech.speech.jobs import load_codec
+    from diffuspeech.voice.jobs import load_codec
     decoders = ("ddm", "ar", "few", "encoder", "duration", "device", "keep")
     misplaced(args, speech=(*decoders, "protocol", "waves", "length"), reconstruct=("waves", "length"), foreign=decoders)
     clips = pack_utterances() if args.pack else test_utterances()
@@ -263,14 +263,14 @@ def plan(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #abd9cb36
 def convert(args: argparse.Namespace):
     "A NeMo archive as a recogniser's folder"
-    from diffuspeech.speech.nemo import convert as converted
+    from diffuspeech.asr.nemo import convert as converted
     print(converted(args.archive, args.out))
 
 # %% ../nbs/cli.ipynb #e274c853
 def fetch(args: argparse.Namespace):
     "Weights of judges and voices"
-    from diffuspeech.base.weights import WEIGHTS, Absent
-    from diffuspeech.base.weights import fetch as get
+    from diffuspeech.base.pretrained import WEIGHTS, Absent
+    from diffuspeech.base.pretrained import fetch as get
     for name in args.names:
         try:
             get(name)
@@ -282,7 +282,7 @@ def fetch(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #9198d0c3
 def write_rows(file: str, rows: list[dict]):
     "JSON, whole or not at all"
-    from diffuspeech.base.folder import write_json
+    from diffuspeech.base.checkpoint import write_json
     write_json(file, rows)
 
 

@@ -9,7 +9,7 @@ import accelerate
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from diffuspeech.models import decoder_training
+from diffuspeech.tasks import decoder
 from diffuspeech.train.config import Run
 from diffuspeech.train.loop import train
 
@@ -35,17 +35,17 @@ class OnProcessors(accelerate.Accelerator):
 def main(place: Path, corpus: Path, **changes):
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"masked-{os.environ.get('RANK', 0)}.jsonl"
-    real, rows = decoder_training.corrupt, []
+    real, rows = decoder.corrupt, []
 
     def corrupt(tokens, row_keys, mask, t, lengths, **how):
         found = real(tokens, row_keys, mask, t, lengths, **how)
         rows.extend((key, hashlib.sha256(x[:n].numpy().tobytes()).hexdigest()) for key, x, n in zip(row_keys.tolist(), found.x_t, lengths.tolist()))
         return found
 
-    decoder_training.corrupt = corrupt
+    decoder.corrupt = corrupt
     if "ACCELERATE_USE_FSDP" in os.environ:
         accelerate.Accelerator = OnProcessors
-    run = Run("diffuspeech.models.decoder_training:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
+    run = Run("diffuspeech.tasks.decoder:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
               **dict(steps=6, lr=3e-3, warmup=2, ema=0.9, precision="fp32", seconds=12.0, batches=2, validate_every=100, save_every=100) | changes)
     train(run, place, "cpu", progress=False)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

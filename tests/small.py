@@ -4,10 +4,10 @@ from importlib.resources import files
 
 import torch
 
-from diffuspeech.speech.manifest import Manifest, write_manifest
-from diffuspeech.speech.prepared import prepare
-from diffuspeech.speech.recogniser import Canary, CanaryConfig
-from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig
+from diffuspeech.asr.canary import Canary, CanaryConfig
+from diffuspeech.data.manifest import Manifest, write_manifest
+from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
+from diffuspeech.voice.prepared import prepare
 
 
 def prepared(folder, **splits):

@@ -11,9 +11,9 @@ pytest.importorskip("soundfile")
 
 from safetensors.torch import load_file, save_file
 
-from diffuspeech.speech import audio
-from diffuspeech.speech.adapters import KINDS, S3, S3Tokens, import_s3tokenizer, load_tokenizer, tiny
-from diffuspeech.speech.codecs import Adapter
+from diffuspeech.data import audio
+from diffuspeech.tokenizers.codecs import Adapter
+from diffuspeech.tokenizers.public import KINDS, S3, S3Tokens, import_s3tokenizer, load_tokenizer, tiny
 
 try:
     import_s3tokenizer()
@@ -280,13 +280,13 @@ def test_s3_does_not_leave_an_empty_onnx_behind():
 
 @s3
 def test_s3_files_and_names(tmp_path, monkeypatch):
-    from diffuspeech.speech import adapters
+    from diffuspeech.tokenizers import public
     with pytest.raises(ValueError, match="s3:whisper: no such folder or file, and not one of speech_tokenizer_v1, "):
         load_tokenizer("s3:whisper")
     with pytest.raises(ValueError, match="neither config.json and model.safetensors, nor a speech_tokenizer"):
         load_tokenizer(f"s3:{tmp_path}")
-    real = adapters._network
-    monkeypatch.setattr(adapters, "_network", lambda name, **sizes: real(name, **(dict(n_audio_state=64, n_audio_head=1, n_audio_layer=1) | sizes)))
+    real = public._network
+    monkeypatch.setattr(public, "_network", lambda name, **sizes: real(name, **(dict(n_audio_state=64, n_audio_head=1, n_audio_layer=1) | sizes)))
     t = tiny("s3", n_mels=128)
     file = tmp_path / "speech_tokenizer_v2.pt"
     torch.save(t.model.state_dict(), file)
@@ -306,8 +306,8 @@ def test_s3_files_and_names(tmp_path, monkeypatch):
 
 @s3
 def test_s3_published_without_onnx_or_network(monkeypatch, tmp_path):
-    from diffuspeech.speech import adapters
-    monkeypatch.setattr(adapters, "_onnx", lambda what: None)
+    from diffuspeech.tokenizers import public
+    monkeypatch.setattr(public, "_onnx", lambda what: None)
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def nothing(name, root):
@@ -317,7 +317,7 @@ def test_s3_published_without_onnx_or_network(monkeypatch, tmp_path):
         load_tokenizer("s3:speech_tokenizer_v2_25hz")
     assert "\n" not in str(said.value) and "did not come (OSError)" in str(said.value) and "s3:path/to/folder" in str(said.value)
     monkeypatch.undo()
-    if adapters.importlib.util.find_spec("onnx") is None:
+    if public.importlib.util.find_spec("onnx") is None:
         with pytest.raises(ImportError, match="pip install onnx"):
             load_tokenizer("s3:speech_tokenizer_v2_25hz")
 

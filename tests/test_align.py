@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuspeech.speech import audio
-from diffuspeech.speech.align import CTC, Alignment, Word, align, arpabet, bare, ctc_align, duration_correlation, durations, guess, spoken, tempo
+from diffuspeech.asr.align import CTC, Alignment, Word, align, arpabet, bare, ctc_align, duration_correlation, durations, guess, spoken, tempo
+from diffuspeech.data import audio
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 speaks = pytest.mark.skipif(find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed")

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from diffuspeech.speech import audio
+from diffuspeech.data import audio
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_normalise(wave):
 
 LONG = """
 import sys
-from diffuspeech.speech import audio
+from diffuspeech.data import audio
 audio.resample(audio.clip(), 8_000)  # what is loaded once
 peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
 before, samples = peak(), 0

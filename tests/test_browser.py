@@ -87,8 +87,8 @@ def kernel(server):
 
 @pytest.fixture
 def look(server):
-    "Change a cell of nbs/base/look.ipynb, saved as JupyterLab saves it; as it was when the test ends"
-    path = "api/contents/nbs/base/look.ipynb"
+    "Change a cell of nbs/base/style.ipynb, saved as JupyterLab saves it; as it was when the test ends"
+    path = "api/contents/nbs/base/style.ipynb"
     start = server.rest(path)["content"]
 
     def save(old: str, new: str, **cell_fields):
@@ -110,13 +110,13 @@ def test_autoreload(kernel, look):
         return reply["user_expressions"]["it"]["data"]["text/plain"]
 
     # without --full, IPython 9 brings only the first change to a function that was imported by name
-    value("0", "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import look\nfrom diffuspeech.base.look import ink")
-    assert value("look.MAP, ink('').dash") == "('cividis', 'solid')"
+    value("0", "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import style\nfrom diffuspeech.base.style import ink")
+    assert value("style.MAP, ink('').dash") == "('cividis', 'solid')"
     for old, new, seen in [('MAP = "cividis"', 'MAP = "gray_r"', "('gray_r', 'solid')"), ("Ink(GREY))", "Ink(GREY, 'dot'))", "('cividis', 'dot')")]:
         start = time.monotonic()
         look(old, new)
         saved = time.monotonic() - start
-        while (now := value("look.MAP, ink('').dash")) != seen and time.monotonic() < start + 10:
+        while (now := value("style.MAP, ink('').dash")) != seen and time.monotonic() < start + 10:
             time.sleep(0.1)
         took = time.monotonic() - start
         print(f"{new}: saved and exported in {saved:.2f} s, seen after {took:.2f} s")
@@ -125,10 +125,10 @@ def test_autoreload(kernel, look):
 
 def test_saving_is_safe(server, look):
     "A save leaves no noise in the diff; one that cannot be exported is still a save, and the module stays whole"
-    notebook, module = (server.root / path for path in ("nbs/base/look.ipynb", "diffuspeech/base/look.py"))
+    notebook, module = (server.root / path for path in ("nbs/base/style.ipynb", "diffuspeech/base/style.py"))
     before = notebook.read_bytes(), module.read_bytes()
     look('MAP = "cividis"', 'MAP = "cividis"', execution_count=7)
     assert (notebook.read_bytes(), module.read_bytes()) == before
     look('MAP = "cividis"', "MAP = = 1")
     assert "MAP = = 1" in notebook.read_text() and module.read_bytes() == before[1]
-    assert "look.ipynb was saved but not exported" in server.log.read_text()
+    assert "style.ipynb was saved but not exported" in server.log.read_text()

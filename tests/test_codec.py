@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuspeech.base.folder import ours, read_config
+from diffuspeech.base.checkpoint import ours, read_config
+from diffuspeech.data import text
+from diffuspeech.data.audio import clip
+from diffuspeech.data.manifest import load_audio
 from diffuspeech.evaluate.metrics import Recogniser, wer
 from diffuspeech.evaluate.speech import pack_utterances
-from diffuspeech.speech import text
-from diffuspeech.speech.audio import clip
-from diffuspeech.speech.flow import voiceprint
-from diffuspeech.speech.manifest import load_audio
-from diffuspeech.speech.tokens_training import distance
-from diffuspeech.speech.vocode import SpeechCodec
+from diffuspeech.tasks.tokenizer import distance
+from diffuspeech.voice.codec import SpeechCodec
+from diffuspeech.voice.flow import voiceprint
 
 GOLDEN = Path(__file__).with_name("golden_ids.json")
 

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-from diffuspeech.speech import audio, manifest
-from diffuspeech.speech.batches import batches, collate, plan
-from diffuspeech.speech.corpus import librispeech, ljspeech
-from diffuspeech.speech.manifest import Manifest, ManifestError, Utterance, check, load_audio, write_manifest
+from diffuspeech.data import audio, manifest
+from diffuspeech.data.batches import batches, collate, plan
+from diffuspeech.data.corpora import librispeech, ljspeech
+from diffuspeech.data.manifest import Manifest, ManifestError, Utterance, check, load_audio, write_manifest
 
 LINES = {"tiny": 200_000, "full": 1_000_000}.get(os.environ.get("DIFFUSPEECH_SCALE", "tiny"), 200_000)
 GOOD = b'{"audio_filepath": "clip.wav", "duration": 1.5, "text": "please leave"}'

@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffuspeech.base import keys
+from diffuspeech.base import random
 from diffuspeech.diffusion.corrupt import complement, corrupt, utterance_keys
 from diffuspeech.diffusion.loss import NORMALISERS, WEIGHTS, diffusion_loss, nelbo
 from diffuspeech.diffusion.oracle import Joint
@@ -37,9 +37,9 @@ def network(seed: int = 0):
     def denoiser(tokens, lengths, t=None, where=None, batch=None):
         asked.append(where)
         flat = tokens.flatten(1)
-        rows = keys.fold(torch.tensor(seed), 0) + (flat * torch.arange(1, flat.shape[1] + 1)).sum(1)
+        rows = random.fold(torch.tensor(seed), 0) + (flat * torch.arange(1, flat.shape[1] + 1)).sum(1)
         place = torch.arange(flat.shape[1])
-        table = keys.uniform(keys.fold(keys.fold(keys.mix(rows)[:, None, None], 1) + place[:, None], torch.arange(VOCAB + 1)))
+        table = random.uniform(random.fold(random.fold(random.mix(rows)[:, None, None], 1) + place[:, None], torch.arange(VOCAB + 1)))
         return (4 * table).float().flatten(0, 1)[where]
 
     return denoiser, asked
@@ -149,7 +149,7 @@ def test_only_what_is_masked_counts(batch, weight, normalise):
 def test_ratios_of_rows_fill_the_interval(draw):
     "One time a row: with one a token, every row would be about half masked"
     tokens = torch.zeros(512, 100, dtype=torch.long)
-    for t in (None, stratified(keys.key(0), 512)):
+    for t in (None, stratified(random.key(0), 512)):
         share = corrupt(tokens, utterance_keys(0, 0, range(512)), MASK, t=t, draw=draw).masked.double().mean(1)
         assert (torch.histc(share, 10, 0, 1) > 25).all() and abs(share.std() - 12**-0.5) < 0.02
     with pytest.raises(ValueError, match=r"t has shape \(512, 100\); one for each of 512 rows"):
@@ -173,9 +173,9 @@ def test_bound_of_a_part_is_the_conditional_likelihood():
     world = Joint()
     maskable = torch.tensor([False, False, True, True]).expand(81, -1)
     want = -(world.p / world.p.view(9, 9).sum(1).repeat_interleave(9)).log()
-    bound = nelbo(world, world.sequences, keys.row_keys(0, 81), 3, maskable=maskable, samples=256)
+    bound = nelbo(world, world.sequences, random.row_keys(0, 81), 3, maskable=maskable, samples=256)
     assert ((bound.nats - want).abs() < 5 * bound.error + 1e-6).all() and (bound.count == 2).all()
-    alone = nelbo(world, world.sequences[5:6], keys.row_keys(0, 81)[5:6], 3, maskable=maskable[5:6], samples=256)
+    alone = nelbo(world, world.sequences[5:6], random.row_keys(0, 81)[5:6], 3, maskable=maskable[5:6], samples=256)
     assert torch.allclose(alone.nats, bound.nats[5:6], rtol=1e-6)
 
 

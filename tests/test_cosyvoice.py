@@ -13,13 +13,13 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("soundfile")
 
-from diffuspeech.base.folder import find
-from diffuspeech.speech import audio
-from diffuspeech.speech.adapters import import_s3tokenizer, tiny
-from diffuspeech.speech.cosyvoice import BEFORE, FADE, PIECE, PUBLISHED, CosyVoice, Speaker, read
-from diffuspeech.speech.cosyvoice_flow import CosyFlow, CosyFlowConfig, stretch
-from diffuspeech.speech.hift import Hift, HiftConfig, mel_frames
-from diffuspeech.speech.quantize import own_randomness
+from diffuspeech.base.checkpoint import find
+from diffuspeech.data import audio
+from diffuspeech.tokenizers.public import import_s3tokenizer, tiny
+from diffuspeech.tokenizers.quantize import own_randomness
+from diffuspeech.voice.cosyvoice import BEFORE, FADE, PIECE, PUBLISHED, CosyVoice, Speaker, read
+from diffuspeech.voice.cosyvoice_flow import CosyFlow, CosyFlowConfig, stretch
+from diffuspeech.voice.hift import Hift, HiftConfig, mel_frames
 
 FLOW = CosyFlowConfig(vocab=64, dim=32, heads=4, inner=64, layers=2, channels=(32, 32), blocks=1, middle=1, estimator_heads=2, head_dim=16)
 HIFT = HiftConfig(width=32, pitch_width=16)

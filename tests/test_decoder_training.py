@@ -1,24 +1,24 @@
 "What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
 import json
 import multiprocessing
-import random
 import signal
 import time
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
 import torch
 from small import listeners, prepared
 
-from diffuspeech.base import keys
+from diffuspeech.base import random
 from diffuspeech.cli import main
 from diffuspeech.models.decoder import SpeechDecoder
-from diffuspeech.models.decoder_training import DecoderTask
 from diffuspeech.models.duration import Duration, DurationTask
-from diffuspeech.speech.taste import Taste
+from diffuspeech.tasks.decoder import DecoderTask
+from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def run_of(folder, model=None, **options):
     options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | options
-    return Run("diffuspeech.models.decoder_training:DecoderTask", str(folder), dict(dim=48, inner=64, narrow=32) | (model or {}), options, steps=4, lr=3e-3, warmup=1, ema=0.0, precision="fp32", seconds=20.0, validate_every=4, save_every=4)
+    return Run("diffuspeech.tasks.decoder:DecoderTask", str(folder), dict(dim=48, inner=64, narrow=32) | (model or {}), options, steps=4, lr=3e-3, warmup=1, ema=0.0, precision="fp32", seconds=20.0, validate_every=4, save_every=4)
 
 
 def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folder):
@@ -43,12 +43,12 @@ def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folde
     model = lambda: None
     model.condition = lambda batch, has_text, has_vectors, row_keys: said.append(torch.stack([has_text, has_vectors]))
     for k in range(200):
-        task.condition(batch, model, keys.row_keys(k, 100), 0.1)
+        task.condition(batch, model, random.row_keys(k, 100), 0.1)
     text, vectors = torch.cat(said, 1)
     n = len(text)
     for share, of in ((~text & vectors, 0.1), (text & ~vectors, 0.1), (~text & ~vectors, 0.1), (text & vectors, 0.7)):
         assert abs(share.float().mean() - of) < 4 * (of * (1 - of) / n) ** 0.5, "within four standard errors"
-    task.condition(batch, model, keys.row_keys(0, 100), 0.0)
+    task.condition(batch, model, random.row_keys(0, 100), 0.0)
     assert said[-1].all(), "in validation nothing is withheld"
 
 
@@ -57,7 +57,7 @@ def test_half_of_the_canvases_go_on_behind_the_end(folder):
     batch = task.batch(task.corpora["train"], range(8))
     eos, longer = task.model.decoder.config.eos, []
     for k in range(200):
-        tokens, lengths = task.canvas(batch, keys.row_keys(k, 8))
+        tokens, lengths = task.canvas(batch, random.row_keys(k, 8))
         assert tokens.shape == (8, int(lengths.max())) and (lengths >= batch.lengths).all() and (lengths <= (1.8 * batch.lengths).ceil()).all()
         for row, known, n in zip(tokens, batch.speech, batch.lengths):
             assert torch.equal(row[:n], known[:n]) and (row[n:] == eos).all()
@@ -82,7 +82,7 @@ def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
 
 
 SERVER = multiprocessing.get_context("forkserver")  # as in test_train
-SERVER.set_forkserver_preload(["diffuspeech.train.loop", "diffuspeech.models.decoder_training", "torch._dynamo", "pytest"])
+SERVER.set_forkserver_preload(["diffuspeech.train.loop", "diffuspeech.tasks.decoder", "torch._dynamo", "pytest"])
 
 
 def work(run, folder):
@@ -99,7 +99,7 @@ def start(run, folder):
 @pytest.mark.parametrize("model", [dict(causal=True, dropout=0.1), dict()], ids=["from left to right", "by diffusion"])
 def test_killed_five_times(folder, tmp_path, model):
     "As test_train kills a toy, here the decoders themselves: corruption, codebooks that follow their vectors, dropout, EMA"
-    run, dice = replace(run_of(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2))), steps=60, ema=0.9, save_every=2, validate_every=60), random.Random()
+    run, dice = replace(run_of(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2))), steps=60, ema=0.9, save_every=2, validate_every=60), Random()
     start(run, tmp_path / "whole").join(120)
     step, at = history(tmp_path / "whole")["train"]["seconds"][-1] / run.steps, []
     for _ in range(5):

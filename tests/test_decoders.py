@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import diffuspeech
+from diffuspeech.data import audio
+from diffuspeech.data.audio import RATE
+from diffuspeech.data.manifest import Manifest
+from diffuspeech.data.text import said
 from diffuspeech.models.decoder import Condition
 from diffuspeech.models.reconstructor import Reconstructor, padded
-from diffuspeech.speech import audio
-from diffuspeech.speech.audio import RATE
-from diffuspeech.speech.manifest import Manifest
-from diffuspeech.speech.text import said
 
 PACK = Manifest(Path(diffuspeech.__file__).parent / "assets" / "pack" / "pack.jsonl")
 

@@ -6,8 +6,8 @@ import torch
 from small import listeners, prepared
 
 from diffuspeech.models.decoder import SpeechDecoder
-from diffuspeech.models.distill import DistillTask
-from diffuspeech.speech.taste import Taste
+from diffuspeech.tasks.distill import DistillTask
+from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import chosen, train

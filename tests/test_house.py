@@ -19,15 +19,14 @@ REPO = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p.relative_to(REPO / "nbs").as_posix() for p in (REPO / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 MODULES = sorted(p for p in (REPO / "diffuspeech").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 
-# Each part may use itself and the parts before it, with the exceptions below
-PARTS = ["base", "speech", "diffusion", "judges", "models", "talk", "train", "evaluate", "workbench", "cli"]
-CLOSED = {("diffusion", "speech"), ("judges", "diffusion")}
+# Each part may use itself and the parts before it; `diffusion` uses `base` alone
+PARTS = ["base", "data", "asr", "tokenizers", "voice", "diffusion", "models", "talk", "train", "tasks", "evaluate", "workbench", "cli"]
+CLOSED = {("diffusion", part) for part in ("data", "asr", "tokenizers", "voice")}
 
 
 def part(module: str) -> str:
-    "`diffuspeech.diffusion.sample` -> `diffusion`; the judges of evaluate stand before the rest of it"
-    name = module.removeprefix("diffuspeech.")
-    return "judges" if name in ("evaluate.metrics", "evaluate.judges") else name.split(".")[0]
+    "`diffuspeech.diffusion.sample` -> `diffusion`"
+    return module.removeprefix("diffuspeech.").split(".")[0]
 
 
 def imports(path: Path) -> list[str]:
@@ -161,11 +160,11 @@ def test_import_is_light():
 def test_shim_is_off_where_the_real_extension_loads():
     "torchaudio's own loader decides; the stand-in is used exactly when that fails"
     real = subprocess.run([sys.executable, "-c", "import torchaudio"], capture_output=True).returncode == 0
-    out = run("from diffuspeech.speech.audio import import_torchaudio; t = import_torchaudio(); import sys;"
+    out = run("from diffuspeech.data.audio import import_torchaudio; t = import_torchaudio(); import sys;"
               "print(hasattr(sys.modules['torchaudio._extension'], '__file__'))")
     assert out.strip() == str(real), f"torchaudio's extension loads: {real}; our import used the real one: {out.strip()}"
     fake = ("import sys, types; t = types.ModuleType('torchaudio'); t.real = True; sys.modules['torchaudio'] = t;"
-            "from diffuspeech.speech.audio import import_torchaudio; print(import_torchaudio() is t)")
+            "from diffuspeech.data.audio import import_torchaudio; print(import_torchaudio() is t)")
     assert run(fake).strip() == "True", "a torchaudio that loads must be left alone"
 
 
@@ -184,15 +183,15 @@ def test_commit_hook_cleans_and_exports(tmp_path):
     sh("git", "add", ".")
     sh("git", "commit", "-qm", "as it is")
     sh("git", "config", "core.hooksPath", "tools/hooks")
-    nb = json.loads((clone / "nbs/base/look.ipynb").read_text())
+    nb = json.loads((clone / "nbs/base/style.ipynb").read_text())
     cell = next(c for c in nb["cells"] if "BLUE, ORANGE" in "".join(c["source"]))
     cell |= {"execution_count": 7, "source": "".join(cell["source"]).replace("#3f6fe0", "#3f6fe1")}
-    (clone / "nbs/base/look.ipynb").write_text(json.dumps(nb))
+    (clone / "nbs/base/style.ipynb").write_text(json.dumps(nb))
     sh("git", "add", "nbs")
     sh("git", "commit", "-qm", "another blue")
     shown = sh("git", "show", "--stat", "HEAD")
-    assert "diffuspeech/base/look.py" in shown and "#3f6fe1" in (clone / "diffuspeech/base/look.py").read_text()
-    assert "execution_count\": 7" not in (clone / "nbs/base/look.ipynb").read_text() and sh("git", "status", "--porcelain") == ""
+    assert "diffuspeech/base/style.py" in shown and "#3f6fe1" in (clone / "diffuspeech/base/style.py").read_text()
+    assert "execution_count\": 7" not in (clone / "nbs/base/style.ipynb").read_text() and sh("git", "status", "--porcelain") == ""
     assert not [p for p in home.rglob("*") if p.is_file() and "cache" not in p.as_posix().lower()], list(home.rglob("*"))
 
 
@@ -232,7 +231,7 @@ def test_wheel_in_a_bare_environment(tmp_path):
     for name in runtime_files():
         if (here / name).exists() and not (site / name).exists():
             (site / name).symlink_to(here / name)
-    code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.speech import audio, spectral; import torch;"
+    code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.data import audio; from diffuspeech.tokenizers import spectral; import torch;"
             "from diffuspeech.diffusion.sample import sample; from diffuspeech.diffusion.rules import ConfTopK; from diffuspeech.diffusion.oracle import Chain;"
             "w = audio.clip(); c = spectral.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
             "o = sample(Chain.fit(ids[0], 64), x, ConfTopK(), 64, steps=4); assert (o.tokens != 64).all(); c.decode(o.tokens[0]);"

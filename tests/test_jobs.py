@@ -15,15 +15,17 @@ import torch
 from small import prepared as prepared_clips
 
 from diffuspeech import cli
-from diffuspeech.base.processes import spread
-from diffuspeech.speech import audio, builtin, prepared, sentences
-from diffuspeech.speech.adapters import tiny
-from diffuspeech.speech.flow import Flow, FlowConfig
-from diffuspeech.speech.jobs import gather, load_codec
-from diffuspeech.speech.manifest import Manifest
-from diffuspeech.speech.tokens import Tokenizer, TokenizerConfig, batch_of
-from diffuspeech.speech.vocode import SpeechCodec, check_ids
-from diffuspeech.speech.voices import missing
+from diffuspeech.base.workers import spread
+from diffuspeech.data import audio, builtin, sentences
+from diffuspeech.data.batches import check_waves
+from diffuspeech.data.manifest import Manifest
+from diffuspeech.data.voices import missing
+from diffuspeech.tokenizers.public import tiny
+from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
+from diffuspeech.voice import prepared
+from diffuspeech.voice.codec import SpeechCodec, check_ids
+from diffuspeech.voice.flow import Flow, FlowConfig
+from diffuspeech.voice.jobs import gather, load_codec
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
     tokenizer = Tokenizer.from_pretrained(model / "speech-tokens")
     wave = audio.clip().repeat(25)
     soundfile.write(tmp_path / "long.flac", wave.numpy(), 16000)
-    from diffuspeech.speech.jobs import encode_utterance
+    from diffuspeech.voice.jobs import encode_utterance
     u, = gather([tmp_path / "long.flac"]).todo
     assert u.duration > 120
     ids, whole = encode_utterance(tokenizer, u), tokenizer.encode(wave[None])[0][0]
@@ -118,8 +120,8 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
 
 LONG = """
 import sys, torch
-from diffuspeech.speech import audio
-from diffuspeech.speech.jobs import encode_utterance, gather
+from diffuspeech.data import audio
+from diffuspeech.voice.jobs import encode_utterance, gather
 class Stub:
     frame_rate = 25.0
     def encode(self, waves):
@@ -247,7 +249,7 @@ def test_one_line_for_what_cannot_be(words, said, model, tmp_path, monkeypatch, 
 ])
 def test_waves_that_are_no_batch(waves, lengths, said):
     with pytest.raises(ValueError, match=said):
-        batch_of(waves, lengths)
+        check_waves(waves, lengths)
 
 
 @pytest.mark.parametrize("ids, lengths, said", [
@@ -281,7 +283,7 @@ def test_no_test_text_is_in_training_and_no_test_id_reaches_tuning():
 
 def test_tuning_refuses_test_clips(tmp_path):
     "What chooses on dev is given train and dev by name; a manifest with a test clip in it is refused"
-    from diffuspeech.speech.prepared import Prepared
+    from diffuspeech.voice.prepared import Prepared
     tmp_path.joinpath("index.json").write_text(json.dumps({"manifest": "dev.jsonl", "features": True, "shards": {"shard-0000.safetensors": [
         {"id": "test-clean-allison-00001", "seconds": 1.0, "text": "x", "speaker": "allison"}]}}))
     with pytest.raises(ValueError, match="test-clean-allison-00001.*test"):
@@ -314,7 +316,7 @@ def test_the_pack_is_of_tests_with_licences():
         assert abs(soundfile.info(u.audio).duration - u.duration) < 0.01
 
 
-BUILD = "from diffuspeech.speech.builtin import build\nif __name__ == '__main__': build({folder!r}, 'tiny', workers=2)\n"
+BUILD = "from diffuspeech.data.builtin import build\nif __name__ == '__main__': build({folder!r}, 'tiny', workers=2)\n"
 
 
 @pytest.mark.skipif(bool(missing(["flite"])) or not shutil.which("diatheke"), reason="flite and diatheke are not here")
@@ -347,7 +349,7 @@ def test_an_error_ends_the_jobs_that_have_not_begun(tmp_path):
 
 def test_who_works_for_a_killed_process_ends_too(tmp_path):
     script = tmp_path / "s.py"
-    script.write_text("import time\nfrom diffuspeech.base.processes import spread\nif __name__ == '__main__':\n    list(spread(time.sleep, [(60,), (60,)], 2))\n")
+    script.write_text("import time\nfrom diffuspeech.base.workers import spread\nif __name__ == '__main__':\n    list(spread(time.sleep, [(60,), (60,)], 2))\n")
     p = subprocess.Popen([sys.executable, script])
     children = lambda: [int(child) for child in Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()]
     end = time.time() + 60
@@ -410,7 +412,7 @@ def test_rooms_and_noise_are_the_same_on_every_processor():
     "A protocol knows its clips by hashes of their samples, so a build elsewhere must round like a build here"
     code = """
 import hashlib, torch
-from diffuspeech.speech.builtin import roughen
+from diffuspeech.data.builtin import roughen
 wave = 0.5 * torch.sin(torch.arange(48_000) / 20.0)
 print(torch.backends.cpu.get_cpu_capability())
 for condition in ("clean", "noise", "reverb"):

@@ -7,11 +7,11 @@ from importlib import metadata
 import pytest
 import torch
 
+from diffuspeech.data import audio
+from diffuspeech.data.audio import RATE, import_torchaudio
 from diffuspeech.evaluate import judges, metrics
 from diffuspeech.evaluate.judges import ELSEWHERE, Dnsmos, FastConformer, Phonemes, Plcmos, Squim, Utmos, WavLM, elsewhere, per
 from diffuspeech.evaluate.metrics import Cache, MissingJudge, cosine
-from diffuspeech.speech import audio
-from diffuspeech.speech.audio import RATE, import_torchaudio
 
 TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
 

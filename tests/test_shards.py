@@ -13,11 +13,11 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from diffuspeech.speech import audio
-from diffuspeech.speech.batches import batches
-from diffuspeech.speech.foreign import lhotse, webdataset
-from diffuspeech.speech.manifest import Manifest, ManifestError, Utterance, load_audio, write_manifest
-from diffuspeech.speech.shards import Shards, pack
+from diffuspeech.data import audio
+from diffuspeech.data.batches import batches
+from diffuspeech.data.external import lhotse, webdataset
+from diffuspeech.data.manifest import Manifest, ManifestError, Utterance, load_audio, write_manifest
+from diffuspeech.data.shards import Shards, pack
 
 N = 12
 
@@ -79,7 +79,7 @@ def test_processes_and_runs_make_the_same_bytes(manifest, tmp_path):
 
 
 def test_goes_on_where_it_was(manifest, tmp_path, monkeypatch):
-    from diffuspeech.speech import shards as module
+    from diffuspeech.data import shards as module
     whole = make(manifest, tmp_path / "whole")
     waves = [Shards(tmp_path / "whole").wave(i) for i in range(N)]
     calls, real = [], module.load_audio

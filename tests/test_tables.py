@@ -4,9 +4,9 @@ import json
 import pytest
 
 from diffuspeech.cli import main
+from diffuspeech.data import audio
+from diffuspeech.data.manifest import load_audio
 from diffuspeech.evaluate import reconstruct, speech, speed
-from diffuspeech.speech import audio
-from diffuspeech.speech.manifest import load_audio
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@ import errno
 import json
 import math
 import multiprocessing
-import random
 import re
 import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from diffuspeech.base import folder as folder_room
-from diffuspeech.base import keys
-from diffuspeech.speech.batches import Each
+from diffuspeech.base import checkpoint as folder_room
+from diffuspeech.base import random
+from diffuspeech.data.batches import Each
 from diffuspeech.train import config, state
 from diffuspeech.train.config import Run, override, preset
 from diffuspeech.train.journal import history
@@ -39,7 +39,7 @@ class Toy:
 
     def batches(self, epoch):
         def batch(i):
-            g = torch.Generator().manual_seed(keys.key(self.run.seed, epoch, i))
+            g = torch.Generator().manual_seed(random.key(self.run.seed, epoch, i))
             return SimpleNamespace(ids=[f"{epoch}-{i}-{r}" for r in range(8)], seconds=8.0, x=torch.randn(8, 4, generator=g))
         return Each(batch, range(7))
 
@@ -143,7 +143,7 @@ def process(folder, pause=0.0, run=RUN):
 
 def test_killed_twenty_times(tmp_path):
     "SIGKILL at random moments, in the middle of a save or not; what is there under a final name is whole each time, and whoever goes on from there, after one kill or after all, ends as a run which nobody touched, bit for bit"
-    dice, long = random.Random(), replace(RUN, steps=400, save_every=3)
+    dice, long = Random(), replace(RUN, steps=400, save_every=3)
     whole, folder, steps = tmp_path / "whole", tmp_path / "killed", []
     go(long, whole)
     for kill in range(20):
@@ -391,7 +391,7 @@ def test_clipping_and_decay(tmp_path):
 
 def test_names_and_the_nearest(tmp_path, monkeypatch):
     for name in ("decoder-small", "tokenizer-small"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "diffuspeech.speech.tokens:X", "model": {"hidden": 8}, "doc": "ten minutes"}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "diffuspeech.tokenizers.s3:X", "model": {"hidden": 8}, "doc": "ten minutes"}))
     monkeypatch.setattr(config, "PRESETS", tmp_path)
     assert preset("decoder-small").doc == "ten minutes" and config.presets() == ["decoder-small", "tokenizer-small"]
     for bad, words in ((lambda: preset("tokeniser-small"), "tokeniser-small: no such preset; the nearest is tokenizer-small"),

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from diffuspeech.speech import audio
-from diffuspeech.speech.manifest import Utterance, write_manifest
-from diffuspeech.speech.vocoder import LONG, MEL, HifiGan, World, log10_mel, rests
-from diffuspeech.speech.vocoder_training import HifiGanConfig, HifiGanTask, hifigan
+from diffuspeech.data import audio
+from diffuspeech.data.manifest import Utterance, write_manifest
+from diffuspeech.tasks.vocoder import HifiGanConfig, HifiGanTask, hifigan
+from diffuspeech.voice.vocoder import LONG, MEL, HifiGan, World, log10_mel, rests
 
 audio.import_torchaudio()
 SMALL = dict(channels=16, blocks=(3,), dilations=(1,))
@@ -108,7 +108,7 @@ def test_pieces_are_as_loud_as_the_whole(clip):
 
 
 def test_long_features_take_little_memory():
-    program = ("import resource, torch; from diffuspeech.speech.vocoder import World; w = World(); f = torch.zeros(2, 43); w.synthesise(f)\n"
+    program = ("import resource, torch; from diffuspeech.voice.vocoder import World; w = World(); f = torch.zeros(2, 43); w.synthesise(f)\n"
                "f = torch.zeros(12000, 43); f[:, :40] -= 1; f[:, -2], f[:, -1] = 4.5, 1; f[::500, -1] = 0; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
                "before = peak(); w.synthesise(f); print(peak() - before)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

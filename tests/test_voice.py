@@ -7,16 +7,16 @@ import pytest
 import torch
 from small import prepared
 
-from diffuspeech.speech import audio
-from diffuspeech.speech.flow_training import FlowTask
-from diffuspeech.speech.manifest import Manifest, write_manifest
-from diffuspeech.speech.prepared import Prepared, prepare
-from diffuspeech.speech.tokens_training import TokenizerTask
-from diffuspeech.speech.vocode import SpeechCodec
-from diffuspeech.speech.vocoder_training import HifiGanConfig, HifiGanTask, hifigan
+from diffuspeech.data import audio
+from diffuspeech.data.manifest import Manifest, write_manifest
+from diffuspeech.tasks.flow import FlowTask
+from diffuspeech.tasks.tokenizer import TokenizerTask
+from diffuspeech.tasks.vocoder import HifiGanConfig, HifiGanTask, hifigan
 from diffuspeech.train.config import Run
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
+from diffuspeech.voice.codec import SpeechCodec
+from diffuspeech.voice.prepared import Prepared, prepare
 
 TOKENIZER = dict(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)
 FLOW = dict(dim=32, layers=1, heads=2, inner=32)
@@ -33,13 +33,13 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(corpus):
     "A run of the tokenizer"
-    run = Run("diffuspeech.speech.tokens_training:TokenizerTask", str(corpus), TOKENIZER, dict(clean=1, mixed=2), **HOW)
+    run = Run("diffuspeech.tasks.tokenizer:TokenizerTask", str(corpus), TOKENIZER, dict(clean=1, mixed=2), **HOW)
     train(run, corpus / "codec" / "speech-tokens", device="cpu", progress=False)
     return run
 
 
 def flow_run(corpus):
-    return Run("diffuspeech.speech.flow_training:FlowTask", str(corpus), FLOW, dict(tokenizer=str(corpus / "codec" / "speech-tokens" / "model")), **HOW)
+    return Run("diffuspeech.tasks.flow:FlowTask", str(corpus), FLOW, dict(tokenizer=str(corpus / "codec" / "speech-tokens" / "model")), **HOW)
 
 
 def test_what_is_trained_speaks(corpus, tokens):
@@ -117,6 +117,6 @@ def test_no_test_clip_trains_a_vocoder(corpus, tmp_path):
     rows = [replace(u, audio=Path(u.audio).resolve(), split="test-clean") for u in Manifest(corpus / "train.jsonl")]
     write_manifest(tmp_path / "train.jsonl", rows)
     with pytest.raises(ValueError, match=f"holds {rows[0].id}, a test clip"):
-        HifiGanTask(Run("diffuspeech.speech.vocoder_training:HifiGanTask", str(tmp_path / "train.jsonl"), **HOW))
+        HifiGanTask(Run("diffuspeech.tasks.vocoder:HifiGanTask", str(tmp_path / "train.jsonl"), **HOW))
     with pytest.raises(ValueError, match="a test clip"):
         Prepared(clips(tmp_path, rows[:1]))

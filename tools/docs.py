@@ -39,7 +39,7 @@ def module(nb) -> str:
 
 @cache
 def places() -> dict[str, set[str]]:
-    "Where a name is documented, under each of its names: `diffuspeech.base.look.use`, `base.look.use`, `look.use` and `use`"
+    "Where a name is documented, under each of its names: `diffuspeech.base.style.use`, `base.look.use`, `look.use` and `use`"
     found = defaultdict(set)
     for mod, names in importlib.import_module("diffuspeech._modidx").d["syms"].items():
         rooms = mod.split(".")

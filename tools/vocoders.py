@@ -2,11 +2,11 @@
 import sys
 from types import SimpleNamespace
 
-from diffuspeech.base.weights import home
+from diffuspeech.base.pretrained import home
 from diffuspeech.cli import print_table
+from diffuspeech.data.manifest import Manifest
 from diffuspeech.evaluate.speech import speech_table
-from diffuspeech.speech.manifest import Manifest
-from diffuspeech.speech.vocoder import HifiGan, World
+from diffuspeech.voice.vocoder import HifiGan, World
 
 clips = [u for u in Manifest(home() / "corpora" / "small" / "dev.jsonl") if u.extra["condition"] == "clean" and 1.5 < u.duration < 6][:80]
 rows = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .read import Read
+from .predictions import Read
 from .step import Rule, View
 
 # %% ../../nbs/diffusion/blocks.ipynb #af818a57

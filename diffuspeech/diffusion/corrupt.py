@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 from .schedule import Schedule, linear
 
 # %% ../../nbs/diffusion/corrupt.ipynb #d8435d89
@@ -24,7 +24,7 @@ def utterance_keys(
     device: "torch.device | str" = "cpu",
 ) -> Tensor:  # (B,) int64
     "A key for each utterance of a batch, another one in each epoch"
-    return torch.tensor([keys.key(seed, epoch, i) for i in ids], device=device)
+    return torch.tensor([random.key(seed, epoch, i) for i in ids], device=device)
 
 # %% ../../nbs/diffusion/corrupt.ipynb #03e8cf8c
 TIME, WHICH, BREAK, LEVEL = range(4)  # what a row's numbers are for
@@ -38,10 +38,10 @@ def place_numbers(
 ) -> Tensor:  # (B, positions, levels) float64 in (0, 1)
     "The number that decides about each place; places of one span share theirs"
     place = torch.arange(positions * levels, device=row_keys.device).view(positions, levels)
-    u = keys.uniform(keys.fold(keys.fold(row_keys, WHICH)[:, None, None], place))
+    u = random.uniform(random.fold(random.fold(row_keys, WHICH)[:, None, None], place))
     if span == 1:
         return u
-    begins = keys.uniform(keys.fold(keys.fold(row_keys, BREAK)[:, None, None], place)) < 1 / span
+    begins = random.uniform(random.fold(random.fold(row_keys, BREAK)[:, None, None], place)) < 1 / span
     first = torch.where(begins, torch.arange(positions, device=place.device)[:, None], 0).cummax(1).values
     return u.gather(1, first)
 
@@ -98,7 +98,7 @@ def corrupt(
     for name, given in (("t", t), ("row_keys", row_keys), ("lengths", lengths)):
         if given is not None and given.shape != (B,):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; one for each of {B} rows is wanted")
-    t = keys.uniform(keys.fold(row_keys, TIME)) if t is None else t.to(device, torch.float64)
+    t = random.uniform(random.fold(row_keys, TIME)) if t is None else t.to(device, torch.float64)
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths.to(device)
     inside = (torch.arange(L, device=device) < lengths[:, None])[..., None].expand_as(x)
     if maskable is not None:
@@ -113,7 +113,7 @@ def corrupt(
         if len(share) != Q:
             raise ValueError(f"level_weights has {len(share)} entries for {Q} codebooks")
         share = share / share.sum()
-        level = torch.searchsorted(share.cumsum(0), keys.uniform(keys.fold(row_keys, LEVEL))).clamp_max(Q - 1)
+        level = torch.searchsorted(share.cumsum(0), random.uniform(random.fold(row_keys, LEVEL))).clamp_max(Q - 1)
         q = torch.arange(Q, device=device)
         open, finer, chance = inside & (q == level[:, None, None]), inside & (q > level[:, None, None]), share[level]
     ratio, n = 1 - schedule.alpha(t), open.sum((1, 2))

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 from .sample import Rule, sample
 
 # %% ../../nbs/diffusion/length.ipynb #c8313de5
@@ -227,13 +227,13 @@ def grow(
     start, rows = room - most, torch.arange(B, device=device)
     if ((out == mask_id).view(B, out.shape[1], -1).any(-1) & (torch.arange(out.shape[1], device=device) < start[:, None])).any():
         raise ValueError(f"prompt holds a mask (mask_id={mask_id})")
-    lengths, key = start.clone(), keys.row_keys(seed, B, device)
+    lengths, key = start.clone(), random.row_keys(seed, B, device)
     ended, nfe = torch.zeros(B, dtype=torch.bool, device=device), 0
     blocks, calls = torch.zeros(B, dtype=torch.int64, device=device), torch.zeros(B, dtype=torch.int64, device=device)
     while len(rows):
         grown = torch.minimum(lengths[rows] + block, room[rows])
         width = int(grown.max())
-        done = sample(_of(denoiser, rows), out[rows, :width], rule, mask_id, steps=steps, seed=keys.fold(key, blocks)[rows], lengths=grown,
+        done = sample(_of(denoiser, rows), out[rows, :width], rule, mask_id, steps=steps, seed=random.fold(key, blocks)[rows], lengths=grown,
                       unconditional=_of(unconditional, rows), **how)
         out[rows, :width] = done.tokens
         cut = cut_at_eos(done.tokens, eos_id, grown, lengths[rows])

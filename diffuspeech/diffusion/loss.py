@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 from .corrupt import Corrupted, corrupt
 from .schedule import Schedule, linear
 
@@ -110,9 +110,9 @@ def nelbo(
     if samples < 2:
         raise ValueError(f"samples={samples} must be at least 2, or there is no standard error")
     count = corrupt(tokens, row_keys, mask_id, None, lengths, maskable).open.flatten(1).sum(1)
-    u, draws = keys.uniform(keys.fold(row_keys, samples)), []
+    u, draws = random.uniform(random.fold(row_keys, samples)), []
     for s in range(samples):
-        c = corrupt(tokens, keys.fold(row_keys, s), mask_id, (u + s) / samples, lengths, maskable, HOW[how], schedule=schedule, **law)
+        c = corrupt(tokens, random.fold(row_keys, s), mask_id, (u + s) / samples, lengths, maskable, HOW[how], schedule=schedule, **law)
         if c.weight is None:
             raise ValueError(f"how={how!r} with {law} has no exact weight")
         ce, where = cross_entropy(denoiser, c)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import keys
-from .read import draw, shape
+from ..base import random
+from .predictions import draw, shape
 
 # %% ../../nbs/diffusion/metric.ipynb #d021abc9
 def digits(
@@ -85,7 +85,7 @@ def corrupt(
     free: Tensor | None = None,  # (B, L) bool, what may be noisy; everything when not given
 ) -> Tensor:  # (B, L)
     "Draw x_t from p_t(x | x_0)"
-    u = keys.uniform(keys.fold(key[:, None], torch.arange(x0.shape[1], device=x0.device)))
+    u = random.uniform(random.fold(key[:, None], torch.arange(x0.shape[1], device=x0.device)))
     xt = draw(path.p(x0, path.beta(t).float()[:, None, None]).flatten(0, 1), u.flatten()).view_as(x0)
     return xt if free is None else torch.where(free, xt, x0)
 
@@ -160,11 +160,11 @@ def walk(
         raise ValueError(f"canvas holds {int(given.max())}, which is not among the {path.size} codes of levels={path.levels}")
 
     where = free.flatten().nonzero().squeeze(1)
-    key = keys.row_keys(seed, B, device)
+    key = random.row_keys(seed, B, device)
     beta = path.beta(torch.linspace(1, 0, steps + 1, device=device)).tolist()
 
     def u(step, tag):
-        return keys.uniform(keys.fold(keys.fold(keys.fold(key, step), tag)[:, None], torch.arange(L, device=device))).flatten()[where]
+        return random.uniform(random.fold(random.fold(random.fold(key, step), tag)[:, None], torch.arange(L, device=device))).flatten()[where]
     x, changes = canvas.flatten().clone(), torch.zeros(B * L, dtype=torch.int64, device=device)
     x[where] = (u(steps, 0) * path.size).long()
     began = time.perf_counter()

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 
 # %% ../../nbs/diffusion/oracle.ipynb #0a18dc1b
 class Joint:
@@ -25,7 +25,7 @@ class Joint:
         roughness: float = 1.5,  # standard deviation of log p: 0 is the uniform distribution
     ):
         self.symbols, self.places, self.mask_id = symbols, places, symbols
-        z = torch.erfinv(2 * keys.uniform(keys.fold(keys.row_keys(seed, 1), torch.arange(symbols**places))) - 1) * math.sqrt(2)
+        z = torch.erfinv(2 * random.uniform(random.fold(random.row_keys(seed, 1), torch.arange(symbols**places))) - 1) * math.sqrt(2)
         self.p = (roughness * z).softmax(0)  # (symbols ** places,) float64
         self.sequences = torch.tensor(list(itertools.product(range(symbols), repeat=places)))
         self.canvases = torch.tensor(list(itertools.product(range(symbols + 1), repeat=places)))
@@ -79,7 +79,7 @@ class Chain:
     @classmethod
     def random(cls, symbols: int = 8, seed: int = 0, roughness: float = 2.0) -> "Chain":
         "A chain with rough transition probabilities"
-        z = torch.erfinv(2 * keys.uniform(keys.fold(keys.row_keys(seed, 1), torch.arange(symbols * (symbols + 1)))) - 1)
+        z = torch.erfinv(2 * random.uniform(random.fold(random.row_keys(seed, 1), torch.arange(symbols * (symbols + 1)))) - 1)
         p = (roughness * math.sqrt(2) * z).view(symbols + 1, symbols).softmax(-1)
         return cls(p[0], p[1:])
 
@@ -122,7 +122,7 @@ class Chain:
 
     def draw(self, rows: int, length: int, seed: int = 0) -> Tensor:
         "(rows, length) sequences drawn from left to right"
-        u = keys.uniform(keys.fold(keys.row_keys(seed, rows)[:, None], torch.arange(length)))
+        u = random.uniform(random.fold(random.row_keys(seed, rows)[:, None], torch.arange(length)))
         x = torch.searchsorted(self.start.cumsum(0), u[:, :1].contiguous()).clamp(max=self.mask_id - 1)
         for l in range(1, length):
             c = self.move[x[:, -1]].cumsum(-1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .read import Read
+from .predictions import Read
 from .rules import best, in_unit
 from .step import Rule, View
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
-from .read import Read, entropy
+from ..base import random
+from .predictions import Read, entropy
 from .step import Rule, View
 
 # %% ../../nbs/diffusion/rules.ipynb #cf5afe0c
@@ -50,7 +50,7 @@ def best(
     count: Tensor,  # (b,)
 ) -> Tensor:  # (b, N) bool
     "The `count` best places of each row"
-    shuffle = keys.mix(torch.arange(score.shape[1], device=score.device)).argsort()
+    shuffle = random.mix(torch.arange(score.shape[1], device=score.device)).argsort()
     order = shuffle[score[:, shuffle].argsort(dim=1, descending=True, stable=True)]
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
     return (rank < count[:, None]) & (score > -torch.inf)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
-from .read import Knobs, guide
+from ..base import random
+from .predictions import Knobs, guide
 from .schedule import Schedule, linear, pace_of
 from .step import Rule, View, uniform
 from .trajectory import Trajectory
@@ -52,7 +52,7 @@ class Run:
         place = torch.arange(N, device=device)
         self.position, self.level = place // self.levels, place % self.levels
         self.valid = self.position < self.lengths[:, None]
-        self.keys = keys.row_keys(seed, B, device)
+        self.keys = random.row_keys(seed, B, device)
         self.never = [mask_id, *knobs.barred] + ([knobs.eos_id] if knobs.eos == "barred" else [])
         self.k, self.nfe, self.seconds, self.numbers = 0, 0, 0.0, {}
         self.calls = torch.zeros(B, dtype=torch.int64, device=device)
@@ -89,7 +89,7 @@ class Run:
             self.rule = self._fitting(rule)
         steps = steps or self.rule.steps
         if seed is not None:
-            self.keys, self.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
+            self.keys, self.numbers = random.row_keys(seed, len(self.x), self.x.device), {}
         free = self.masked
         B, device = len(self.x), self.x.device
         group = self.rule.groups(self.position, self.level)
@@ -151,7 +151,7 @@ class Run:
                 setattr(twin, name, value.clone())
         twin.memory, twin.canvases, twin.numbers = dict(self.memory), list(self.canvases), dict(self.numbers)
         if seed is not None:
-            twin.keys, twin.numbers = keys.row_keys(seed, len(self.x), self.x.device), {}
+            twin.keys, twin.numbers = random.row_keys(seed, len(self.x), self.x.device), {}
         return twin
 
     def _uniform(self, tag: int) -> Tensor:

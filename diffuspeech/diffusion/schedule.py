@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 
 # %% ../../nbs/diffusion/schedule.ipynb #dd197ca3
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def pace_of(
 
 # %% ../../nbs/diffusion/schedule.ipynb #58e6b46a
 def stratified(
-    key: int,  # e.g. keys.key(seed, step)
+    key: int,  # e.g. random.key(seed, step)
     rows: int,  # sequences in this batch
     total: int | None = None,  # N, sequences in the global batch; `rows` when not given
     first: int = 0,  # the global index of this batch's first sequence
 ) -> Tensor:  # (rows,) float64 in (0, 1]
     "Times that cover the unit interval evenly over the global batch"
-    u = keys.uniform(keys.mix(torch.tensor(key)))
+    u = random.uniform(random.mix(torch.tensor(key)))
     t = (u + (first + torch.arange(rows)) / (total or rows)) % 1
     return torch.where(t == 0, torch.ones_like(t), t)

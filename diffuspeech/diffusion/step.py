@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
-from .read import Knobs, Read
+from ..base import random
+from .predictions import Knobs, Read
 
 # %% ../../nbs/diffusion/step.ipynb #a817fc82
 @dataclass
@@ -58,8 +58,8 @@ def uniform(
     N: int,
 ) -> Tensor:  # (s, b, N) float64
     "The random numbers of some steps: each a hash of its row's key, the step, the tag and the place"
-    step = keys.fold(row_keys, 16 * k[:, None] + tag)
-    return keys.uniform(keys.fold(step[..., None], torch.arange(N, device=row_keys.device)))
+    step = random.fold(row_keys, 16 * k[:, None] + tag)
+    return random.uniform(random.fold(step[..., None], torch.arange(N, device=row_keys.device)))
 
 # %% ../../nbs/diffusion/step.ipynb #43053cde
 class Rule:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.folder import write_aside, write_tensors
+from ..base.checkpoint import write_aside, write_tensors
 
 # %% ../../nbs/diffusion/trajectory.ipynb #d1136e07
 def end_to_end(
@@ -117,7 +117,7 @@ def show(
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
-    from diffuspeech.base import look
+    from diffuspeech.base import style
     t = trajectory.row(row)
     length = int(t.lengths[0])
     stack = torch.stack([t.canvas(n)[0, :length] for n in range(t.steps + 1)]).reshape(t.steps + 1, -1)
@@ -125,7 +125,7 @@ def show(
     given = torch.where(t.committed[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     picture = ax.imshow(sure, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
-    ax.imshow(given, aspect="auto", cmap=ListedColormap([look.ink("prompt").colour]), interpolation="nearest")
+    ax.imshow(given, aspect="auto", cmap=ListedColormap([style.ink("prompt").colour]), interpolation="nearest")
     ax.set(xlabel="position", ylabel="step", title=t.rule if title is None else title)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="probability when committed")

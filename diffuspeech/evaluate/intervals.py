@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import keys
+from ..base import random
 
 # %% ../../nbs/evaluate/intervals.ipynb #d5c1806a
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def bootstrap(
     if not torch.isfinite(value).all() or not size.sum() > 0:
         raise ValueError("values are not all finite, or their sizes add up to nothing")
     value = value if against is None else value - against.double()
-    replicates, weight, counts = keys.row_keys(seed, n), torch.ones(n, 1, dtype=torch.float64), []
+    replicates, weight, counts = random.row_keys(seed, n), torch.ones(n, 1, dtype=torch.float64), []
     for kind, labels in (("voice", voice), ("sentence", sentence)):
         names = sorted(set(map(str, labels)))
         if len(names) > 1:
             counts.append(len(names))
-            u = keys.uniform(keys.fold(replicates[:, None], torch.tensor([keys.key(kind, name) for name in names])))
+            u = random.uniform(random.fold(replicates[:, None], torch.tensor([random.key(kind, name) for name in names])))
             at = {name: k for k, name in enumerate(names)}
             weight = weight * -u.log()[:, [at[str(label)] for label in labels]]
     if not counts:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base.folder import hub_id
+from ..base.checkpoint import hub_id
 from .metrics import Errors, MissingJudge, checked, package, sha256
-from ..speech.audio import RATE, import_torchaudio
+from ..data.audio import RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/judges.ipynb #f30047c2
 def joined(phonemes) -> str:

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base.weights import WEIGHTS, Absent, home, sha256, weights
-from ..speech.audio import RATE, import_torchaudio
+from ..base.pretrained import WEIGHTS, Absent, home, sha256, weights
+from ..data.audio import RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/metrics.ipynb #3a9b9ca7
 MissingJudge = Absent  # a judge whose package or weights are absent; the message says which, and how to get it

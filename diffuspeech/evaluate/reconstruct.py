@@ -20,19 +20,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base import keys
-from ..base.folder import fingerprint, write_aside, write_tensors
+from ..base import random
+from ..base.checkpoint import fingerprint, write_aside, write_tensors
 from .metrics import Cache, all_judges, audible, f0_error
 from .report import waves_of_others
 from .speech import KINDS, kind_of, verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
-from ..speech.audio import RATE, load
-from ..speech.align import Alignment, align, duration_correlation
-from ..speech.manifest import Utterance, load_audio
-from ..speech.quantize import bitrate
-from ..speech.recogniser import loop
-from ..speech.tokens import SpeechTokenizer
+from ..data.audio import RATE, load
+from ..asr.align import Alignment, align, duration_correlation
+from ..data.manifest import Utterance, load_audio
+from ..tokenizers.quantize import bitrate
+from ..asr.canary import loop
+from ..tokenizers.s3 import SpeechTokenizer
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #30ecbdb7
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def make(
                 condition = Condition(condition.text, condition.lengths, lent.vectors.gather(1, at[..., None].expand(-1, -1, lent.vectors.shape[2])))
             causal = system.model.decoder.config.causal
             how = ({} if causal else dict(rule=system.rule, steps=system.steps)) | ({} if system.temperature is None else dict(temperature=system.temperature))
-            out = system.model.speak(condition, said, mine, system.length, given, seed=torch.tensor([keys.key(seed, ids[i] if ids else i) for i in some]), **how)
+            out = system.model.speak(condition, said, mine, system.length, given, seed=torch.tensor([random.key(seed, ids[i] if ids else i) for i in some]), **how)
             spoken = out.waves
             made.decoder_seconds += out.seconds["decoder"]
             made.calls = (made.calls or 0) + int(out.run.calls.sum())
@@ -153,7 +153,7 @@ def make_once(
         return make(system, codec, waves, texts, voices, ids, seed=seed)
     whose = {name: value for name, value in vars(system).items() if name != "model"} | dict(model=system.model and system.model.identity(), codec=codec.version)
     about = json.dumps([whose, seed, list(texts), list(voices), fingerprint(dict(zip(ids, waves)))])
-    file = Path(keep) / f"{system.name} {keys.key(about) % 2**32:08x}.safetensors"
+    file = Path(keep) / f"{system.name} {random.key(about) % 2**32:08x}.safetensors"
     if file.is_file():
         try:
             with safe_open(file, "pt") as f:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base import keys
-from ..base.folder import write_aside, write_json
+from ..base import random
+from ..base.checkpoint import write_aside, write_json
 from .intervals import bootstrap
 from .metrics import Cache, all_judges, audible, cosine, wer
 from ..models.reconstructor import LENGTHS, Reconstructor
-from ..speech.manifest import Utterance, load_audio
+from ..data.manifest import Utterance, load_audio
 
 # %% ../../nbs/evaluate/report.ipynb #921fff09
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def sweep(
             for k in range(0, len(order), batch):
                 some = order[k : k + batch]
                 how = ({} if causal else dict(rule=cell.rule, steps=cell.steps)) | ({} if cell.temperature is None else dict(temperature=cell.temperature))
-                seeds = torch.tensor([keys.key(cell.seed, utterances[i].id) for i in some])  # a clip's numbers do not depend on its neighbours
+                seeds = torch.tensor([random.key(cell.seed, utterances[i].id) for i in some])  # a clip's numbers do not depend on its neighbours
                 out = model.reconstruct([waves[i] for i in some], [utterances[i].text for i in some], length=cell.length, scale=cell.scale, seed=seeds, **how)
                 for row, i in enumerate(some):
                     made[i], cost[i] = out.waves[row], dict(nfe=int(out.run.calls[row]), tokens=int(out.lengths[row]), decoder_seconds=round(out.seconds["decoder"] / len(some), 5))

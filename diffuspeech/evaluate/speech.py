@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.weights import home
+from ..base.pretrained import home
 from .intervals import bootstrap, smallest_difference
 from .metrics import Cache, Errors, Mos, Recogniser, Speaker, all_judges, audible, cosine, speaker_floor, wer, wer_three_ways
-from ..speech.audio import RATE, load
-from ..speech.jobs import SOUNDS, Job
-from ..speech.manifest import Manifest, Utterance, load_audio
-from ..speech.tokens import SpeechTokenizer
+from ..data.audio import RATE, load
+from ..voice.jobs import SOUNDS, Job
+from ..data.manifest import Manifest, Utterance, load_audio
+from ..tokenizers.s3 import SpeechTokenizer
 
 # %% ../../nbs/evaluate/speech.ipynb #14ed32dc
 KINDS = ("human", "synthetic", "unseen")

@@ -16,15 +16,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..base import keys
+from ..base import random
 from ..diffusion.corrupt import corrupt
 from ..diffusion.length import canvas
 from ..diffusion.loss import diffusion_loss
 from ..diffusion.sample import sample
 from ..diffusion.schedule import stratified
 from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
-from ..models.left_to_right import write
-from ..speech.batches import plan
+from ..models.autoregressive import write
+from ..data.batches import plan
 
 
 # %% ../../nbs/evaluate/speed.ipynb #7276ba1b
@@ -183,7 +183,7 @@ def epoch(
         B, L, N = len(lengths), int(lengths.max()), max(1, round(int(lengths.max()) / c.rate))
         speech = torch.randint(0, c.speech, (B, L), device=device)
         condition = Condition(torch.randint(0, c.text, (B, N), device=device), (lengths / c.rate).round().long().clamp_min(1), torch.randn(B, N, c.vector, device=device))
-        corrupted = corrupt(speech, keys.row_keys(k, B, device), c.mask, stratified(k, B).to(device), lengths, never_empty=True)
+        corrupted = corrupt(speech, random.row_keys(k, B, device), c.mask, stratified(k, B).to(device), lengths, never_empty=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as the large presets do
             bound = decoder.bind(condition)
             if masked_only:

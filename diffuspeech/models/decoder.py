@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.folder import Saved
+from ..base.checkpoint import Saved
 from ..base.layers import Block, angles, attention, rotate, waves_of
 
 # %% ../../nbs/models/decoder.ipynb #7291f9eb

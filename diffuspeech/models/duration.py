@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import keys
-from ..base.folder import Saved
+from ..base import random
+from ..base.checkpoint import Saved
 from ..base.layers import Block, angles
-from ..base.weights import at_home
+from ..base.pretrained import at_home
 from ..diffusion.length import coverage, pinball
 from .decoder import Condition
-from ..speech import text
-from ..speech.batches import Each
-from ..speech.prepared import Prepared
-from ..speech.recogniser import built_in
+from ..data import text
+from ..data.batches import Each
+from ..voice.prepared import Prepared
+from ..asr.canary import built_in
 
 # %% ../../nbs/models/duration.ipynb #ce90311b
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class DurationTask:
 
     def batches(self, epoch: int) -> Each:  # of Texts
         rows, n = self.corpora["train"], self.options["rows"]
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(keys.key(self.run.seed, epoch) % 2**63)).tolist()
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(random.key(self.run.seed, epoch) % 2**63)).tolist()
         return Each(lambda k: self.batch([rows[i] for i in order[k : k + n]]), range(0, len(rows), n))
 
     def pinball(self, model: Duration, batch: Texts) -> Tensor:

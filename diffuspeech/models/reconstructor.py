@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.folder import find, fingerprint, ours, read_config
+from ..base.checkpoint import find, fingerprint, ours, read_config
 from ..diffusion.length import Given, Predicted, Ratio, canvas, cut_at_eos
 from ..diffusion.sample import Sampled, sample
 from ..diffusion.step import Rule
 from .decoder import Condition, SpeechDecoder
 from .duration import Duration
-from .left_to_right import Written, write
+from .autoregressive import Written, write
 from .spans import Spans
-from ..speech.audio import RATE
-from ..speech.jobs import load_codec
-from ..speech.recogniser import Canary
-from ..speech.recogniser import built_in as recogniser_of
-from ..speech.taste import Taste
-from ..speech.tokens import SpeechTokenizer
+from ..data.audio import RATE
+from ..voice.jobs import load_codec
+from ..asr.canary import Canary
+from ..asr.canary import built_in as recogniser_of
+from ..tokenizers.taste import Taste
+from ..tokenizers.s3 import SpeechTokenizer
 
 # %% ../../nbs/models/reconstructor.ipynb #c923b4ce
 LENGTHS = ("given", "ratio", "predicted", "eos")

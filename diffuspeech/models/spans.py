@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base import keys
+from ..base import random
 from ..diffusion.sample import Sampled
 from ..diffusion.trajectory import end_to_end
 from .decoder import Condition
-from .left_to_right import Written
+from .autoregressive import Written
 
 # %% ../../nbs/models/spans.ipynb #e456cf11
 def cuts(
@@ -82,9 +82,9 @@ class Spans:
         seed: "int | Tensor",  # one for all utterances, or one for each
     ) -> Tensor:  # (S,)
         "A seed for each stretch; the first of each utterance has that of the utterance, be it cut or not, and be its neighbours cut or not"
-        own = (seed if isinstance(seed, Tensor) else keys.row_keys(seed, self.utterances)).to(self.rows)[self.rows]
+        own = (seed if isinstance(seed, Tensor) else random.row_keys(seed, self.utterances)).to(self.rows)[self.rows]
         nth = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
-        return torch.where(nth > 0, keys.fold(own, nth), own)
+        return torch.where(nth > 0, random.fold(own, nth), own)
 
     def throughout(self,
         found: Tensor,  # (S,) true or false

@@ -19,7 +19,7 @@ from typing import get_type_hints
 @dataclass(frozen=True)
 class Run:
     "A training run, as plain values"
-    task: str  # module:class, a part of diffuspeech: e.g. diffuspeech.speech.tokens_training:TokenizerTask
+    task: str  # module:class, a part of diffuspeech: e.g. diffuspeech.tasks.tokenizer:TokenizerTask
     data: str = ""  # a folder or a manifest
     model: dict = field(default_factory=dict)  # the model's config
     options: dict = field(default_factory=dict)  # what else the task wants to know

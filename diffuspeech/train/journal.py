@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base.folder import write_aside
-from ..speech.audio import RATE, save
+from ..base.checkpoint import write_aside
+from ..data.audio import RATE, save
 from . import state
 
 # %% ../../nbs/train/journal.ipynb #0ba0946b

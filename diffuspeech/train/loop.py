@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base import keys
-from ..base.folder import Saved
+from ..base import random
+from ..base.checkpoint import Saved
 from . import state
 from .config import Run, override, preset
 from .journal import Journal
@@ -210,7 +210,7 @@ def validate(
     "What the task says of the averaged weights; always with the same random numbers, and without a trace in those of the training"
     device = next(task.model.parameters()).device
     with state.averaged(task.model, ema), gathered(task, spare) as model, aside(device), torch.no_grad():
-        torch.manual_seed(keys.key(run.seed, "validate"))
+        torch.manual_seed(random.key(run.seed, "validate"))
         said = {name: float(v) for name, v in task.validate(model).items()}
         waves = task.samples(model) if hear and hasattr(task, "samples") else {}
     if "score" not in said:
@@ -280,20 +280,20 @@ def train(
         with here.local_main_process_first():  # what a task prepares and keeps is made once
             if first:
                 state.tidy(folder)
-            torch.manual_seed(keys.key(run.seed, "model"))
+            torch.manual_seed(random.key(run.seed, "model"))
             task = make(run)
         spare = deepcopy(task.model) if here.is_fsdp2 else None
         step, optimizer = here.prepare(Step(task), adam(run, task.model))
         optimizer, params = optimizer.optimizer, state.weights(task.model)
         ema = {name: p.detach().clone() for name, p in params.items()} if run.ema else {}
         at = state.Progress()
-        torch.manual_seed(keys.key(run.seed, "train", process) if process else keys.key(run.seed, "train"))
+        torch.manual_seed(random.key(run.seed, "train", process) if process else random.key(run.seed, "train"))
         found, = broadcast_object_list([state.newest(folder)])
         if found:
             if not found.exists():
                 raise ValueError(f"{found}: the first process goes on from there, and this one does not see it; a run on several machines wants a folder that all of them share")
-            at, random = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
-            state.restore_randomness(random, task.model, process)
+            at, rng_state = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
+            state.restore_randomness(rng_state, task.model, process)
         journal = Journal(folder, at.step, board) if first else None
         batches, clock, before, seen = stream(task, at, run.batches, process, world), time.perf_counter(), at.seconds, 0.0
         with tqdm(total=run.steps, initial=at.step, disable=not progress or not first, unit="step") as bar:
@@ -343,10 +343,10 @@ def keep(
 ):
     "A checkpoint, of all processes together"
     from accelerate.utils import gather_object
-    random = {k: v for states in gather_object([state.randomness(task.model, here.process_index)]) for k, v in states.items()}
+    rng_state = {k: v for states in gather_object([state.randomness(task.model, here.process_index)]) for k, v in states.items()}
     if journal:
         journal.sync()
-    state.save(folder, run, at, task.model, optimizer, ema, random, writes=journal is not None, versions=getattr(task, "versions", None))
+    state.save(folder, run, at, task.model, optimizer, ema, rng_state, writes=journal is not None, versions=getattr(task, "versions", None))
     here.wait_for_everyone()
 
 # %% ../../nbs/train/loop.ipynb #54f35e1a

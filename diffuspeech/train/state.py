@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..base.folder import write_tensors
+from ..base.checkpoint import write_tensors
 from .config import Run
 
 # %% ../../nbs/train/state.ipynb #863cd7f2

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..base.look import GREEN, MAP
+from ..base.style import GREEN, MAP
 from ..diffusion.trajectory import Trajectory
-from ..speech.audio import Player
+from ..data.audio import Player
 
 # %% ../../nbs/workbench/player.ipynb #f585d798
 def surface(
