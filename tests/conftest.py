@@ -3,7 +3,7 @@ import pytest
 from browser import CHROMIUM, Lab, Server
 from playwright.sync_api import sync_playwright
 
-from diffuspeech.evaluate.metrics import MissingJudge
+from diffuspeech.evaluate.metrics import MissingDependency
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +12,7 @@ def present():
     def make(judge, *args):
         try:
             return judge(*args)
-        except MissingJudge as e:
+        except MissingDependency as e:
             pytest.skip(str(e))
 
     return make

