@@ -119,10 +119,10 @@ def corpus(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #88163a62
 def decoding(args: argparse.Namespace, model) -> dict:
     "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
-    from diffuspeech.diffusion.catalogue import named
+    from diffuspeech.diffusion.catalogue import get_rule
     how = {} if args.temperature is None else dict(temperature=args.temperature)
     if not model.decoder.config.causal:
-        return how | dict(rule=named(args.sampler or "conf-topk"), steps=args.steps)
+        return how | dict(rule=get_rule(args.sampler or "conf-topk"), steps=args.steps)
     if odd := [f"--{name}" for name in ("steps", "sampler", "trace") if getattr(args, name, None) is not None]:
         raise ValueError(f"{', '.join(odd)}: of the diffusion; {args.model} writes from left to right")
     return how

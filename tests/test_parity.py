@@ -4,10 +4,10 @@ import torch
 
 from diffuspeech.base import random
 from diffuspeech.data.audio import import_torchaudio
-from diffuspeech.diffusion.metric import MetricPath, codes, digits
-from diffuspeech.diffusion.oracle import Joint
-from diffuspeech.diffusion.predictions import shape
-from diffuspeech.diffusion.rules import Ancestral, ConfTopK, ConfTopP, EntropyBound, best
+from diffuspeech.diffusion.metric import MetricPath, codes_to_digits, digits_to_codes
+from diffuspeech.diffusion.oracle import JointDistribution
+from diffuspeech.diffusion.predictions import sampling_probs
+from diffuspeech.diffusion.rules import Ancestral, ConfTopK, ConfTopP, EntropyBound, topk_mask
 from diffuspeech.diffusion.sample import sample, steps
 from diffuspeech.diffusion.step import Rule
 from diffuspeech.evaluate.law import exact_law, tv
@@ -62,12 +62,12 @@ def test_most_confident_first(diffusers, L, T):
     blank = torch.full((6, L), MASK)
     theirs = block_refinement(diffusers, network, blank, T, temperature=0.0, threshold=2.0)
     assert same(theirs, ours(network, blank, ConfTopK(), T))
-    assert same(theirs, ours(network, blank, ConfTopK("drawn"), T)), "greedy, the drawn token is the likeliest"
+    assert same(theirs, ours(network, blank, ConfTopK("candidate"), T)), "greedy, the drawn token is the likeliest"
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6, 0.95])
 def test_threshold(diffusers, threshold):
-    "At a quota of one both commit all that are sure, or the best one: ConfTopP with floor='best'"
+    "At a quota of one both commit all that are sure, or the best one: ConfTopP with fallback='best'"
     blank = torch.full((6, 24), MASK)
     blank[3:, :7] = 2  # at a quota of one, what is given does not matter
     theirs = block_refinement(diffusers, network, blank, 24, temperature=0.0, threshold=threshold)
@@ -78,25 +78,25 @@ class SureOrQuota(Rule):
     "With a quota above one they differ: ours leaves the sure ones alone, however few; theirs fills them up to the quota, and keeps the quota when it is ahead. In three lines:"
     steps = None
 
-    def choose(self, v, read):
-        score = read.score("max")
-        return best(score, (score > 0.35).sum(1).clamp_min(3)), None
+    def choose(self, state, predictions):
+        score = predictions.score("max")
+        return topk_mask(score, (score > 0.35).sum(1).clamp_min(3)), None
 
 
 def test_threshold_with_quota(diffusers):
     blank = torch.full((6, 24), MASK)
     theirs = block_refinement(diffusers, network, blank, 8, temperature=0.0, threshold=0.35)
     assert same(theirs, ours(network, blank, SureOrQuota(), None))
-    assert not same(theirs, ours(network, blank, ConfTopP(0.35, floor="pace"), 8))
+    assert not same(theirs, ours(network, blank, ConfTopP(0.35, fallback="schedule"), 8))
 
 
-@pytest.mark.parametrize("top_k, nucleus, temperature", [(None, 0.9, 1.0), (None, 0.3, 1.0), (4, 1.0, 1.0), (6, 0.7, 0.8), (1, 1.0, 1.3)])
-def test_shaping(diffusers, top_k, nucleus, temperature):
-    "Temperature, then top-k, then nucleus with the token that crosses the line kept: the same probabilities"
+@pytest.mark.parametrize("top_k, top_p, temperature", [(None, 0.9, 1.0), (None, 0.3, 1.0), (4, 1.0, 1.0), (6, 0.7, 0.8), (1, 1.0, 1.3)])
+def test_shaping(diffusers, top_k, top_p, temperature):
+    "Temperature, then top-k, then top_p with the token that crosses the line kept: the same probabilities"
     scheduler = diffusers.BlockRefinementScheduler
     logits = 3 * torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
-    filtered = scheduler._top_p_filtering(scheduler._top_k_filtering(logits / temperature, top_k), nucleus)
-    assert torch.allclose(shape(logits, temperature, top_k, nucleus) / shape(logits, temperature, top_k, nucleus).sum(-1, keepdim=True), filtered.softmax(-1), atol=1e-6)
+    filtered = scheduler._top_p_filtering(scheduler._top_k_filtering(logits / temperature, top_k), top_p)
+    assert torch.allclose(sampling_probs(logits, temperature, top_k, top_p) / sampling_probs(logits, temperature, top_k, top_p).sum(-1, keepdim=True), filtered.softmax(-1), atol=1e-6)
 
 
 # In law. All three draw a token everywhere and commit where the drawn one is likeliest; BlockRefinement and aMUSEd can do nothing else, ours is asked to.
@@ -123,32 +123,32 @@ def amused(diffusers, denoiser, x, T, mask_id, schedule, temperature, seed=0):
 
 def test_lucky_draws_come_first(diffusers):
     "One token a step with exact conditionals: diffusers' two and our 'drawn' have one law, far from the joint; our default has the joint's"
-    joint, n = Joint(), 10_000
+    joint, n = JointDistribution(), 10_000
     blank = torch.full((n, 4), joint.mask_id)
     theirs = block_refinement(diffusers, joint, blank, 4, joint.mask_id, torch.Generator().manual_seed(0), temperature=1.0, threshold=2.0)[-1]
     laws = {
         "block refinement": theirs,
         "aMUSEd": amused(diffusers, joint, blank, 4, joint.mask_id, "linear", (0, 0))[-1],
-        "drawn": sample(joint, blank, ConfTopK("drawn"), joint.mask_id, steps=4, temperature=1.0).tokens,
+        "low_confidence": sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0).tokens,
         "max": sample(joint, blank, ConfTopK(), joint.mask_id, steps=4, temperature=1.0).tokens,
     }
     h = {name: joint.histogram(x) for name, x in laws.items()}
     away = {name: tv(x, joint.p) for name, x in h.items()}
     print("distance to the joint:", {name: round(d, 3) for name, d in away.items()})
-    assert two_samples(h["block refinement"], h["drawn"]) > 0.001
-    assert two_samples(h["aMUSEd"], h["drawn"]) > 0.001
-    assert all(0.3 < away[name] < 0.5 for name in ("block refinement", "aMUSEd", "drawn")) and away["max"] < 0.04
+    assert two_samples(h["block refinement"], h["low_confidence"]) > 0.001
+    assert two_samples(h["aMUSEd"], h["low_confidence"]) > 0.001
+    assert all(0.3 < away[name] < 0.5 for name in ("block refinement", "aMUSEd", "low_confidence")) and away["max"] < 0.04
     assert two_samples(h["block refinement"], h["max"]) < 1e-6, "the test can tell"
 
 
 def test_noise_on_positions(diffusers):
-    "aMUSEd's temperature is a Gumbel variable on the log score, our position_noise; (2, 2) keeps it constant"
-    joint, n = Joint(), 20_000
+    "aMUSEd's temperature is a Gumbel variable on the log score, our position_temperature; (2, 2) keeps it constant"
+    joint, n = JointDistribution(), 20_000
     blank = torch.full((n, 4), joint.mask_id)
     theirs = amused(diffusers, joint, blank, 4, joint.mask_id, "linear", (2, 2))[-1]
-    mine = sample(joint, blank, ConfTopK("drawn"), joint.mask_id, steps=4, temperature=1.0, position_noise=2.0).tokens
+    mine = sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0, position_temperature=2.0).tokens
     assert two_samples(joint.histogram(theirs), joint.histogram(mine)) > 0.001
-    still = sample(joint, blank, ConfTopK("drawn"), joint.mask_id, steps=4, temperature=1.0).tokens
+    still = sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0).tokens
     assert two_samples(joint.histogram(theirs), joint.histogram(still)) < 1e-6, "the test can tell"
 
 
@@ -167,8 +167,8 @@ def test_cosine(diffusers, L, T):
     def floored(x):
         return ((L * torch.cos(torch.pi / 2 * x)).floor().clamp_min(1) / L).masked_fill(x >= 1, 0)
 
-    assert same(theirs, ours(sure, blank, ConfTopK(), T, pace=floored))
-    left = [[int((x[0] == MASK).sum()) for x in run] for run in (theirs, ours(sure, blank, ConfTopK(), T, pace="cosine"))]
+    assert same(theirs, ours(sure, blank, ConfTopK(), T, masking_schedule=floored))
+    left = [[int((x[0] == MASK).sum()) for x in run] for run in (theirs, ours(sure, blank, ConfTopK(), T, masking_schedule="cosine"))]
     assert all(0 <= b - a <= 1 for a, b in zip(*left)), left
 
 
@@ -195,18 +195,18 @@ def test_entropy_bound(diffusers, bound, temperature):
 @pytest.mark.parametrize("T", [2, 4, 8])
 def test_the_reverse_of_masking(diffusers, T):
     "The law of T steps from its posterior, over all 256 canvases, is that of Ancestral"
-    joint, eps = Joint(), 1e-6
-    scheduler = diffusers.VQDiffusionScheduler(num_vec_classes=joint.symbols + 1, num_train_timesteps=T, alpha_cum_start=1 - 1 / T - eps, alpha_cum_end=eps,
+    joint, eps = JointDistribution(), 1e-6
+    scheduler = diffusers.VQDiffusionScheduler(num_vec_classes=joint.vocab_size + 1, num_train_timesteps=T, alpha_cum_start=1 - 1 / T - eps, alpha_cum_end=eps,
                                                gamma_cum_start=1 / T, gamma_cum_end=1 - 2 * eps)
     c = joint.canvases
     log_p = joint.table[..., :-1].log().clamp_min(-70).transpose(1, 2).float()  # it takes no -inf
     law = torch.zeros(len(c), dtype=torch.float64)
     law[joint.index(torch.full((4,), joint.mask_id))] = 1
     for t in reversed(range(T)):
-        kernel = scheduler.q_posterior(log_p, c, torch.full((1,), t)).exp().transpose(1, 2).double()  # (canvases, places, symbols + 1)
+        kernel = scheduler.q_posterior(log_p, c, torch.full((1,), t)).exp().transpose(1, 2).double()  # (canvases, places, vocab_size + 1)
         law = law @ torch.stack([kernel[:, i, c[:, i]] for i in range(4)]).prod(0)
     whole = (c != joint.mask_id).all(1)
-    theirs = torch.zeros_like(joint.p).index_add_(0, joint.index(c[whole], joint.symbols), law[whole])
+    theirs = torch.zeros_like(joint.p).index_add_(0, joint.index(c[whole], joint.vocab_size), law[whole])
     assert abs(theirs.sum() - 1) < 1e-3
     assert tv(theirs, exact_law(joint, Ancestral(), T)) < 1e-4
 
@@ -218,7 +218,7 @@ def test_fsq(levels):
     path = MetricPath(levels)
     every = torch.arange(path.size)
     theirs = quantizer.indices_to_level_indices(every).long()
-    assert torch.equal(digits(every, levels), theirs) and torch.equal(codes(theirs, levels), every)
+    assert torch.equal(codes_to_digits(every, levels), theirs) and torch.equal(digits_to_codes(theirs, levels), every)
     cube = quantizer.indices_to_codes(every) * (torch.tensor(levels) // 2)
     assert torch.allclose(path.distance(every), torch.cdist(cube, cube, p=1), atol=1e-4)
     x = torch.randn(1, 200, len(levels), generator=torch.Generator().manual_seed(0))

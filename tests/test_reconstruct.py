@@ -186,11 +186,11 @@ def test_a_sentence_is_said(models, wav, tmp_path, capsys):
 
 def test_python_refuses_what_a_decoder_cannot_do(models):
     ar, ddm = (Reconstructor.from_pretrained(models / name) for name in ("ar", "ddm"))
-    for how in (dict(rule="random"), dict(guidance=1.0), dict(steps=3), dict(scale=1.5)):
+    for how in (dict(rule="random"), dict(cfg_scale=1.0), dict(steps=3), dict(scale=1.5)):
         with pytest.raises(ValueError, match=f"{next(iter(how))}: of the diffusion"):
             ar.reconstruct(CLIP, TEXT, **how)
     with pytest.raises(ValueError, match="guidance: .* a sentence alone has none"):
-        ddm.say(TEXT, length="ratio", guidance=1.0)
+        ddm.say(TEXT, length="ratio", cfg_scale=1.0)
     assert ddm.reconstruct(CLIP, TEXT, length="ratio", steps=2, eos="last").run.nfe == 2
     assert ddm.reconstruct(CLIP, TEXT, length="ratio").run.nfe == 10 < ddm.reconstruct(CLIP, TEXT, length="ratio", rule="conf_topp").run.nfe, "as many as the rule takes"
     for length in ("given", "ratio"):

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from diffuspeech.base import random
 from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
 from diffuspeech.diffusion.catalogue import CATALOGUE
-from diffuspeech.diffusion.oracle import Chain, Joint
-from diffuspeech.diffusion.predictions import Knobs, Read, draw, shape
+from diffuspeech.diffusion.oracle import JointDistribution, MarkovChain
+from diffuspeech.diffusion.predictions import Predictions, SamplingConfig, sample_categorical, sampling_probs
 from diffuspeech.diffusion.remask import WINO, ReMDM
 from diffuspeech.diffusion.rules import KLASS, PC, PMI, Ancestral, ConfTopK, ConfTopP, EntropyBound, Factor, FirstHitting, SlowFast
 from diffuspeech.diffusion.sample import sample, steps
-from diffuspeech.diffusion.step import fixed_step
+from diffuspeech.diffusion.step import static_step
 
 V, M = 7, 6
-SPECIAL = {"pc": lambda: PC(torch.arange(1.0, V + 1)), "conf_topp": lambda: ConfTopP(0.4), "klass": lambda: KLASS(0.3, kl=0.5, history=1), "slowfast": lambda: SlowFast(0.2, 0.4),
+SPECIAL = {"pc": lambda: PC(torch.arange(1.0, V + 1)), "conf_topp": lambda: ConfTopP(0.4), "klass": lambda: KLASS(0.3, kl_threshold=0.5, history=1), "slowfast": lambda: SlowFast(0.2, 0.4),
            "wino": lambda: WINO(0.3, 0.35), "entropy_bound": lambda: EntropyBound(1.0)}
-RULES = {name: SPECIAL.get(name, entry.make)() for name, entry in CATALOGUE.items()}
+RULES = {name: SPECIAL.get(name, entry.factory)() for name, entry in CATALOGUE.items()}
 RULES |= {"blocks": Blocks(ConfTopK(), 3), "blocks(ancestral)": Blocks(Ancestral(), 4), "blocks(remdm)": Blocks(ReMDM(), 4), "blocks(threshold)": Blocks(ConfTopP(0.4), 3)}
 few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -58,20 +58,20 @@ def rows_of(seed: int, n: int, width: int):
     return torch.where(torch.arange(width) < lengths[:, None], x, M), lengths
 
 
-KNOBS = st.fixed_dictionaries({}, optional=dict(temperature=st.sampled_from([0.0, 0.7, 1.0]), nucleus=st.sampled_from([0.8, 1.0]), top_k=st.sampled_from([3, None]),
-                                                pace=st.sampled_from(["even", "cosine", "time_shift"])))
+OPTIONS = st.fixed_dictionaries({}, optional=dict(temperature=st.sampled_from([0.0, 0.7, 1.0]), top_p=st.sampled_from([0.8, 1.0]), top_k=st.sampled_from([3, None]),
+                                                masking_schedule=st.sampled_from(["linear", "cosine", "time_shift"])))
 
 
 @pytest.mark.parametrize("name", RULES)
 @few
-@given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), how=KNOBS)
+@given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), how=OPTIONS)
 def test_rows_are_independent(name, seed, T, how):
     "A batch of one = a batch of many = permuted = padded, bit for bit; no mask is left, nothing given is changed"
     rule, n, width = RULES[name], 6, 9
     x, lengths = rows_of(seed, n, width)
     seeds = torch.arange(n) + seed
-    if rule.looks and seed % 2:
-        how = how | dict(position_noise=1.0)
+    if rule.uses_predictions and seed % 2:
+        how = how | dict(position_temperature=1.0)
     def run(x, lengths, seeds):
         return sample(TableNet(), x, rule, M, steps=T, seed=seeds, lengths=lengths, **how)
     whole = run(x, lengths, seeds)
@@ -150,7 +150,7 @@ def test_one_step_greedy_is_the_same_for_all(name):
     assert torch.equal(first.tokens, other.tokens)
 
 
-@pytest.mark.parametrize("name", [n for n, r in RULES.items() if not r.needs and n not in ("klass", "pmi", "slowfast", "first_hitting")])
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if not r.denoiser_kwargs and n not in ("klass", "pmi", "slowfast", "first_hitting")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_fixed_step_compiles_and_agrees(name, temperature):
     "torch.compile(fullgraph=True), step by step beside the loop"
@@ -158,16 +158,16 @@ def test_fixed_step_compiles_and_agrees(name, temperature):
     net, rule = TableNet(), RULES[name]
     run = steps(net, x, rule, M, steps=5, lengths=lengths, temperature=temperature)
     torch._dynamo.reset()
-    compiled = torch.compile(fixed_step, fullgraph=True, backend="eager", dynamic=False)
+    compiled = torch.compile(static_step, fullgraph=True, backend="eager", dynamic=False)
     with torch.no_grad():
         for _ in range(2 if name not in ("conf_topk", "ancestral") else 5):
             if run.done:
                 break
-            v, active = run._view(), run.active.clone()
+            state, active = run._state(), run.active.clone()
             logits = net(run.x[active], run.lengths[active], where=torch.arange(len(active) * 9)).view(len(active), 9, V)
-            v.ask = v.noise = None  # the graph has no network in it, and no memory
-            v.k = torch.tensor(v.k)
-            tokens, _ = compiled(rule, v, logits)
+            state.call_denoiser = state.uniforms = None  # the graph has no network in it, and no memory
+            state.step = torch.tensor(state.step)
+            tokens, _ = compiled(rule, state, logits)
             run.step()
             assert torch.equal(tokens, run.x[active])
 
@@ -179,15 +179,15 @@ def test_one_compiled_graph_serves_every_step():
     x, net, rule = torch.full((3, 9), M), TableNet(), Ancestral()
     run = steps(net, x, rule, M, steps=6, temperature=1.0)
     torch._dynamo.reset()
-    compiled = torch.compile(fixed_step, fullgraph=True, dynamic=False)
+    compiled = torch.compile(static_step, fullgraph=True, dynamic=False)
     with torch.no_grad():
         for k in range(6):
-            v = run._view()
-            v.ask = v.noise = None
-            v.k = torch.tensor(k)
+            state = run._state()
+            state.call_denoiser = state.uniforms = None
+            state.step = torch.tensor(k)
             logits = net(run.x, run.lengths, where=torch.arange(27)).view(3, 9, V)
             with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
-                tokens, _ = compiled(rule, v, logits)
+                tokens, _ = compiled(rule, state, logits)
             run.step()
             assert torch.equal(tokens, run.x)
             if len(run.active) < 3:
@@ -200,13 +200,13 @@ def test_one_compiled_graph_serves_every_step():
 def test_several_codebooks(wrap, rule):
     x, lengths = torch.full((3, 8, 4), M), torch.tensor([8, 3, 5])
     x[0, :2] = 1
-    whole = sample(TableNet(), x, wrap(rule), M, steps=8, lengths=lengths, temperature=1.0, vocab=[6, 4, 3, 2], seed=torch.arange(3))
+    whole = sample(TableNet(), x, wrap(rule), M, steps=8, lengths=lengths, temperature=1.0, vocab_sizes=[6, 4, 3, 2], seed=torch.arange(3))
     inside = (torch.arange(8) < lengths[:, None])[..., None].expand_as(x)
     assert (whole.tokens[inside] != M).all() and (whole.tokens[~inside] == M).all() and (whole.tokens[0, :2] == 1).all()
     free = inside & (x == M)
     for q, size in enumerate([6, 4, 3, 2]):
         assert (whole.tokens[..., q][free[..., q]] < size).all()
-    alone = sample(TableNet(), x[1:2, :3], wrap(rule), M, steps=8, temperature=1.0, vocab=[6, 4, 3, 2], seed=torch.tensor([1]))
+    alone = sample(TableNet(), x[1:2, :3], wrap(rule), M, steps=8, temperature=1.0, vocab_sizes=[6, 4, 3, 2], seed=torch.tensor([1]))
     assert torch.equal(alone.tokens[0], whole.tokens[1, :3])
 
 
@@ -217,18 +217,18 @@ def test_rescale_applies_eta_once():
     "Duo's `max-rescale` multiplies by eta twice"
     run = steps(TableNet(), torch.full((1, 8), M), ReMDM("rescale", eta=0.3), M, steps=4)
     run.step()
-    v = run._view()
-    assert torch.allclose(v_sigma := run.rule.sigma(v), 0.3 * ((1 - v.alpha_s) / v.alpha_t).clamp(max=1)), v_sigma
+    state = run._state()
+    assert torch.allclose(v_sigma := run.rule.sigma(state), 0.3 * ((1 - state.alpha_s) / state.alpha_t).clamp(max=1)), v_sigma
 
 
 def test_nucleus_keeps_the_crossing_token():
-    "ReMDM's nucleus drops the token that crosses p"
+    "ReMDM's top_p drops the token that crosses p"
     p = torch.tensor([[0.4, 0.35, 0.2, 0.05]])
-    for nucleus, kept in ((0.3, 1), (0.4, 1), (0.41, 2), (0.75, 2), (0.76, 3), (0.96, 4)):
-        assert (shape(p.log(), nucleus=nucleus) > 0).sum() == kept, nucleus
+    for top_p, kept in ((0.3, 1), (0.4, 1), (0.41, 2), (0.75, 2), (0.76, 3), (0.96, 4)):
+        assert (sampling_probs(p.log(), top_p=top_p) > 0).sum() == kept, top_p
 
 
-@pytest.mark.parametrize("name", [n for n, r in RULES.items() if r.looks and n not in ("p2", "wino")])
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if r.uses_predictions and n not in ("p2", "wino")])
 def test_waiting_end_is_committed_last(name):
     "LLaDA's suppression of the end edits a tensor that nobody reads"
     eos, net = 0, TableNet()
@@ -244,14 +244,14 @@ def test_waiting_end_is_committed_last(name):
         later = (t.committed[:, None, :] > t.committed[:, :, None]) & real[:, None, :] & mate & end[:, :, None]
         return int(later.sum())
     assert early(last) == 0 and (early(free) > 0 or name == "left_to_right")
-    barred = sample(net, x, RULES[name], M, steps=9, temperature=1.0, eos_id=eos, eos="barred")
+    barred = sample(net, x, RULES[name], M, steps=9, temperature=1.0, eos_id=eos, eos="suppress")
     assert (barred.tokens != eos).all()
 
 
 def test_guidance_needs_no_lengths():
     "LLaDA's guidance stops at an undefined name when no attention mask is given"
     weak = TableNet(sharp=0.0)
-    a = sample(TableNet(), torch.full((2, 9), M), ConfTopK(), M, steps=3, guidance=2.0, unconditional=weak)
+    a = sample(TableNet(), torch.full((2, 9), M), ConfTopK(), M, steps=3, cfg_scale=2.0, unconditional=weak)
     b = sample(TableNet(), torch.full((2, 9), M), ConfTopK(), M, steps=3)
     assert a.nfe == 2 * b.nfe and torch.equal(a.tokens, b.tokens), "against an unconditional answer that says nothing, guidance only sharpens"
 
@@ -289,16 +289,16 @@ def test_scores_come_from_clean_logits():
     "Gumbel-perturbed values used as probabilities; temperature leaking into confidence"
     logits = torch.randn(5, V, generator=torch.Generator().manual_seed(1))
     u = torch.full((1, 5), 0.5).double()
-    cold, hot = (Read(logits.clone(), torch.arange(5), (1, 5), u, Knobs(temperature=T, nucleus=0.5), [M]) for T in (0.1, 5.0))
+    cold, hot = (Predictions(logits.clone(), torch.arange(5), (1, 5), u, SamplingConfig(temperature=T, top_p=0.5), [M]) for T in (0.1, 5.0))
     assert torch.equal(cold.score("max"), hot.score("max")) and torch.equal(cold.score("entropy"), hot.score("entropy"))
-    assert not torch.equal(*(Read(logits.clone(), torch.arange(5), (1, 5), u, Knobs(temperature=T, tempered_scores=True), [M]).score("max") for T in (0.1, 5.0)))
+    assert not torch.equal(*(Predictions(logits.clone(), torch.arange(5), (1, 5), u, SamplingConfig(temperature=T, tempered_scores=True), [M]).score("max") for T in (0.1, 5.0)))
 
 
 def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     "Gumbel noise in half or single precision has no tails, and acts as a lower temperature"
     n, p = 2_000_000, torch.tensor([[0.999, 1e-3 - 2e-5, 1e-5, 1e-5]])
     u = random.uniform(random.fold(torch.tensor(7), torch.arange(n)))
-    seen = torch.bincount(draw(p.expand(n, -1), u), minlength=4)
+    seen = torch.bincount(sample_categorical(p.expand(n, -1), u), minlength=4)
     assert (seen[2:] > 5).all() and (seen[2:] < 45).all()  # 20 expected
 
 
@@ -315,16 +315,16 @@ def test_factor_is_not_off_by_one():
 def test_calls_saved_change_nothing(rule):
     "MDLM's cache compares whole batches; here rows are skipped one by one, and the tokens are the same bit for bit as when every row is asked everything at every step"
     class AskAll(rule):
-        looks = True
+        uses_predictions = True
 
-        def asks(self, v):
-            return v.free | v.open
+        def needs_logits(self, state):
+            return state.maskable | state.masked
 
-        def alpha(self, v):
-            return rule.alpha(self, v) if rule is FirstHitting and "ratio" in v.memory else v.alpha_t
+        def alpha(self, state):
+            return rule.alpha(self, state) if rule is FirstHitting and "ratio" in state.cache else state.alpha_t
 
-        def choose(self, v, read):
-            return super().choose(v, None)
+        def choose(self, state, predictions):
+            return super().choose(state, None)
     x, lengths = rows_of(2, 6, 9)
     lean, full = TableNet(), TableNet()
     a = sample(lean, x, rule(), M, steps=30, temperature=1.0, lengths=lengths)
@@ -334,15 +334,15 @@ def test_calls_saved_change_nothing(rule):
 
 def test_drawn_confidence_is_listed_as_biased():
     "LLaDA's low_confidence is off at one token a step, and nobody says so"
-    joint = Joint()
+    joint = JointDistribution()
     def far(rule):
         out = sample(joint, torch.full((20_000, 4), 3), rule, 3, steps=4, temperature=1.0)
         return (joint.histogram(out.tokens) / 20_000 - joint.p).abs().sum() / 2
-    assert far("low_confidence") > 0.3 and far("conf_topk") < 0.03 and CATALOGUE["drawn"].keeps == "no"
+    assert far("low_confidence") > 0.3 and far("conf_topk") < 0.03 and CATALOGUE["low_confidence"].exact_when == "no"
 
 
 def test_a_prior_network_is_asked_once():
-    chain = Chain.random(symbols=6)
+    chain = MarkovChain.random(vocab_size=6)
     plain = sample(chain, torch.full((3, 12), M), PMI(), M, steps=4)
     prior = sample(chain, torch.full((3, 12), M), PMI(prior=chain), M, steps=4)
     assert prior.nfe == plain.nfe + 1
@@ -365,9 +365,9 @@ def test_a_place_opened_again_is_its_rows_affair(name):
         r = steps(TableNet(), torch.full((3, 9), M), RULES.get(name, name), M, steps=6, temperature=1.0, seed=torch.arange(3))
         for k, now in enumerate(r):
             for at, place, token in pins.get(k, []):
-                r.pin(at, place, token)
+                r.set_token(at, place, token)
         for at, place, token in pins.get("end", []):
-            r.pin(at, place, token)
+            r.set_token(at, place, token)
         return r.finish()
     plain, pinned = run({}), run({1: [(1, 4, 2)], 2: [(1, 4, M), (1, 0, 5)], "end": [(1, 7, M)]})
     assert torch.equal(plain.tokens[[0, 2]], pinned.tokens[[0, 2]]) and (pinned.tokens != M).all() and pinned.tokens[1, 0] == 5
@@ -378,7 +378,7 @@ def test_what_a_denoiser_may_be(name):
     "One under inference_mode; one with gradients; one that hands over its own table"
     net = TableNet()
     table = net.table.clone()
-    want = sample(net, torch.full((2, 9), M), name, M, steps=4, barred=(0, 2))
+    want = sample(net, torch.full((2, 9), M), name, M, steps=4, suppress_tokens=(0, 2))
     assert not torch.isin(want.tokens, torch.tensor([0, 2, M])).any()
 
     @torch.inference_mode()
@@ -388,7 +388,7 @@ def test_what_a_denoiser_may_be(name):
     def learning(tokens, lengths, **call):
         return net(tokens, lengths, **call) * torch.ones((), requires_grad=True)
     for denoiser in (frozen, learning):
-        run = steps(denoiser, torch.full((2, 9), M), name, M, steps=4, barred=(0, 2))
+        run = steps(denoiser, torch.full((2, 9), M), name, M, steps=4, suppress_tokens=(0, 2))
         out = run.finish()
         assert torch.equal(out.tokens, want.tokens) and not run.confidence.requires_grad
     own = torch.randn(18, V, generator=torch.Generator().manual_seed(1))

@@ -40,7 +40,7 @@ class Ink:
 # %% ../../nbs/base/style.ipynb #decaa429
 FAMILIES = {
     BLUE: ["ancestral", "first_hitting", "psi"],
-    ORANGE: ["conf_topk", "pc", "pmi", "random", "left_to_right", "drawn", "margin", "entropy"],
+    ORANGE: ["conf_topk", "pc", "pmi", "random", "left_to_right", "low_confidence", "margin", "entropy"],
     GREEN: ["conf_topp", "factor", "entropy_bound", "klass", "slowfast"],
     PINK: ["remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop", "p2", "wino"],
     RED: ["autoregressive", "metric"],

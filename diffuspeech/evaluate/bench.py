@@ -125,9 +125,9 @@ def sampler_table(
             full = best_of(lambda: gumbel_step(stub.table), few)
             peer = block_refinement(stub.table.view(B, L, V)) if (B, L, V) == BASE else None
             for name in (names or list(CATALOGUE)) if (B, L, V) == BASE else ("ancestral", "remdm_cap", "conf_topk"):
-                special = {"pc": lambda: PC(torch.ones(V)), "wino": lambda: WINO(0.01, 0.02), "remdm_cap": lambda: ReMDM("cap", eta=0.04)}  # its authors' advice for few steps; the default R = 2 re-masks three times as often here
-                rule = special.get(name, CATALOGUE[name].make)()
-                greedy = rule.looks and name != "drawn"
+                special = {"pc": lambda: PC(torch.ones(V)), "wino": lambda: WINO(0.01, 0.02), "remdm_cap": lambda: ReMDM("cap", eta=0.04)}  # its authors' advice for few steps; the default remasks_per_token = 2 re-masks three times as often here
+                rule = special.get(name, CATALOGUE[name].factory)()
+                greedy = rule.uses_predictions and name != "low_confidence"
                 r = cost(rule, stub, B, L, V, temperature=0.0 if greedy else 1.0, repeats=few)
                 rows.append(dict(rule=name, B=B, L=L, V=V, temperature=0 if greedy else 1, **{k: round(v, 3) for k, v in r.items()},
                                  times_floor=round(r["overhead_ms"] / r["floor_ms"], 1), ratio_full_table=round(full * 1e3 / r["overhead_ms"], 1),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.catalogue import CATALOGUE
-from ..diffusion.oracle import Joint
+from ..diffusion.oracle import JointDistribution
 from ..diffusion.remask import P2, Psi, ReMDM
 from ..diffusion.rules import KLASS, PC, PMI, ConfTopP, EntropyBound, SlowFast
 from ..diffusion.sample import sample
@@ -28,7 +28,7 @@ def rates(
     t, s = 1 - n / T, 1 - (n + 1) / T
     alpha = {p: 1 - p for p in (t, s)}
     held = False
-    if isinstance(rule, ReMDM) and not isinstance(rule, Psi) and rule.kind == "loop":
+    if isinstance(rule, ReMDM) and not isinstance(rule, Psi) and rule.strategy == "loop":
         def path(p):
             if p > rule.t_on:
                 return rule.alpha_on * (1 - p) / (1 - rule.t_on)
@@ -43,13 +43,13 @@ def rates(
     if not isinstance(rule, ReMDM):
         return (a_s - a_t) / (1 - a_t), 0.0
     most = 1.0 if a_t == 0 else min(1.0, (1 - a_s) / a_t)
-    eta = rule.R / T if rule.eta is None else rule.eta
-    sigma = {"cap": min(eta, most), "rescale": min(1.0, eta * most), "loop": min(eta, most) if held else 0.0}[rule.kind]
+    eta = rule.remasks_per_token / T if rule.eta is None else rule.eta
+    sigma = {"cap": min(eta, most), "rescale": min(1.0, eta * most), "loop": min(eta, most) if held else 0.0}[rule.strategy]
     return (a_s - (1 - sigma) * a_t) / (1 - a_t), sigma
 
 # %% ../../nbs/evaluate/law.ipynb #ed543713
 def exact_law(
-    joint: Joint,
+    joint: JointDistribution,
     rule: Rule,
     T: int,
 ) -> Tensor:  # (sequences,) float64
@@ -57,27 +57,27 @@ def exact_law(
     c, M = joint.canvases, joint.mask_id
     masked = (c == M)[..., None]
     law = torch.zeros(len(c), dtype=torch.float64)
-    law[joint.index(torch.full((joint.places,), M))] = 1
-    stay = torch.nn.functional.one_hot(c, joint.symbols + 1).double()
-    to_mask = torch.nn.functional.one_hot(torch.full_like(c, M), joint.symbols + 1).double()
+    law[joint.index(torch.full((joint.length,), M))] = 1
+    stay = torch.nn.functional.one_hot(c, joint.vocab_size + 1).double()
+    to_mask = torch.nn.functional.one_hot(torch.full_like(c, M), joint.vocab_size + 1).double()
     for n in range(T):
         commit, again = rates(rule, n, T)
-        kernel = torch.where(masked, (1 - commit) * to_mask + commit * joint.table, (1 - again) * stay + again * to_mask)  # (canvases, places, symbols + 1)
+        kernel = torch.where(masked, (1 - commit) * to_mask + commit * joint.table, (1 - again) * stay + again * to_mask)  # (canvases, length, vocab_size + 1)
         step = torch.ones(len(c), len(c), dtype=torch.float64)
-        for i in range(joint.places):
+        for i in range(joint.length):
             step *= kernel[:, i, c[:, i]]
         law = law @ step
     whole = (c != M).all(1)
-    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(0, joint.index(c[whole], joint.symbols), law[whole])
+    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(0, joint.index(c[whole], joint.vocab_size), law[whole])
 
 # %% ../../nbs/evaluate/law.ipynb #935ac17d
 def exact_law_conf(
-    joint: Joint,  # small: three places, two symbols
+    joint: JointDistribution,  # small: three places, two vocab_size
     rule: ReMDM,
     T: int,
 ) -> Tensor:  # (sequences,)
     "The law of ReMDM-conf after T steps, over canvases with their histories"
-    n, V, M = joint.places, joint.symbols, joint.mask_id
+    n, V, M = joint.length, joint.vocab_size, joint.mask_id
     contexts = (V + 1) ** (n - 1)
     states = torch.tensor(list(itertools.product(range(1 + V * contexts), repeat=n)))  # 0, or 1 + symbol * contexts + context
     canvas = torch.where(states == 0, M, (states - 1) // contexts)
@@ -96,7 +96,7 @@ def exact_law_conf(
     for step in range(T):
         a_t, a_s = step / T, (step + 1) / T
         most = 1.0 if a_t == 0 else min(1.0, (1 - a_s) / a_t)
-        sigma = torch.nan_to_num((-psi).softmax(1)) * min(1.0, most * rule.n_eff)
+        sigma = torch.nan_to_num((-psi).softmax(1)) * min(1.0, most * rule.conf_scale)
         commit = 1.0 if step == T - 1 else (a_s - a_t) / (1 - a_t)
         fresh = torch.zeros_like(law)
         for choice in itertools.product(range(V + 1), repeat=n):  # the symbol at each place afterwards, V for a mask
@@ -143,13 +143,13 @@ def tv(
 # %% ../../nbs/evaluate/law.ipynb #c1d4dd4b
 def specimen(
     name: str,  # of the catalogue
-    joint: Joint,
+    joint: JointDistribution,
 ) -> Rule:
     "A rule with settings at which its nature shows on a small joint"
-    ones = torch.ones(joint.symbols)
-    special = {"pc": lambda: PC(ones, decay=0.25), "pmi": lambda: PMI(tau=1.0), "conf_topp": lambda: ConfTopP(0.5), "entropy_bound": lambda: EntropyBound(1.0), "klass": lambda: KLASS(0.5, kl=0.5, history=1),
+    ones = torch.ones(joint.vocab_size)
+    special = {"pc": lambda: PC(ones, decay=0.25), "pmi": lambda: PMI(tau=1.0), "conf_topp": lambda: ConfTopP(0.5), "entropy_bound": lambda: EntropyBound(1.0), "klass": lambda: KLASS(0.5, kl_threshold=0.5, history=1),
                "slowfast": lambda: SlowFast(0.3, 0.5), "psi": lambda: Psi(kappa=0.8), "p2": lambda: P2(eta=1.0)}
-    return special.get(name, CATALOGUE[name].make)()
+    return special.get(name, CATALOGUE[name].factory)()
 
 # %% ../../nbs/evaluate/law.ipynb #202d5240
 def law_table(
@@ -161,17 +161,17 @@ def law_table(
     "How far each rule is from the joint, and whether it has the law that it should have"
     rows = []
     for name in names or list(CATALOGUE):
-        joint = Joint(2, 3) if name == "remdm_conf" else Joint()
-        keeps = CATALOGUE[name].keeps
-        for T in steps if keeps == "T" else sorted({*(t for t in steps if t < joint.places), joint.places}):
+        joint = JointDistribution(2, 3) if name == "remdm_conf" else JointDistribution()
+        keeps = CATALOGUE[name].exact_when
+        for T in steps if keeps == "T" else sorted({*(t for t in steps if t < joint.length), joint.length}):
             rule = specimen(name, joint)
-            blank = torch.full((samples, joint.places), joint.mask_id)
+            blank = torch.full((samples, joint.length), joint.mask_id)
             out = sample(joint, blank, rule, joint.mask_id, steps=T, seed=seed, temperature=1.0)
             counts = joint.histogram(out.tokens)
             exact = None
             if keeps == "T":
                 exact = exact_law_conf(joint, rule, T) if name == "remdm_conf" else exact_law(joint, rule, T)
-            elif keeps == "one" and T >= joint.places:
+            elif keeps == "one" and T >= joint.length:
                 exact = joint.p
             p = None if exact is None else chi_square(counts, exact)
             rows.append(dict(rule=name, steps=T, tv=round(tv(counts, joint.p), 4), tv_of_exact_law=None if exact is None else round(tv(exact, joint.p), 4),

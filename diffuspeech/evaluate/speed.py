@@ -18,10 +18,10 @@ import torch
 
 from ..base import random
 from ..diffusion.corrupt import corrupt
-from ..diffusion.length import canvas
+from ..diffusion.length import make_canvas
 from ..diffusion.loss import diffusion_loss
 from ..diffusion.sample import sample
-from ..diffusion.schedule import stratified
+from ..diffusion.schedule import stratified_times
 from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
 from ..models.autoregressive import write
 from ..data.batches import plan
@@ -127,11 +127,11 @@ def decoder_table(
             L = round(s * frame_rate)
             N = max(1, round(L / config.rate))
             condition = Condition(torch.randint(0, config.text, (B, N), device=device), torch.full((B,), N, device=device), torch.randn(B, N, config.vector, device=device))
-            masked, lengths = canvas(torch.full((B,), L, device=device), config.mask)
+            masked, lengths = make_canvas(torch.full((B,), L, device=device), config.mask)
             torch._dynamo.reset()  # after some recompilations torch would quietly stop compiling; each number of threads needs one
             unbound = lambda tokens, lengths, t=None, where=None, batch=None: ddm.bind(condition)(tokens, lengths, t, where, batch)
             whole = lambda once: lambda tokens, lengths, t=None, where=None, batch=None: once(tokens, lengths, t, None, batch).flatten(0, 1)[where]  # the output of all places, to use those of some
-            diffuse = lambda denoiser, n: sample(denoiser, masked, "conf_topk", config.mask, steps=n, lengths=lengths, eos_id=config.eos, eos="barred")
+            diffuse = lambda denoiser, n: sample(denoiser, masked, "conf_topk", config.mask, steps=n, lengths=lengths, eos_id=config.eos, eos="suppress")
             jobs = dict(unbound=lambda: diffuse(unbound, steps[0]), whole=lambda: diffuse(whole(ddm.bind(condition)), steps[0])) | (dict(voice=partial(voice, torch.randint(0, config.speech, (B, L)))) if voice else {})
             for way in ways:
                 free, told = binder(way, ddm, condition), binder(way, ar, condition)
@@ -183,11 +183,11 @@ def epoch(
         B, L, N = len(lengths), int(lengths.max()), max(1, round(int(lengths.max()) / c.rate))
         speech = torch.randint(0, c.speech, (B, L), device=device)
         condition = Condition(torch.randint(0, c.text, (B, N), device=device), (lengths / c.rate).round().long().clamp_min(1), torch.randn(B, N, c.vector, device=device))
-        corrupted = corrupt(speech, random.row_keys(k, B, device), c.mask, stratified(k, B).to(device), lengths, never_empty=True)
+        corrupted = corrupt(speech, random.row_keys(k, B, device), c.mask, stratified_times(k, B).to(device), lengths, never_empty=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as the large presets do
             bound = decoder.bind(condition)
             if masked_only:
-                loss = diffusion_loss(bound, corrupted).value
+                loss = diffusion_loss(bound, corrupted).loss
             else:
                 loss = torch.nn.functional.cross_entropy(bound(corrupted.x_t, lengths).float().flatten(0, 1), speech.masked_fill(~corrupted.target, -100).flatten())
         adam.zero_grad(), loss.backward(), adam.step()

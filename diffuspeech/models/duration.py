@@ -16,7 +16,7 @@ from ..base import random
 from ..base.checkpoint import Saved
 from ..base.layers import Block, angles
 from ..base.pretrained import at_home
-from ..diffusion.length import coverage, pinball
+from ..diffusion.length import coverage, pinball_loss
 from .decoder import Condition
 from ..data import text
 from ..data.batches import Each
@@ -123,7 +123,7 @@ class DurationTask:
     def pinball(self, model: Duration, batch: Texts) -> Tensor:
         device = model.finish.bias.device
         predicted = model(Condition(batch.condition.text.to(device), batch.condition.lengths.to(device)))
-        return pinball(batch.frames.to(device)[:, None], predicted, torch.tensor(model.config.q, device=device)).mean()
+        return pinball_loss(batch.frames.to(device)[:, None], predicted, torch.tensor(model.config.q, device=device)).mean()
 
     def loss(self, batch: Texts, step: int) -> dict[str, Tensor]:
         return dict(loss=self.pinball(self.model, batch))

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..base.checkpoint import find, fingerprint, ours, read_config
-from ..diffusion.length import Given, Predicted, Ratio, canvas, cut_at_eos
-from ..diffusion.sample import Sampled, sample
+from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_canvas, eos_lengths
+from ..diffusion.sample import Generation, sample
 from ..diffusion.step import Rule
 from .decoder import Condition, SpeechDecoder
 from .duration import Duration
@@ -42,7 +42,7 @@ class Spoken:
     texts: list[str]
     tokens: Tensor  # (B, L) speech tokens, -1 behind each row's end
     lengths: Tensor  # (B,)
-    run: "Sampled | Written"  # the decoder's: calls, seconds, and the trajectory of a diffusion
+    run: "Generation | Written"  # the decoder's: calls, seconds, and the trajectory of a diffusion
     seconds: dict[str, float]  # condition, decoder, voice
     ended: Tensor  # (B,) True: it found its own end, in each of its spans
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
@@ -134,20 +134,20 @@ class Reconstructor:
         if length == "given":
             if given is None:
                 raise ValueError("length='given' wants a recording to take it from; without one: ratio, predicted or eos")
-            frames = Given(given.to(self.device))()
+            frames = GivenLength(given.to(self.device))()
         elif length == "ratio":
-            frames = Ratio(self.per_piece)(condition.lengths)
+            frames = LengthRatio(self.per_piece)(condition.lengths)
         else:
             if self.duration is None:
                 raise ValueError(f"length={length!r} needs a predictor that was trained for these pieces and tokens (diffuspeech train duration, then duration=runs/duration/model, in a shell --duration); without one: given or ratio")
-            frames = Predicted(self.duration, 0.95 if length == "eos" else q)(condition)
+            frames = PredictedLength(self.duration, 0.95 if length == "eos" else q)(condition)
         return (frames * scale).ceil().long().clamp_min(1)
 
     def most(self,
         condition: Condition,
     ) -> Tensor:  # (B,) tokens
         "Where a row that finds no end is cut: far behind any that would"
-        return (3 * Ratio(self.per_piece)(condition.lengths)).long().clamp_min(750)
+        return (3 * LengthRatio(self.per_piece)(condition.lengths)).long().clamp_min(750)
 
     @torch.no_grad()
     def decode(self,
@@ -157,9 +157,9 @@ class Reconstructor:
         steps: int | None = None,  # the rule's own when not given
         seed: "int | Tensor" = 0,
         ends: bool = False,  # the canvas is too long on purpose: the row ends where the network says so
-        guidance: float = 0.0,  # how much more the vectors are to count, against text alone
-        **how,  # temperature, nucleus and whatever else `diffusion.sample` or `left_to_right.write` take
-    ) -> tuple[Tensor, Tensor, "Sampled | Written"]:  # tokens (B, L), lengths (B,), the run
+        cfg_scale: float = 0.0,  # how much more the vectors are to count, against text alone
+        **how,  # temperature, top_p and whatever else `diffusion.sample` or `left_to_right.write` take
+    ) -> tuple[Tensor, Tensor, "Generation | Written"]:  # tokens (B, L), lengths (B,), the run
         "Speech tokens of a condition"
         c, began = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)
@@ -168,11 +168,11 @@ class Reconstructor:
             run = write(bound, seed=seed, **length | dict(temperature=TEMPERATURE) | how)
             run.seconds = time.perf_counter() - began
             return run.tokens, run.lengths, run
-        plain = self.decoder.bind(condition.without(vectors=True)) if guidance else None
-        tokens, lengths = canvas(frames, c.mask)
-        run = sample(bound, tokens, rule, c.mask, steps=steps, seed=seed, lengths=lengths, unconditional=plain, guidance=guidance, eos_id=c.eos, **dict(eos="free" if ends else "barred") | how)
+        plain = self.decoder.bind(condition.without(vectors=True)) if cfg_scale else None
+        tokens, lengths = make_canvas(frames, c.mask)
+        run = sample(bound, tokens, rule, c.mask, steps=steps, seed=seed, lengths=lengths, unconditional=plain, cfg_scale=cfg_scale, eos_id=c.eos, **dict(eos="free" if ends else "suppress") | how)
         run.seconds = time.perf_counter() - began
-        return run.tokens, cut_at_eos(run.tokens, c.eos, lengths) if ends else lengths, run
+        return run.tokens, eos_lengths(run.tokens, c.eos, lengths) if ends else lengths, run
 
     def speak(self,
         condition: Condition,
@@ -189,7 +189,7 @@ class Reconstructor:
     ) -> Spoken:
         "Waves of a condition"
         causal = self.decoder.config.causal
-        if causal and (odd := [name for name in ("rule", "steps", "guidance") if name in how] + ["scale"] * (length == "eos" and scale != 1)):
+        if causal and (odd := [name for name in ("rule", "steps", "cfg_scale") if name in how] + ["scale"] * (length == "eos" and scale != 1)):
             raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right")
         own = causal and length == "eos"
         frames = self.frames(condition, "ratio" if own else length, given, q, scale)
@@ -210,7 +210,7 @@ class Reconstructor:
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several
         texts: "str | list[str] | None" = None,  # heard by its own recogniser when not given
         length: str | None = None,  # given, or of an autoregressive decoder its own end
-        **how,  # of `speak` and `decode`: rule, steps, seed, guidance, ...
+        **how,  # of `speak` and `decode`: rule, steps, seed, cfg_scale, ...
     ) -> Spoken:
         "Recordings, sent as text and codes, and said again in their own voices"
         began = time.perf_counter()
@@ -228,7 +228,7 @@ class Reconstructor:
     ) -> Spoken:
         "Sentences, said by text alone"
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if how.get("guidance"):
+        if how.get("cfg_scale"):
             raise ValueError("guidance: says how much more the vectors are to count, and a sentence alone has none")
         text, lengths = self.pieces(texts)
         return self.speak(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length or ("eos" if self.decoder.config.causal else "predicted"), **how)

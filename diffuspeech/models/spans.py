@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..base import random
-from ..diffusion.sample import Sampled
-from ..diffusion.trajectory import end_to_end
+from ..diffusion.sample import Generation
+from ..diffusion.trajectory import concat_rows
 from .decoder import Condition
 from .autoregressive import Written
 
@@ -95,17 +95,17 @@ class Spans:
     def together(self,
         tokens: Tensor,  # (S, L)
         lengths: Tensor,  # (S,)
-        run: "Sampled | Written",
-    ) -> tuple[Tensor, Tensor, "Sampled | Written"]:  # tokens, lengths and run of the utterances
+        run: "Generation | Written",
+    ) -> tuple[Tensor, Tensor, "Generation | Written"]:  # tokens, lengths and run of the utterances
         "Put end to end what was decoded apart"
         if not self.cut:
             return tokens, lengths, run
         whole = lambda x, how: x.new_zeros(self.utterances).scatter_reduce(0, self.rows, x, how, include_self=False)
         calls = whole(run.calls, "amax")  # they were decoded at once
         free = run.tokens_per_call * int(run.calls.sum())
-        same = dict(calls=calls, tokens_per_call=free / max(1, int(calls.sum())), lengths=whole(run.lengths, "sum"), tokens=end_to_end(run.tokens, run.lengths, self.rows, 0))
-        if isinstance(run, Sampled):
-            same |= dict(trajectory=run.trajectory.end_to_end(self.rows))
+        same = dict(calls=calls, tokens_per_call=free / max(1, int(calls.sum())), lengths=whole(run.lengths, "sum"), tokens=concat_rows(run.tokens, run.lengths, self.rows, 0))
+        if isinstance(run, Generation):
+            same |= dict(trajectory=run.trajectory.concat_rows(self.rows))
         else:
             same |= dict(ended=self.throughout(run.ended))
-        return end_to_end(tokens, lengths, self.rows, 0), whole(lengths, "sum"), replace(run, **same)
+        return concat_rows(tokens, lengths, self.rows, 0), whole(lengths, "sum"), replace(run, **same)

@@ -18,10 +18,10 @@ from ..base import random
 from ..base.checkpoint import fingerprint, read_config
 from ..base.pretrained import at_home
 from ..diffusion.corrupt import corrupt, utterance_keys
-from ..diffusion.length import canvas
+from ..diffusion.length import make_canvas
 from ..diffusion.loss import diffusion_loss
 from ..diffusion.sample import sample
-from ..diffusion.schedule import stratified
+from ..diffusion.schedule import stratified_times
 from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
 from ..models.autoregressive import write
 from ..data import batches
@@ -239,21 +239,21 @@ class DecoderTask:
         else:
             tokens, lengths = self.canvas(batch, row_keys)
             corrupted = corrupt(tokens, row_keys, c.mask, t.to(device), lengths, never_empty=True)
-            ce, right = diffusion_loss(bound, corrupted).value, None
+            ce, right = diffusion_loss(bound, corrupted).loss, None
         parts = dict(loss=ce + commitment, ce=ce)
         return parts | (dict(right=right) if right is not None else {})
 
     def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
         row_keys = utterance_keys(self.run.seed, step, batch.ids, batch.text.device)
-        return self.parts(batch, self.model, row_keys, stratified(random.key(self.run.seed, step, batch.ids[0]), len(batch.ids)), self.options["withheld"])
+        return self.parts(batch, self.model, row_keys, stratified_times(random.key(self.run.seed, step, batch.ids[0]), len(batch.ids)), self.options["withheld"])
 
     def validate(self, model: Speaking) -> dict[str, float]:
         "The loss on dev; and for the diffusion that on canvases of the right length (`given`: no ends among the targets), and how many tokens come out right in one look at half a canvas and at none"
         def found(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
-            parts = self.parts(batch, model, row_keys, stratified(random.key("dev"), len(batch.ids)), 0.0)
+            parts = self.parts(batch, model, row_keys, stratified_times(random.key("dev"), len(batch.ids)), 0.0)
             if not model.decoder.config.causal:
-                bound, mask, t = model.decoder.bind(model.condition(batch)[0]), model.decoder.config.mask, stratified(random.key("dev"), len(batch.ids)).to(batch.text.device)
-                parts["given"] = diffusion_loss(bound, corrupt(batch.speech, row_keys, mask, t, batch.lengths, never_empty=True)).value
+                bound, mask, t = model.decoder.bind(model.condition(batch)[0]), model.decoder.config.mask, stratified_times(random.key("dev"), len(batch.ids)).to(batch.text.device)
+                parts["given"] = diffusion_loss(bound, corrupt(batch.speech, row_keys, mask, t, batch.lengths, never_empty=True)).loss
                 for t, name in ((0.5, "half"), (1.0, "none")):
                     c = corrupt(batch.speech, row_keys, model.decoder.config.mask, torch.full((len(batch.ids),), t), batch.lengths, never_empty=True)
                     where = c.target.flatten().nonzero()[:, 0]
@@ -282,7 +282,7 @@ class DecoderTask:
             said = write(bound, most=int(2 * batch.lengths.max()))
             tokens, lengths = said.tokens, said.lengths
         else:
-            tokens, lengths = sample(bound, canvas(batch.lengths, c.mask)[0], "conf_topk", c.mask, steps=10, lengths=batch.lengths, eos_id=c.eos, eos="barred").tokens, batch.lengths
+            tokens, lengths = sample(bound, make_canvas(batch.lengths, c.mask)[0], "conf_topk", c.mask, steps=10, lengths=batch.lengths, eos_id=c.eos, eos="suppress").tokens, batch.lengths
         inside = lambda tokens, lengths: tokens.masked_fill((torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]) | (tokens >= c.speech), -1).cpu()
         said, best = (codec.decode(inside(t, n), n.cpu()) for t, n in ((tokens, lengths.clamp_min(1)), (batch.speech, batch.lengths)))
         return {f"{name}-{what}": wave for what, waves in (("said", said), ("oracle", best)) for name, wave in zip(batch.ids, waves)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..base import random
 from ..base.checkpoint import fingerprint, ours, read_config
 from ..diffusion.corrupt import utterance_keys
-from ..diffusion.length import canvas
+from ..diffusion.length import make_canvas
 from ..diffusion.sample import sample
 from ..models.decoder import Conditioned
 from .decoder import DecoderTask, Speaking, SpeechBatch
@@ -38,7 +38,7 @@ def teach(
     steps: int,
 ) -> Taught:
     "Fill empty canvases, and remember why"
-    c, (empty, lengths) = bound.decoder.config, canvas(lengths, bound.decoder.config.mask)
+    c, (empty, lengths) = bound.decoder.config, make_canvas(lengths, bound.decoder.config.mask)
     thought = torch.zeros(*empty.shape, c.speech + 2, device=empty.device)
 
     def keeping(tokens, lengths, t=None, where=None, batch=None):
@@ -46,7 +46,7 @@ def teach(
         thought[batch[where // empty.shape[1]], where % empty.shape[1]] = logits.float()  # a place is asked for the last time when it is committed
         return logits
 
-    run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred")
+    run = sample(keeping, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="suppress")
     return Taught(run.tokens, run.trajectory.committed.long(), thought)
 
 # %% ../../nbs/tasks/distill.ipynb #d6af1a6f
@@ -120,7 +120,7 @@ class DistillTask(DecoderTask):
         "On dev: the loss, and how many of the tokens that the teacher says in all its steps the student says in one, two and four"
         def found(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
             (parts, student, taught), c = self.lesson(batch, model, row_keys, 0.0), model.decoder.config
-            empty, lengths = canvas(batch.lengths, c.mask)
-            says = lambda steps: sample(student, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="barred").tokens
+            empty, lengths = make_canvas(batch.lengths, c.mask)
+            says = lambda steps: sample(student, empty, "conf_topk", c.mask, steps=steps, lengths=lengths, eos_id=c.eos, eos="suppress").tokens
             return parts | {f"same_{n}": ((says(n) == taught.tokens) & (taught.step >= 0)).sum(1).div(lengths).mean() for n in (1, 2, 4)}
         return self.on_dev(found, lambda batch: len(batch.ids))  # a mean over clips, as in the lesson
