@@ -34,11 +34,11 @@ def bench(args: argparse.Namespace):
         from diffuspeech.evaluate.bench import sampler_table
         rows = sampler_table()
     elif args.what == "decoder":
-        from diffuspeech.base.checkpoint import ours, read_config
+        from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
         from diffuspeech.evaluate.speed import SIZES, decoder_table, size_table
         from diffuspeech.models.decoder import DecoderConfig
         from diffuspeech.voice.codec import SpeechCodec
-        voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(ours("ddm") / "decoder")["config"])
+        voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(builtin_checkpoint("ddm") / "decoder")["config"])
         rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice, device=args.device)
     elif args.what == "training":
         from diffuspeech.evaluate.speech import pack_utterances
@@ -61,12 +61,12 @@ def encode(args: argparse.Namespace):
 # %% ../nbs/cli.ipynb #d590adc3
 def decode(args: argparse.Namespace):
     "Waves of speech tokens"
-    from diffuspeech.data.audio import load, speakable
+    from diffuspeech.data.audio import load, check_speech
     from diffuspeech.voice.jobs import decode_all, load_codec
     foreign = ":" in args.model
     if odd := [f"--{name}" for name in ("steps", "seed") if foreign and getattr(args, name) != args.default(name)]:
         raise ValueError(f"{', '.join(odd)}: of a flow; {args.model} has none")
-    reference = speakable(load(args.reference), args.reference) if args.reference else None
+    reference = check_speech(load(args.reference), args.reference) if args.reference else None
     finish(args, *decode_all(args.tokens, load_codec(args.model), args.out, reference, **({} if foreign else dict(steps=args.steps, seed=args.seed))), "decoded", args.out)
 
 # %% ../nbs/cli.ipynb #5198700e
@@ -91,12 +91,12 @@ def corpus(args: argparse.Namespace):
         from diffuspeech.data.builtin import build
         print(build(args.out, args.input or "small", args.workers))
         return
-    from diffuspeech.data.manifest import Manifest, check
+    from diffuspeech.data.manifest import Manifest, check_manifest
     if not args.input:
         raise ValueError(f"corpus {args.what} wants a manifest")
     if args.what == "check":
         manifest = Manifest(args.input, on_bad="skip")
-        found = check(manifest, sound=True)
+        found = check_manifest(manifest, check_audio=True)
         finish(args, len(manifest) - found.count, found.messages, "right", skipped=found.count)
     elif args.what == "pack":
         from diffuspeech.data.shards import pack
@@ -109,7 +109,7 @@ def corpus(args: argparse.Namespace):
             from diffuspeech.voice.jobs import Ids
             encode = Ids(args.tokens)
         where = args.out or f"{args.input}.shards"
-        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, processes=1 if encode else args.workers or os.cpu_count())
+        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.licence), "tokens" if encode else "opus", encode=encode, workers=1 if encode else args.workers or os.cpu_count())
         finish(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
     else:
         from diffuspeech.voice.prepared import Prepared, prepare
@@ -137,22 +137,22 @@ def spoken(made):  # a Spoken
 
 def kept(made, folder: Path, name: str):  # a Spoken
     "Keep what happened, step by step"
-    from diffuspeech.base.checkpoint import within
+    from diffuspeech.base.checkpoint import safe_join
     from diffuspeech.diffusion.trajectory import save
-    save(made.run.trajectory, within(folder, f"{name}.safetensors"))
+    save(made.run.trajectory, safe_join(folder, f"{name}.safetensors"))
 
 
 def reconstruct(args: argparse.Namespace):
     "Recordings, sent as text and codes, and said again"
-    from diffuspeech.base.checkpoint import within
+    from diffuspeech.base.checkpoint import safe_join
     from diffuspeech.evaluate.metrics import Recogniser
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.data.audio import format_of, save, speakable
+    from diffuspeech.data.audio import audio_format, save, check_speech
     from diffuspeech.voice.jobs import gather
     from diffuspeech.data.manifest import load_audio
     job, out = gather(args.input), Path(args.out)
     if one := out.suffix != "" and not out.is_dir():
-        format_of(out)
+        audio_format(out)
         if len(job.todo) + len(job.troubles) != 1:
             raise ValueError(f"{out}: names one file, and there are {len(job.todo) + len(job.troubles)} inputs; give a folder")
     if args.text and len(job.todo) + len(job.troubles) != 1:
@@ -160,14 +160,14 @@ def reconstruct(args: argparse.Namespace):
     model, done = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration, args.device), 0
     how = decoding(args, model)
     model.has(args.quantizer)
-    hear = model.hear if args.recogniser == "small" else Recogniser(args.recogniser)
+    hear = model.transcribe if args.recogniser == "small" else Recogniser(args.recogniser)
     for u in job.each():
         try:
-            wave = speakable(load_audio(u), str(u.where or u.audio))
+            wave = check_speech(load_audio(u), str(u.where or u.audio))
             if not (text := args.text or u.text):
                 text = hear([wave])[0]
                 print(f"{u.id}: heard: {text}", file=sys.stderr)
-            target = out if one else within(out, f"{u.id}.wav")
+            target = out if one else safe_join(out, f"{u.id}.wav")
             if target.resolve() == Path(u.audio).resolve():
                 raise ValueError(f"{target}: is the recording itself; -o should name another place")
             made = spoken(model.reconstruct(wave, text, length=args.length, seed=args.seed, **how))
@@ -184,10 +184,10 @@ def reconstruct(args: argparse.Namespace):
 def say(args: argparse.Namespace):
     "A sentence, said"
     from diffuspeech.models.reconstructor import Reconstructor
-    from diffuspeech.data.audio import format_of, load, save, speakable
-    format_of(args.out)
+    from diffuspeech.data.audio import audio_format, load, save, check_speech
+    audio_format(args.out)
     model = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration, args.device)
-    made = spoken(model.say(args.text, speakable(load(args.voice), args.voice) if args.voice else None, length=args.length, seed=args.seed, **decoding(args, model)))
+    made = spoken(model.say(args.text, check_speech(load(args.voice), args.voice) if args.voice else None, length=args.length, seed=args.seed, **decoding(args, model)))
     save(args.out, made.waves[0])
     if args.trace:
         kept(made, Path(args.trace), Path(args.out).stem)

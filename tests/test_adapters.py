@@ -51,7 +51,7 @@ def tokenizers():
 
 @pytest.fixture(scope="module")
 def batch():
-    wave = audio.clip()
+    wave = audio.load_clip()
     return torch.stack([wave[:16_000], wave[20_000:36_000], wave[40_000:56_000], wave[60_000:76_000]]), torch.tensor([16_000, 9_137, 1, 0])
 
 
@@ -66,13 +66,13 @@ def test_shapes_and_rates(name, tokenizers, batch):
     ids, n = t.encode(waves, lengths)
     assert t.codebooks == CODEBOOKS.get(name, 1) and t.frame_rate == RATES.get(name, 50) == t.rate / t.hop
     assert ids.dtype == n.dtype == torch.int64 and ids.shape == (4, n.max(), *([t.codebooks] if t.codebooks > 1 else []))
-    wanted = [math.ceil(s / audio.RATE * t.frame_rate - 0.5) for s in lengths.tolist()]  # S3 drops a last half frame, the others fill it up
+    wanted = [math.ceil(s / audio.SAMPLE_RATE * t.frame_rate - 0.5) for s in lengths.tolist()]  # S3 drops a last half frame, the others fill it up
     assert all(w <= got <= w + 1 for w, got in zip(wanted, n.tolist())) and n[2] == 1 and n[3] == 0
     for row, length in zip(ids, n.tolist()):
         assert (row[length:] == -1).all() and (row[:length] >= 0).all() and (row[:length] < t.vocab_size).all()
     assert ids[0].unique().numel() > 3  # else the tests of rows below would prove nothing
     seconds = 5
-    assert abs(len(t.encode(audio.clip()[None, : seconds * audio.RATE])[0][0]) / seconds - t.frame_rate) <= 1 / seconds
+    assert abs(len(t.encode(audio.load_clip()[None, : seconds * audio.SAMPLE_RATE])[0][0]) / seconds - t.frame_rate) <= 1 / seconds
 
 
 @each
@@ -99,7 +99,7 @@ def test_there_and_back(name, tokenizers, batch):
     ids, n = t.encode(waves, lengths)
     back = t.decode(ids, n)
     assert back.ndim == 2 and torch.isfinite(back).all() and torch.equal(back, t.decode(ids)) and back[0].abs().max() > 0
-    frame = audio.RATE / t.frame_rate
+    frame = audio.SAMPLE_RATE / t.frame_rate
     for row, (length, frames) in enumerate(zip(lengths.tolist(), n.tolist())):
         end = math.ceil(frames * frame)
         assert length <= end < length + frame + 1 and (back[row, end:] == 0).all()
@@ -151,7 +151,7 @@ def test_inside_is_another_rate(tokenizers, batch):
     t = tokenizers("encodec")
     wave = batch[0][0]
     with torch.no_grad():
-        want = t.model.encode(audio.resample(wave, audio.RATE, 24_000)[None, None], bandwidth=1.5).audio_codes[0, 0].T
+        want = t.model.encode(audio.resample(wave, audio.SAMPLE_RATE, 24_000)[None, None], bandwidth=1.5).audio_codes[0, 0].T
     assert torch.equal(t.encode(wave[None])[0][0], want)
     assert not torch.equal(t.model.encode(wave[None, None], bandwidth=1.5).audio_codes[0, 0].T[:10], want[:10])
 
@@ -267,10 +267,10 @@ def test_s3_has_no_decoder(tokenizers):
 @s3
 @pytest.mark.parametrize("name", ["s3 v1", "s3 v2", "s3 v3"])
 def test_s3_hears_more_than_its_window(name, tokenizers):
-    wave = audio.clip().repeat(7)[None, : 35 * audio.RATE]  # a window is 30 s
+    wave = audio.load_clip().repeat(7)[None, : 35 * audio.SAMPLE_RATE]  # a window is 30 s
     t = tokenizers(name)
     ids, n = t.encode(wave)
-    assert n[0] == 35 * t.frame_rate and torch.equal(ids[0, : int(20 * t.frame_rate)], t.encode(wave[:, : 30 * audio.RATE])[0][0, : int(20 * t.frame_rate)])
+    assert n[0] == 35 * t.frame_rate and torch.equal(ids[0, : int(20 * t.frame_rate)], t.encode(wave[:, : 30 * audio.SAMPLE_RATE])[0][0, : int(20 * t.frame_rate)])
 
 
 @s3

@@ -7,7 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuspeech.asr.align import CTC, Alignment, Word, align, arpabet, bare, ctc_align, duration_correlation, durations, guess, spoken, tempo
+from diffuspeech.asr.align import (
+    Alignment,
+    CTCAligner,
+    Word,
+    align,
+    ctc_align,
+    duration_correlation,
+    guess_pronunciation,
+    ipa_to_arpabet,
+    normalize_word,
+    speaking_rate,
+    split_words,
+    word_durations,
+)
 from diffuspeech.data import audio
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -92,7 +105,7 @@ def test_a_recogniser_that_is_sure():
     "ab|b with one-hot posteriors: the words are where the recogniser says, whether it is peaky or not"
     path = [0, 1, 1, 0, 2, 2, 0, 3, 0, 2, 2, 0]
     log_probs = torch.nn.functional.one_hot(torch.tensor(path), 4).float().clamp_min(1e-9).log()
-    aligner = CTC(lambda wave: log_probs, lambda word: ["-ab|".index(c) for c in word], "-ab|", frame=0.02, between=3)
+    aligner = CTCAligner(lambda wave: log_probs, lambda word: ["-ab|".index(c) for c in word], "-ab|", frame_seconds=0.02, word_separator=3)
     got = align(torch.full((12 * 320,), 0.1), "ab, b!", aligner)
     assert [(w.word, round(w.start / 0.02), round(w.end / 0.02)) for w in got.words] == [("ab", 1, 6), ("b", 9, 11)]
     assert [(p.phone, p.index, round(p.start / 0.02), round(p.end / 0.02)) for p in got.phones] == [("a", 0, 1, 4), ("b", 0, 4, 6), ("b", 1, 9, 11)]
@@ -100,17 +113,17 @@ def test_a_recogniser_that_is_sure():
 
 
 def test_words():
-    assert spoken("It's 3.5 km -- “well-known”, isn’t it?") == ["It's", "3.5", "km", "well", "known", "isn't", "it"]
-    assert spoken("") == spoken("—… ?!") == [] and bare("Señor") == "senor"
-    assert arpabet("dʒˈʌdʒ") == ["JH", "AH", "JH"] and arpabet("ɹɪŋ") == ["R", "IH", "NG"] and arpabet("ħa") is None
+    assert split_words("It's 3.5 km -- “well-known”, isn’t it?") == ["It's", "3.5", "km", "well", "known", "isn't", "it"]
+    assert split_words("") == split_words("—… ?!") == [] and normalize_word("Señor") == "senor"
+    assert ipa_to_arpabet("dʒˈʌdʒ") == ["JH", "AH", "JH"] and ipa_to_arpabet("ɹɪŋ") == ["R", "IH", "NG"] and ipa_to_arpabet("ħa") is None
 
 
 @pytest.mark.skipif(find_spec("hama") is None, reason="hama is not installed")
 def test_a_word_outside_the_dictionary():
-    assert guess("zyzzyva") == "Z IH Z IH V AH".split()
+    assert guess_pronunciation("zyzzyva") == "Z IH Z IH V AH".split()
     for word in ("привет", "安", "½"):
         with pytest.raises(ValueError, match=f"'{word}'"):
-            guess(word)
+            guess_pronunciation(word)
 
 
 def clip_of(*spans):
@@ -119,7 +132,7 @@ def clip_of(*spans):
 
 def test_rhythm():
     a, b = clip_of((0, 1), (1, 3), (4, 7)), clip_of((0, 2), (2, 6), (6, 12))
-    assert durations(a).tolist() == [1, 2, 3] and tempo(a)["words"] == pytest.approx(3 / 7) and tempo(a)["pause"] == pytest.approx(1 / 7)
+    assert word_durations(a).tolist() == [1, 2, 3] and speaking_rate(a)["words"] == pytest.approx(3 / 7) and speaking_rate(a)["pause"] == pytest.approx(1 / 7)
     assert duration_correlation(a, b) == pytest.approx(1) and duration_correlation(a, clip_of((0, 3), (3, 5), (5, 6))) == pytest.approx(-1)
     assert duration_correlation([a, a], [b, a]) < 1
     for x, y, words in ((a, clip_of((0, 1)), "same words"), ([a], [a, a], "1 clips against 2"), (clip_of((0, 1)), clip_of((0, 1)), "three words")):
@@ -129,10 +142,10 @@ def test_rhythm():
 
 @speaks
 def test_a_person():
-    wave = audio.clip("vm-intro")
+    wave = audio.load_clip("vm-intro")
     first = align(wave, TEXT)
-    assert [w.word for w in first.words] == spoken(TEXT)
-    assert all(0 <= a.start < a.end <= b.start + 1e-9 for a, b in zip(first.words, first.words[1:])) and first.words[-1].end <= len(wave) / audio.RATE
+    assert [w.word for w in first.words] == split_words(TEXT)
+    assert all(0 <= a.start < a.end <= b.start + 1e-9 for a, b in zip(first.words, first.words[1:])) and first.words[-1].end <= len(wave) / audio.SAMPLE_RATE
     wrong = align(wave, "The birch canoe slid on the smooth planks, and rice is often served in round bowls.")
     assert first.confidence > 0.7 > 0.35 > wrong.confidence
     assert align(wave, TEXT) == first, "an alignment must not depend on the clips before it"
@@ -143,7 +156,7 @@ def test_a_person():
 
 @speaks
 def test_what_cannot_be_aligned():
-    wave = audio.clip("vm-intro")
+    wave = audio.load_clip("vm-intro")
     for bad, text, words in ((wave, "", "text is empty"), (wave, "?!", "no word"), (wave[:4000], TEXT, "lasts 0.25 s"), (wave * 0, TEXT, "silent"), (wave[:0], TEXT, "shape"), (wave / 0, TEXT, "finite"), (wave.int(), TEXT, "float")):
         with pytest.raises(ValueError, match=words) as error:
             align(bad, text)

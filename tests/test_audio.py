@@ -15,7 +15,7 @@ from diffuspeech.data import audio
 
 @pytest.fixture(scope="module")
 def wave():
-    return audio.clip()
+    return audio.load_clip()
 
 
 def sound(wave, kind, subtype=None, rate=16_000) -> bytes:
@@ -80,7 +80,7 @@ def test_bad_files(tmp_path, wave, name, way):
         if way == "load":
             audio.load(path)
         elif way == "blocks":
-            for _ in audio.blocks(path, seconds=0.5):
+            for _ in audio.load_chunks(path, seconds=0.5):
                 pass
         else:
             audio.load(io.BytesIO(path.read_bytes()), name=str(path))
@@ -125,7 +125,7 @@ def test_pieces_are_the_whole(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", wave.numpy(), rate, subtype="FLOAT")
     whole = audio.resample(wave, rate)
     for seconds in (0.11, 0.73, 2.3, 60.0):
-        pieces = list(audio.blocks(tmp_path / "a.wav", seconds))
+        pieces = list(audio.load_chunks(tmp_path / "a.wav", seconds))
         assert torch.cat(pieces).shape == whole.shape
         assert (torch.cat(pieces) - whole).abs().max() < 1e-5
         assert len({len(p) for p in pieces[:-1]}) <= 1 and 0 < len(pieces[-1]) <= len(pieces[0])
@@ -160,7 +160,7 @@ def test_a_wav_written_to_a_pipe(tmp_path, wave, size):
 ])
 def test_unspeakable(wave, trouble):
     with pytest.raises(ValueError, match=f"^hall.wav: .*({trouble})"):
-        audio.speakable(wave, "hall.wav")
+        audio.check_speech(wave, "hall.wav")
 
 
 def test_silence_loads(tmp_path):
@@ -168,7 +168,7 @@ def test_silence_loads(tmp_path):
     assert audio.load(tmp_path / "a.wav").abs().max() == 0
     assert audio.loudness(torch.zeros(16_000)) == -float("inf")
     with pytest.raises(ValueError, match="loud enough"):
-        audio.normalise(torch.zeros(16_000))
+        audio.normalize_loudness(torch.zeros(16_000))
 
 
 @pytest.mark.parametrize("path, wave, trouble", [
@@ -199,17 +199,17 @@ def test_loudness_is_of_the_standard(wave):
 
 
 def test_normalise(wave):
-    assert abs(audio.loudness(audio.normalise(wave, -30.0)) + 30) < 0.01
-    assert audio.normalise(wave, 10.0).abs().max() == pytest.approx(10 ** (-1 / 20))
+    assert abs(audio.loudness(audio.normalize_loudness(wave, -30.0)) + 30) < 0.01
+    assert audio.normalize_loudness(wave, 10.0).abs().max() == pytest.approx(10 ** (-1 / 20))
 
 
 LONG = """
 import sys
 from diffuspeech.data import audio
-audio.resample(audio.clip(), 8_000)  # what is loaded once
+audio.resample(audio.load_clip(), 8_000)  # what is loaded once
 peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
 before, samples = peak(), 0
-for piece in audio.blocks(sys.argv[1], seconds=10.0):
+for piece in audio.load_chunks(sys.argv[1], seconds=10.0):
     samples += len(piece)
 print(samples, peak() - before)
 """
@@ -235,7 +235,7 @@ def test_page(tmp_path, wave):
         pytest.skip("the Debian package `chromium` is missing: see tools/debian.sh")
     pytest.importorskip("wavesurf")
     from playwright.sync_api import sync_playwright
-    body = audio.view(wave, 'a <b>"clip"</b> </script>')._repr_html_() + audio.compare({"one": wave[:24_000], "two": wave[:32_000]})._repr_html_()
+    body = audio.view_wave(wave, 'a <b>"clip"</b> </script>')._repr_html_() + audio.view_waves({"one": wave[:24_000], "two": wave[:32_000]})._repr_html_()
     (tmp_path / "page.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{body}")
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=browser.CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"])
@@ -259,5 +259,5 @@ def test_page(tmp_path, wave):
 
 def test_without_wavesurf(wave, monkeypatch):
     monkeypatch.setitem(sys.modules, "wavesurf", None)
-    page = audio.view(wave[:16_000], "a clip")._repr_html_()
+    page = audio.view_wave(wave[:16_000], "a clip")._repr_html_()
     assert "<audio" in page and "<img" in page and "iframe" not in page

@@ -110,13 +110,13 @@ def test_autoreload(kernel, look):
         return reply["user_expressions"]["it"]["data"]["text/plain"]
 
     # without --full, IPython 9 brings only the first change to a function that was imported by name
-    value("0", "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import style\nfrom diffuspeech.base.style import ink")
-    assert value("style.MAP, ink('').dash") == "('cividis', 'solid')"
-    for old, new, seen in [('MAP = "cividis"', 'MAP = "gray_r"', "('gray_r', 'solid')"), ("Ink(GREY))", "Ink(GREY, 'dot'))", "('cividis', 'dot')")]:
+    value("0", "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import style\nfrom diffuspeech.base.style import plot_style")
+    assert value("style.COLORMAP, plot_style('').dash") == "('cividis', 'solid')"
+    for old, new, seen in [('COLORMAP = "cividis"', 'COLORMAP = "gray_r"', "('gray_r', 'solid')"), ("PlotStyle(GREY))", "PlotStyle(GREY, 'dot'))", "('cividis', 'dot')")]:
         start = time.monotonic()
         look(old, new)
         saved = time.monotonic() - start
-        while (now := value("style.MAP, ink('').dash")) != seen and time.monotonic() < start + 10:
+        while (now := value("style.COLORMAP, plot_style('').dash")) != seen and time.monotonic() < start + 10:
             time.sleep(0.1)
         took = time.monotonic() - start
         print(f"{new}: saved and exported in {saved:.2f} s, seen after {took:.2f} s")
@@ -127,8 +127,8 @@ def test_saving_is_safe(server, look):
     "A save leaves no noise in the diff; one that cannot be exported is still a save, and the module stays whole"
     notebook, module = (server.root / path for path in ("nbs/base/style.ipynb", "diffuspeech/base/style.py"))
     before = notebook.read_bytes(), module.read_bytes()
-    look('MAP = "cividis"', 'MAP = "cividis"', execution_count=7)
+    look('COLORMAP = "cividis"', 'COLORMAP = "cividis"', execution_count=7)
     assert (notebook.read_bytes(), module.read_bytes()) == before
-    look('MAP = "cividis"', "MAP = = 1")
-    assert "MAP = = 1" in notebook.read_text() and module.read_bytes() == before[1]
+    look('COLORMAP = "cividis"', "COLORMAP = = 1")
+    assert "COLORMAP = = 1" in notebook.read_text() and module.read_bytes() == before[1]
     assert "style.ipynb was saved but not exported" in server.log.read_text()

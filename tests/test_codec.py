@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuspeech.base.checkpoint import ours, read_config
+from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
 from diffuspeech.data import text
-from diffuspeech.data.audio import clip
+from diffuspeech.data.audio import load_clip
 from diffuspeech.data.manifest import load_audio
 from diffuspeech.evaluate.metrics import Recogniser, wer
 from diffuspeech.evaluate.speech import pack_utterances
@@ -34,7 +34,7 @@ def test_ids_are_pinned(codec):
     After training a new one on purpose: python tests/test_codec.py"""
     golden = json.loads(GOLDEN.read_text())
     assert codec.version == golden["version"]
-    assert codec.encode(clip()[None])[0][0].tolist() == golden["ids"]
+    assert codec.encode(load_clip()[None])[0][0].tolist() == golden["ids"]
 
 
 def test_every_level_of_every_digit_is_alive(codec, pack):
@@ -46,8 +46,8 @@ def test_every_level_of_every_digit_is_alive(codec, pack):
 
 def test_the_codebook_is_in_use():
     "Over the train split, counted when the weights were written"
-    about = read_config(ours("speech-tokens"))["about"]["train"]
-    assert about["used"] > 0.8 and about["ids"] > 500_000
+    metadata = read_config(builtin_checkpoint("speech-tokens"))["about"]["train"]
+    assert metadata["used"] > 0.8 and metadata["ids"] > 500_000
 
 
 def test_the_ids_alone_can_be_read(codec, pack):
@@ -55,7 +55,7 @@ def test_the_ids_alone_can_be_read(codec, pack):
     errors = words = 0
     for u, wave in zip(clips, waves):
         if u.extra["condition"] == "clean" and not u.extra["unseen"]:
-            said = text.said(u.text).split()
+            said = text.normalize_text(u.text).split()
             errors, words = errors + distance(codec.tokenizer.transcribe(wave[None])[0].split(), said), words + len(said)
     assert words > 100 and errors / words < 0.45, f"{errors} of {words} words"
 
@@ -68,8 +68,8 @@ def test_what_is_decoded_can_be_understood(codec, pack, present):
 
 
 def test_steps_and_seeds(codec):
-    ids, lengths = codec.encode(clip()[None, :32000])
-    voices = codec.voices([clip()])
+    ids, lengths = codec.encode(load_clip()[None, :32000])
+    voices = codec.voices([load_clip()])
     one, same, other = (codec.features(ids, voices, seed=s, temperature=1.0) for s in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert (one - codec.features(ids, voices, steps=40, temperature=1.0)).abs().mean() < (one - other).abs().mean()  # ten steps are nearer to forty than another seed is
@@ -110,4 +110,4 @@ def test_a_row_does_not_depend_on_its_neighbours(codec, pack):
 
 if __name__ == "__main__":
     made = SpeechCodec.from_pretrained()
-    GOLDEN.write_text(json.dumps({"version": made.version, "ids": made.encode(clip()[None])[0][0].tolist()}) + "\n")
+    GOLDEN.write_text(json.dumps({"version": made.version, "ids": made.encode(load_clip()[None])[0][0].tolist()}) + "\n")

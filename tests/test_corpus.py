@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from diffuspeech.data import audio, manifest
-from diffuspeech.data.batches import batches, collate, plan
+from diffuspeech.data.batches import batches, collate, plan_batches
 from diffuspeech.data.corpora import librispeech, ljspeech
-from diffuspeech.data.manifest import Manifest, ManifestError, Utterance, check, load_audio, write_manifest
+from diffuspeech.data.manifest import Manifest, ManifestError, Utterance, check_manifest, load_audio, write_manifest
 
 LINES = {"tiny": 200_000, "full": 1_000_000}.get(os.environ.get("DIFFUSPEECH_SCALE", "tiny"), 200_000)
 GOOD = b'{"audio_filepath": "clip.wav", "duration": 1.5, "text": "please leave"}'
@@ -23,7 +23,7 @@ GOOD = b'{"audio_filepath": "clip.wav", "duration": 1.5, "text": "please leave"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    audio.save(folder / "clip.wav", audio.clip())
+    audio.save(folder / "clip.wav", audio.load_clip())
     return folder
 
 
@@ -82,7 +82,7 @@ def test_bad_line(folder, kind):
     lenient = Manifest(path, on_bad="skip")
     assert [u.where for u in lenient] == [f"{path}:{n}" for n in (1, 3, 5)]
     assert lenient.skipped.count == 1 and lenient.skipped.messages == [str(e.value)]
-    assert check(lenient).messages[0] == str(e.value)
+    assert check_manifest(lenient).messages[0] == str(e.value)
     lenient = Manifest(path, on_bad="skip")
     assert sum(len(b.ids) for b in batches(lenient, seconds=10)) == 3 and lenient.skipped.messages == [str(e.value)]
 
@@ -91,7 +91,7 @@ def broken_sounds(folder):
     "Lines whose sound is wrong, and what is said about each"
     data = (folder / "clip.wav").read_bytes()
     (folder / "cut.wav").write_bytes(data[: len(data) // 2])
-    audio.save(folder / "whole.flac", audio.clip())
+    audio.save(folder / "whole.flac", audio.load_clip())
     flac = (folder / "whole.flac").read_bytes()
     (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
     (folder / "nothing.wav").write_bytes(b"")
@@ -169,7 +169,7 @@ def test_harmless(folder, content):
 
 def test_duplicate_ids_are_found(folder):
     path = write(folder, line(id="a"), line(), line(id="a"), line(offset=1), line(), line(id="b"))
-    messages = check(Manifest(path)).messages
+    messages = check_manifest(Manifest(path)).messages
     assert len(messages) == 2 and messages[0].startswith(f"{path}:3: the id 'a' is that of line 1") and messages[1].startswith(f"{path}:5: the id 'clip.wav' is that of line 2")
 
 
@@ -239,7 +239,7 @@ def test_writing_is_all_or_nothing(folder):
 
 
 def test_index_follows_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "STORE_FROM", 0)
+    monkeypatch.setattr(manifest, "MIN_INDEXED_BYTES", 0)
     path, stored = tmp_path / "corpus.jsonl", tmp_path / "corpus.jsonl.index.npz"
     built = []
     build = manifest.build_index
@@ -316,42 +316,42 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("world", [1, 2, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 7])
 @pytest.mark.parametrize("kind", LENGTHS)
-@pytest.mark.parametrize("how", [{}, {"max_rows": 3}, {"spread": 0}, {"spread": float("inf")}], ids=str)
-def test_plan_is_exact(kind, world, how):
+@pytest.mark.parametrize("how", [{}, {"max_rows": 3}, {"length_jitter": 0}, {"length_jitter": float("inf")}], ids=str)
+def test_plan_is_exact(kind, world_size, how):
     d = LENGTHS[kind]
-    ranks = [plan(d, seed=1, epoch=4, rank=r, world=world, **how) for r in range(world)]
+    ranks = [plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **how) for r in range(world_size)]
     assert len({len(r) for r in ranks}) == 1, "as many steps on each rank"
     every = np.concatenate([rows for r in ranks for rows in r])
     assert (np.sort(every) == np.flatnonzero(~np.isnan(d))).all(), "each once"
     for rows in (rows for r in ranks for rows in r):
         assert len(rows) <= how.get("max_rows", len(d)) and d[rows].max(initial=0) * len(rows) <= 375 * (1 + 1e-6)
-    again = [plan(d, seed=1, epoch=4, rank=r, world=world, **how) for r in range(world)]
+    again = [plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **how) for r in range(world_size)]
     assert all(np.array_equal(a, b) for x, y in zip(ranks, again) for a, b in zip(x, y))
 
 
 def test_plan_changes_with_seed_and_epoch_and_nothing_else():
     d = LENGTHS["like speech"]
     state = torch.get_rng_state()
-    one = plan(d)
-    for other in (plan(d, seed=1), plan(d, epoch=1)):
+    one = plan_batches(d)
+    for other in (plan_batches(d, seed=1), plan_batches(d, epoch=1)):
         assert {tuple(b) for b in other} != {tuple(b) for b in one}
     torch.manual_seed(5)
     np.random.seed(5)
-    assert all(np.array_equal(a, b) for a, b in zip(plan(d), one))
+    assert all(np.array_equal(a, b) for a, b in zip(plan_batches(d), one))
     torch.set_rng_state(state)
     padding = 1 - d.sum() / sum(d[b].max() * len(b) for b in one)
     assert padding < 0.13
 
 
-@pytest.mark.parametrize("how, says", [({"rank": 2, "world": 2}, "rank=2"), ({"seconds": 0}, "seconds=0"), ({"seconds": 10}, "row 1 lasts 300.00 s"), ({"max_rows": 0}, "max_rows=0"),
-                                       ({"spread": -1}, "spread=-1"), ({"spread": float("nan")}, "spread=nan")], ids=str)
+@pytest.mark.parametrize("how, says", [({"rank": 2, "world_size": 2}, "rank=2"), ({"seconds": 0}, "seconds=0"), ({"seconds": 10}, "row 1 lasts 300.00 s"), ({"max_rows": 0}, "max_rows=0"),
+                                       ({"length_jitter": -1}, "length_jitter=-1"), ({"length_jitter": float("nan")}, "length_jitter=nan")], ids=str)
 def test_plan_refuses(how, says):
     with pytest.raises(ValueError, match=says):
-        plan(np.array([2.0, 300.0]), **how)
+        plan_batches(np.array([2.0, 300.0]), **how)
     with pytest.raises(ValueError, match="no utterance"):
-        plan(np.array([np.nan]))
+        plan_batches(np.array([np.nan]))
 
 
 @pytest.fixture(scope="module")
@@ -368,11 +368,11 @@ def test_batches_resume_ranks_and_workers(pieces):
     for b in whole:
         assert b.seconds <= 12 and b.waves.shape == (len(b.ids), b.lengths.max())
         for u, wave, n in zip(b.utterances, b.waves, b.lengths):
-            assert torch.equal(wave[:n], load_audio(u)) and n == round(u.duration * audio.RATE) and not wave[n:].any()
+            assert torch.equal(wave[:n], load_audio(u)) and n == round(u.duration * audio.SAMPLE_RATE) and not wave[n:].any()
     rest = list(batches(pieces, seconds=12, epoch=3, start=4, workers=2))
     assert [b.ids for b in rest] == [b.ids for b in whole[4:]] and all(torch.equal(a.waves, b.waves) for a, b in zip(rest, whole[4:]))
     assert list(batches(pieces, seconds=12, epoch=3, start=len(whole))) == []
-    ranks = [[b.ids for b in batches(pieces, seconds=12, rank=r, world=4)] for r in range(4)]
+    ranks = [[b.ids for b in batches(pieces, seconds=12, rank=r, world_size=4)] for r in range(4)]
     assert sorted(i for r in ranks for b in r for i in b) == sorted(u.id for u in pieces) and len({len(r) for r in ranks}) == 1
 
 
@@ -398,7 +398,7 @@ def test_offsets_at_another_rate(folder):
         soundfile.write(folder / "tones.wav", np.stack([tone, tone], 1) / 2, rate)
         for second, hertz in enumerate((300, 600, 900)):
             wave = load_audio(Utterance(folder / "tones.wav", 1.0, float(second)))
-            assert len(wave) == audio.RATE and torch.fft.rfft(wave).abs().argmax() == hertz
+            assert len(wave) == audio.SAMPLE_RATE and torch.fft.rfft(wave).abs().argmax() == hertz
 
 
 def test_public_corpora(tmp_path):
@@ -406,7 +406,7 @@ def test_public_corpora(tmp_path):
         book = tmp_path / "LibriSpeech" / "test-clean" / str(speaker) / "121"
         book.mkdir(parents=True)
         for i in range(n):
-            audio.save(book / f"{speaker}-121-{i:04}.flac", audio.clip()[: 16_000 * (i + 1)])
+            audio.save(book / f"{speaker}-121-{i:04}.flac", audio.load_clip()[: 16_000 * (i + 1)])
         (book / f"{speaker}-121.trans.txt").write_text("".join(f"{speaker}-121-{i:04} WORDS {i}\n" for i in range(n)))
     read = librispeech(str(tmp_path), "test-clean")
     assert [(u.id, u.speaker, u.text, u.duration, u.split) for u in read] == [

@@ -37,9 +37,9 @@ def network(seed: int = 0):
     def denoiser(tokens, lengths, t=None, where=None, batch=None):
         asked.append(where)
         flat = tokens.flatten(1)
-        rows = random.fold(torch.tensor(seed), 0) + (flat * torch.arange(1, flat.shape[1] + 1)).sum(1)
+        rows = random.fold_in(torch.tensor(seed), 0) + (flat * torch.arange(1, flat.shape[1] + 1)).sum(1)
         place = torch.arange(flat.shape[1])
-        table = random.uniform(random.fold(random.fold(random.mix(rows)[:, None, None], 1) + place[:, None], torch.arange(VOCAB + 1)))
+        table = random.uniform(random.fold_in(random.fold_in(random.mix(rows)[:, None, None], 1) + place[:, None], torch.arange(VOCAB + 1)))
         return (4 * table).float().flatten(0, 1)[where]
 
     return denoiser, asked

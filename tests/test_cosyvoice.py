@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("soundfile")
 
-from diffuspeech.base.checkpoint import find
+from diffuspeech.base.checkpoint import find_checkpoint
 from diffuspeech.data import audio
 from diffuspeech.tokenizers.public import import_s3tokenizer, tiny
 from diffuspeech.tokenizers.quantize import own_randomness
@@ -302,7 +302,7 @@ def spoil(kind, folder, parts):
     if kind == "number":
         weights[name] = 7
     torch.save(weights, path)
-    return {"missing": f"missing {name}", "extra": "extra surplus", "shape": rf"{name} has shape \(7,\), and the config makes it \(32,\)", "number": f"{name} has shape"}[kind]
+    return {"missing": f"missing {name}", "extra": "unexpected surplus", "shape": rf"{name} has shape \(7,\), and the config makes it \(32,\)", "number": f"{name} has shape"}[kind]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -333,7 +333,7 @@ def test_no_such_folder(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     if name:
         with pytest.raises(ValueError, match="no such folder"):
-            find(name, PUBLISHED)
+            find_checkpoint(name, PUBLISHED)
     else:
         with pytest.raises(ValueError, match="no flow.pt"):  # an empty name is the folder one is in
             CosyVoice.from_pretrained(name)
@@ -346,7 +346,7 @@ def test_only_what_is_read_is_fetched(monkeypatch, tmp_path):
         asked[name] = allow_patterns
         return tmp_path
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert find("FunAudioLLM/CosyVoice-300M", PUBLISHED) == tmp_path and set(asked) == {"FunAudioLLM/CosyVoice-300M"}
+    assert find_checkpoint("FunAudioLLM/CosyVoice-300M", PUBLISHED) == tmp_path and set(asked) == {"FunAudioLLM/CosyVoice-300M"}
     assert {"flow.pt", "hift.pt", "speech_tokenizer_v1.onnx", "campplus.onnx"} <= set(asked.popitem()[1])
 
 
@@ -369,10 +369,10 @@ def test_bad_arguments(codec, ids):
     with pytest.raises(ValueError, match="reference holds 1 waves, and ids 3 rows"):
         codec.decode(ids, reference=[torch.zeros(16_000)])
     with pytest.raises(ValueError, match="no campplus.onnx"):
-        codec.decode(ids[:1], reference=[audio.clip()])
+        codec.decode(ids[:1], reference=[audio.load_clip()])
     with pytest.raises(ValueError, match="silent"):
         codec.decode(ids[:1], reference=[torch.zeros(16_000)])
-    for verb in (lambda: codec.encode(audio.clip()[None]), lambda: codec.version):
+    for verb in (lambda: codec.encode(audio.load_clip()[None]), lambda: codec.version):
         with pytest.raises(ValueError, match="no tokenizer"):
             verb()
 
@@ -414,7 +414,7 @@ def voiced(tmp_path_factory, parts):
 
 
 def test_reference(voiced, ids):
-    wave = audio.clip()[:24_000]
+    wave = audio.load_clip()[:24_000]
     said, heard, vector = voiced.prompt(wave)
     assert said.shape == (1, 75) and heard.shape == (1, 80, 1.5 * 22050 // 256) and vector.shape == (1, 192) and vector.abs().max() > 0
     alone = voiced.decode(ids[:1], steps=2)
@@ -424,12 +424,12 @@ def test_reference(voiced, ids):
 
 
 def test_a_long_reference_is_cut(voiced):
-    wave = audio.clip().repeat(8)[: 14 * 16_000]
+    wave = audio.load_clip().repeat(8)[: 14 * 16_000]
     assert all(torch.equal(a, b) for a, b in zip(voiced.prompt(wave), voiced.prompt(wave[: 10 * 16_000])))
 
 
 def test_encode_and_version(voiced, tmp_path):
-    waves = torch.stack([audio.clip()[:16_000]] * 2)
+    waves = torch.stack([audio.load_clip()[:16_000]] * 2)
     got, lengths = voiced.encode(waves, torch.tensor([16_000, 8_000]))
     assert lengths.tolist() == [50, 25] and (got[1, 25:] == -1).all() and voiced.version.startswith("s3-50hz-1x64")
     assert voiced.decode(got, lengths, steps=1).shape == (2, 16_000)
@@ -440,7 +440,7 @@ def test_encode_and_version(voiced, tmp_path):
 
 
 def test_bad_campplus(parts, voiced, tmp_path):
-    wave = audio.clip()[:16_000]
+    wave = audio.load_clip()[:16_000]
     (tmp_path / "campplus.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="campplus.onnx: not an ONNX model") as e:
         Speaker(tmp_path / "campplus.onnx")

@@ -8,9 +8,9 @@ import torch
 
 import diffuspeech
 from diffuspeech.data import audio
-from diffuspeech.data.audio import RATE
+from diffuspeech.data.audio import SAMPLE_RATE
 from diffuspeech.data.manifest import Manifest
-from diffuspeech.data.text import said
+from diffuspeech.data.text import normalize_text
 from diffuspeech.models.decoder import Condition
 from diffuspeech.models.reconstructor import Reconstructor, padded
 
@@ -44,8 +44,8 @@ def agree(ddm, condition, ids):
 def letters_wrong(codec, tokens, lengths, clips):
     "As the speech tokenizer reads what the codec makes of them"
     waves = codec.decode(tokens.masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], -1), lengths, [audio.load(u.audio) for u in clips])
-    heard = [codec.tokenizer.transcribe(wave[None, : int(n * RATE / codec.frame_rate)])[0] for wave, n in zip(waves, lengths)]
-    return jiwer.cer([said(u.text, u.id) for u in clips], heard)
+    heard = [codec.tokenizer.transcribe(wave[None, : int(n * SAMPLE_RATE / codec.frame_rate)])[0] for wave, n in zip(waves, lengths)]
+    return jiwer.cer([normalize_text(u.text, u.id) for u in clips], heard)
 
 
 def test_vectors_are_listened_to(sent):

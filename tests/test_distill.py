@@ -19,13 +19,13 @@ def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distill")
     prepared(folder, train=6, dev=2)
     listeners(folder)
-    train(run_of(folder, "decoder_training:DecoderTask", 20), folder / "first", device="cpu", progress=False)
+    train(run_of(folder, "decoder:DecoderTask", 20), folder / "first", device="cpu", progress=False)
     return folder
 
 
 def run_of(folder, task, take, **options):
     options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | (options if "start" in options else options | dict(taste=dict(quantizer=dict(kind="fsq", layers=2))))
-    return Run(f"diffuspeech.models.{task}", str(folder), dict(dim=48, inner=64, narrow=32), options, steps=take, lr=3e-3, warmup=2, ema=0.0, precision="fp32", seconds=20.0, validate_every=10, save_every=10)
+    return Run(f"diffuspeech.tasks.{task}", str(folder), dict(dim=48, inner=64, narrow=32), options, steps=take, lr=3e-3, warmup=2, ema=0.0, precision="fp32", seconds=20.0, validate_every=10, save_every=10)
 
 
 def test_a_student_learns_from_its_teacher(first):
@@ -41,7 +41,7 @@ def test_a_student_learns_from_its_teacher(first):
 
 
 def test_a_teacher_of_other_layers(first):
-    run = run_of(first, "decoder_training:DecoderTask", 2)
+    run = run_of(first, "decoder:DecoderTask", 2)
     train(replace(run, options=run.options | dict(taste=run.options["taste"] | dict(value_layer=0))), first / "other", device="cpu", progress=False)
     task = DistillTask(run_of(first, "distill:DistillTask", 2, start=str(first / "other" / "model")))
     assert task.model.taste.config.value_layer == 0 and task.batch(task.corpora["dev"], [0]).heard.shape[1] == 2

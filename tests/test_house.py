@@ -1,4 +1,4 @@
-"The house stands: doors, reading order, sizes, pins, and a library that needs no notebook server"
+"The layout: allowed imports, reading order, sizes, pins, and a library that needs no notebook server"
 import ast
 import configparser
 import json
@@ -47,20 +47,20 @@ def imports(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(REPO / "diffuspeech").as_posix())
-def test_doors(path):
+def test_allowed_imports(path):
     here = part(path.relative_to(REPO).with_suffix("").as_posix().replace("/", "."))
     assert here in PARTS, f"{path.name}: the part '{here}' is not in the plan (PARTS in tests/test_house.py)"
     for module in imports(path):
         there = part(module)
         open_ = there in PARTS and PARTS.index(there) <= PARTS.index(here) and (here, there) not in CLOSED
-        assert open_, (f"forbidden door: {path.relative_to(REPO)} imports {module}, but '{here}' may not use '{there}'. "
+        assert open_, (f"forbidden import: {path.relative_to(REPO)} imports {module}, but '{here}' may not use '{there}'. "
                        "Move the code to a part that may, or pass what it needs as an argument.")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(REPO / "diffuspeech").as_posix())
 def test_a_module_fits_in_one_sitting(path):
     lines = len(path.read_text().splitlines())
-    assert lines <= 400, f"{path.relative_to(REPO)} is over 400 lines ({lines}): two rooms are hiding in it, split it by what each is for"
+    assert lines <= 400, f"{path.relative_to(REPO)} is over 400 lines ({lines}): split it by what each half is for"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -105,15 +105,15 @@ def test_reading_order():
     for name in order:
         assert name in NOTEBOOKS, f"nbs/sidebar.yml lists {name}, which does not exist: remove it there"
     assert len(order) == len(set(order)), "nbs/sidebar.yml lists a notebook twice"
-    rooms = [PARTS.index(n.split("/")[0]) for n in order if n.split("/")[0] in PARTS]
-    assert rooms == sorted(rooms), "nbs/sidebar.yml does not follow the doors: a part stands before one that it builds on"
+    parts = [PARTS.index(n.split("/")[0]) for n in order if n.split("/")[0] in PARTS]
+    assert parts == sorted(parts), "nbs/sidebar.yml is out of order: a part stands before one that it builds on"
 
 
 def test_the_map_agrees_with_the_reading_order():
     index = "".join("".join(c["source"]) for c in json.loads((REPO / "nbs/index.ipynb").read_text())["cells"] if c["cell_type"] == "markdown")
     on_map = re.findall(r"\| \[[\w ]+\]\(([\w/]+\.ipynb)\)", index)
-    rooms = [n for n in reading_order() if "/" in n]
-    assert sorted(on_map) == sorted(rooms), f"the map in nbs/index.ipynb and nbs/sidebar.yml differ in {sorted(set(on_map) ^ set(rooms))}"
+    listed = [n for n in reading_order() if "/" in n]
+    assert sorted(on_map) == sorted(listed), f"the map in nbs/index.ipynb and nbs/sidebar.yml differ in {sorted(set(on_map) ^ set(listed))}"
 
 
 def settings() -> dict:
@@ -233,7 +233,7 @@ def test_wheel_in_a_bare_environment(tmp_path):
             (site / name).symlink_to(here / name)
     code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.data import audio; from diffuspeech.tokenizers import spectral; import torch;"
             "from diffuspeech.diffusion.sample import sample; from diffuspeech.diffusion.rules import ConfTopK; from diffuspeech.diffusion.oracle import MarkovChain;"
-            "w = audio.clip(); c = spectral.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
+            "w = audio.load_clip(); c = spectral.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
             "o = sample(MarkovChain.fit(ids[0], 64), x, ConfTopK(), 64, steps=4); assert (o.tokens != 64).all(); c.decode(o.tokens[0]);"
             "assert not any(u.find_spec(m) for m in ('IPython', 'jupyterlab', 'ipywidgets', 'nbdev', 'fastcore')); print(diffuspeech.__file__)")
     work = tmp_path / "elsewhere"

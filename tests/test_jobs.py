@@ -16,7 +16,7 @@ from small import prepared as prepared_clips
 
 from diffuspeech import cli
 from diffuspeech.base.pretrained import MissingDependency
-from diffuspeech.base.workers import spread
+from diffuspeech.base.workers import run_jobs
 from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
     flow = Flow(FlowConfig(dim=32, layers=1, heads=2, inner=32))
     torch.nn.init.normal_(flow.finish.weight, std=0.1)
     torch.nn.init.normal_(flow.moves.weight, std=0.1)
-    world = SpeechCodec(Tokenizer.from_pretrained(folder / "speech-tokens"), flow).vocoder.analyse(audio.clip())
+    world = SpeechCodec(Tokenizer.from_pretrained(folder / "speech-tokens"), flow).vocoder.analyse(audio.load_clip())
     flow.moments.copy_(torch.stack([world.mean(0), world.std(0).clamp_min(1e-3)]))
     flow.save_pretrained(folder / "flow")
     return folder
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture()
 def good(tmp_path):
-    audio.save(tmp_path / "good.wav", audio.clip()[:32000])
+    audio.save(tmp_path / "good.wav", audio.load_clip()[:32000])
     return tmp_path / "good.wav"
 
 
@@ -55,7 +55,7 @@ def write(path, data):
 
 
 def truncated(path):
-    audio.save(path, audio.clip())
+    audio.save(path, audio.load_clip())
     Path(path).write_bytes(Path(path).read_bytes()[:5000])
 
 
@@ -99,9 +99,9 @@ def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
 
 
 def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
-    wave = audio.clip()[:16000].numpy()
+    wave = audio.load_clip()[:16000].numpy()
     soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
-    audio.save(tmp_path / "one.wav", audio.clip()[:16000])
+    audio.save(tmp_path / "one.wav", audio.load_clip()[:16000])
     cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
     eight, one = [json.loads(x)["ids"] for x in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert eight == one
@@ -110,7 +110,7 @@ def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
 def test_long_audio_is_read_in_pieces(model, tmp_path):
     "Pieces give the ids of the whole, but for a few at the joints"
     tokenizer = Tokenizer.from_pretrained(model / "speech-tokens")
-    wave = audio.clip().repeat(25)
+    wave = audio.load_clip().repeat(25)
     soundfile.write(tmp_path / "long.flac", wave.numpy(), 16000)
     from diffuspeech.voice.jobs import encode_utterance
     u, = gather([tmp_path / "long.flac"]).todo
@@ -127,7 +127,7 @@ class Stub:
     frame_rate = 25.0
     def encode(self, waves):
         return torch.zeros(1, -(-waves.shape[1] // 640), dtype=torch.int64), None
-audio.resample(audio.clip(), 8_000)  # what is loaded once
+audio.resample(audio.load_clip(), 8_000)  # what is loaded once
 peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
 before = peak()
 ids = encode_utterance(Stub(), gather([sys.argv[1]]).todo[0])
@@ -137,7 +137,7 @@ print(len(ids), peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_three_hours_in_bounded_memory(tmp_path):
-    minute = audio.resample(audio.clip(), 16_000, 8_000).repeat(12)[: 60 * 8_000]
+    minute = audio.resample(audio.load_clip(), 16_000, 8_000).repeat(12)[: 60 * 8_000]
     with soundfile.SoundFile(tmp_path / "long.flac", "w", 8_000, 1) as file:
         for _ in range(180):
             file.write(minute.numpy())
@@ -155,7 +155,7 @@ def test_there_and_back(model, good, tmp_path):
 
 
 def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
-    audio.save(tmp_path / "long.wav", audio.clip().repeat(20))
+    audio.save(tmp_path / "long.wav", audio.load_clip().repeat(20))
     whole = (tmp_path / "long.wav").read_bytes()
     (tmp_path / "long.wav").write_bytes(whole[: len(whole) * 9 // 10])
     with pytest.raises(SystemExit):
@@ -166,7 +166,7 @@ def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
 
 def test_no_result_replaces_another(model, good, tmp_path, capsys):
     (tmp_path / "other").mkdir()
-    audio.save(tmp_path / "other" / "good.wav", audio.clip()[16000:])
+    audio.save(tmp_path / "other" / "good.wav", audio.load_clip()[16000:])
     with pytest.raises(SystemExit):
         cli.main(["encode", str(good), str(tmp_path / "other" / "good.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
     err = capsys.readouterr().err
@@ -346,13 +346,13 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
 def test_an_error_ends_the_jobs_that_have_not_begun(tmp_path):
     jobs = [(["false"],)] + [(["sh", "-c", f"sleep 0.3; touch {tmp_path}/{k}"],) for k in range(20)]
     with pytest.raises(subprocess.CalledProcessError):
-        list(spread(subprocess.check_call, jobs, 2))
+        list(run_jobs(subprocess.check_call, jobs, 2))
     assert len(list(tmp_path.iterdir())) < 10
 
 
 def test_who_works_for_a_killed_process_ends_too(tmp_path):
     script = tmp_path / "s.py"
-    script.write_text("import time\nfrom diffuspeech.base.workers import spread\nif __name__ == '__main__':\n    list(spread(time.sleep, [(60,), (60,)], 2))\n")
+    script.write_text("import time\nfrom diffuspeech.base.workers import run_jobs\nif __name__ == '__main__':\n    list(run_jobs(time.sleep, [(60,), (60,)], 2))\n")
     p = subprocess.Popen([sys.executable, script])
     children = lambda: [int(child) for child in Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()]
     end = time.time() + 60
@@ -376,7 +376,7 @@ def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(prepared, "spread", full)
+    monkeypatch.setattr(prepared, "run_jobs", full)
     with pytest.raises(OSError):
         prepared.prepare(tmp_path / "train.jsonl")
     with pytest.raises(ValueError, match="no prepared corpus; make it"):
@@ -384,7 +384,7 @@ def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_prepared(tmp_path):
-    audio.save(tmp_path / "a.flac", audio.clip())
+    audio.save(tmp_path / "a.flac", audio.load_clip())
     for lines, said in (([dict(audio_filepath="a.flac")], "train.jsonl: nothing of it can be used; .*train.jsonl:1: .*text"), ([dict(audio_filepath="a.flac", text="hello", id="a")] * 2, "a is the id of 2 clips; each wants its own"), ([], "train.jsonl")):
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(line | dict(duration=1.0)) + "\n" for line in lines))
         with pytest.raises(ValueError, match=said):

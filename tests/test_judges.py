@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffuspeech.data import audio
-from diffuspeech.data.audio import RATE, import_torchaudio
+from diffuspeech.data.audio import SAMPLE_RATE, import_torchaudio
 from diffuspeech.evaluate import judges, metrics
 from diffuspeech.evaluate.judges import ELSEWHERE, Dnsmos, FastConformer, Phonemes, Plcmos, Squim, Utmos, WavLM, elsewhere, per
 from diffuspeech.evaluate.metrics import Cache, MissingDependency, cosine
@@ -18,7 +18,7 @@ TEXT = "Please leave your message after the tone. When done, hang up or press th
 
 @pytest.fixture(scope="module")
 def clip():
-    return audio.clip()
+    return audio.load_clip()
 
 
 # Phonemes
@@ -69,11 +69,11 @@ def test_what_is_heard_is_what_is_written(clip, present):
 # Quality
 
 def test_dnsmos_is_the_package(clip, present):
-    judge, clip = present(Dnsmos), clip[: 5 * RATE]  # twice this is one window; a shorter one is repeated into many
+    judge, clip = present(Dnsmos), clip[: 5 * SAMPLE_RATE]  # twice this is one window; a shorter one is repeated into many
     noisy = clip + 0.05 * torch.randn(len(clip), generator=torch.Generator().manual_seed(0))
     answers = judge([clip, noisy.clamp(-1, 1)])
     from speechmos import dnsmos
-    package = dnsmos.run(clip.numpy(), RATE)
+    package = dnsmos.run(clip.numpy(), SAMPLE_RATE)
     assert answers[0] == pytest.approx({k: float(v) for k, v in package.items()}) and set(answers[0]) == {"p808_mos", "sig_mos", "bak_mos", "ovrl_mos"}
     assert answers[0]["p808_mos"] > answers[1]["p808_mos"] and answers[0]["bak_mos"] > answers[1]["bak_mos"] + 1
 
@@ -109,7 +109,7 @@ def squim_file(tmp_path_factory):
 def test_squim_reads_its_file(squim_file, clip):
     judge = Squim(squim_file)
     assert judge.name == f"SQUIM-torchaudio{metadata.version('torchaudio')}-{metrics.sha256(squim_file)[:8]}"
-    short, shorter = clip[:RATE], clip[: RATE // 2]
+    short, shorter = clip[:SAMPLE_RATE], clip[: SAMPLE_RATE // 2]
     answers = judge([short, shorter])
     model = judges.read_weights(sys.modules["torchaudio"].models.squim_objective_base(), squim_file, "SQUIM")
     with torch.inference_mode():
@@ -184,8 +184,8 @@ def test_utmos_is_the_package(tmp_path, clip):
     original = pytest.importorskip("utmos_pytorch.utmos_torch", reason="UTMOS: pip install utmos-pytorch")
     torch.manual_seed(0)
     torch.save(original.UTMOSModel().state_dict(), tmp_path / "utmos_state_dict.pt")
-    theirs = original.UTMOSScoreTorch(str(tmp_path / "utmos_state_dict.pt")).score(clip[:RATE])
-    assert Utmos(tmp_path / "utmos_state_dict.pt")([clip[:RATE]]) == pytest.approx(theirs.tolist(), abs=1e-4)
+    theirs = original.UTMOSScoreTorch(str(tmp_path / "utmos_state_dict.pt")).score(clip[:SAMPLE_RATE])
+    assert Utmos(tmp_path / "utmos_state_dict.pt")([clip[:SAMPLE_RATE]]) == pytest.approx(theirs.tolist(), abs=1e-4)
 
 
 # Networks of transformers, tiny
@@ -230,7 +230,7 @@ def test_fastconformer_is_transformers(parakeet, clip):
     from transformers import AutoProcessor, ParakeetForCTC
     processor, model = AutoProcessor.from_pretrained(parakeet), ParakeetForCTC.from_pretrained(parakeet).eval()
     with torch.inference_mode():
-        ids = model(**processor(waves[0].numpy(), sampling_rate=RATE)).logits[0].argmax(-1).tolist()
+        ids = model(**processor(waves[0].numpy(), sampling_rate=SAMPLE_RATE)).logits[0].argmax(-1).tolist()
     kept = [i for k, i in enumerate(ids) if i != 9 and (k == 0 or ids[k - 1] != i)]  # CTC by hand
     assert len(kept) > 1 and texts[0].split() == ["abcdefgh"[i - 1] for i in kept if i]
     assert texts == [judge([wave])[0] for wave in waves]  # whatever its neighbours are
@@ -308,6 +308,6 @@ def test_bad_waves_and_the_cache(make, tmp_path, clip, present):
     for bad, word in ((torch.zeros(16000), "silent"), (torch.ones(0), "empty"), (clip * torch.nan, "not finite"), (clip[None], "one-dimensional")):
         with pytest.raises(ValueError, match=f"wave 1.*{word}"):
             judge([clip, bad])
-    short = clip[: 5 * RATE]
+    short = clip[: 5 * SAMPLE_RATE]
     assert cache(judge, [short]) == judge([short]) == cache(judge, [short]) and [p.name for p in tmp_path.iterdir()] == [judge.name]
     assert json.loads(next(tmp_path.rglob("*.json")).read_text()) == judge([short])[0]

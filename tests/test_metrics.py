@@ -228,8 +228,8 @@ def test_a_judge_that_fails_late_has_not_judged_in_vain(tmp_path):
 
 
 def test_the_recogniser_hears_the_clip(present):
-    judge, clip = present(Recogniser), audio.clip()
-    long = torch.cat([clip, torch.zeros(28 * audio.RATE), clip])  # over 30 s: another way through the network
+    judge, clip = present(Recogniser), audio.load_clip()
+    long = torch.cat([clip, torch.zeros(28 * audio.SAMPLE_RATE), clip])  # over 30 s: another way through the network
     heard = judge([clip, clip[: len(clip) // 2], long])
     assert wer([TEXT], heard[:1]).rate < 0.2
     assert judge([clip]) == heard[:1], "a clip's transcript does not depend on its neighbours"
@@ -240,13 +240,13 @@ def test_the_recogniser_hears_the_clip(present):
 
 
 def test_the_batched_way_is_the_plain_way(present):
-    judge, clip = present(Recogniser), audio.clip()
+    judge, clip = present(Recogniser), audio.load_clip()
     segments, _ = judge.model.transcribe(clip.numpy(), **judge.how)
     assert judge([clip])[0] == "".join(s.text for s in segments).strip()
 
 
 def test_mos_is_the_package_s_own(present):
-    judge, clip = present(Mos), audio.clip()
+    judge, clip = present(Mos), audio.load_clip()
     import distillmos
     own = distillmos.ConvTransformerSQAModel().eval()
     waves = [clip, torch.cat([clip] * 2), clip + 0.1 * clip.std() * torch.randn(len(clip), generator=torch.Generator().manual_seed(0))]
@@ -256,7 +256,7 @@ def test_mos_is_the_package_s_own(present):
 
 
 def test_speaker_is_the_package_s_own(present):
-    judge, clip = present(Speaker), audio.clip()
+    judge, clip = present(Speaker), audio.load_clip()
     from resemblyzer import VoiceEncoder, preprocess_wav
     own = VoiceEncoder("cpu", verbose=False)
     waves = [clip, clip[20_000:60_000]]
@@ -304,8 +304,8 @@ VOICE, SENTENCE = [v for v in range(V) for _ in range(S)], list(range(S)) * V
 def made_up(k):
     "Rate differences of mean zero, with parts for voice, sentence and row, out of keys"
     def z(what, n):
-        return torch.special.ndtri(random.uniform(random.fold(torch.tensor(random.key(k, what)), torch.arange(n))))
-    words = 4 + (random.uniform(random.fold(torch.tensor(random.key(k, "words")), torch.arange(S))) * 9).floor().repeat(V)
+        return torch.special.ndtri(random.uniform(random.fold_in(torch.tensor(random.key(k, what)), torch.arange(n))))
+    words = 4 + (random.uniform(random.fold_in(torch.tensor(random.key(k, "words")), torch.arange(S))) * 9).floor().repeat(V)
     rate = 0.05 * z("voice", V).repeat_interleave(S) + 0.05 * z("sentence", S).repeat(V) + 0.1 * z("row", V * S)
     return rate * words, words
 
@@ -323,7 +323,7 @@ def test_coverage():
 
 def test_pairing():
     value, words = made_up(0)
-    hard = 3 * random.uniform(random.fold(torch.tensor(1), torch.arange(S))).repeat(V) * words
+    hard = 3 * random.uniform(random.fold_in(torch.tensor(1), torch.arange(S))).repeat(V) * words
     paired = bootstrap(value + hard, VOICE, SENTENCE, words, against=hard)
     direct = bootstrap(value, VOICE, SENTENCE, words)
     alone = bootstrap(value + hard, VOICE, SENTENCE, words)

@@ -12,7 +12,7 @@ from small import prepared
 from test_cosyvoice import FLOW, HIFT, small_campplus
 from test_recogniser import SMALL, pack, parts, random_canary
 
-from diffuspeech.asr.canary import PAPER, Canary, CanaryConfig
+from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig
 from diffuspeech.cli import main
 from diffuspeech.data.audio import save
 from diffuspeech.data.manifest import load_audio
@@ -112,7 +112,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
     assert {path.name.split("-")[1] for path in (tmp_path / "two/samples").glob("*.wav")} == {"said", "oracle"}, "what it says at validation can be heard"
     model = Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "one/model/recogniser")
     with pytest.raises(ValueError, match="can no longer be asked what is said"):
-        model.hear([load_audio(clips[0])])
+        model.transcribe([load_audio(clips[0])])
     with pytest.raises(ValueError, match="trained with the recogniser"):
         Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "canary")
     model.has("fsq4")
@@ -141,7 +141,7 @@ def test_one_dropout_everywhere(name, dropout):
     "The recogniser was trained with 0.1; what begins with its weights has the decoder's"
     run = preset(name)
     with torch.device("meta"):
-        model = assemble(run, Canary(CanaryConfig() if name != "paper-vectors" else PAPER), 4096)
+        model = assemble(run, Canary(CanaryConfig() if name != "paper-vectors" else CANARY_180M_FLASH), 4096)
     trained = [model.taste.aggregator, model.decoder] + ([model.encoder] if model.encoder is not None else [])
     found = {float(p) for part in trained for m in part.modules() for p in ([m.p] if isinstance(m, torch.nn.Dropout) else [getattr(m, n, None) for n in ("dropout", "attention_dropout", "activation_dropout")]) if isinstance(p, float)}
     assert len(list(model.decoder.blocks)) == run.model.get("encoder", 2) and all(block.drop.p == dropout for block in model.decoder.blocks)

@@ -25,7 +25,7 @@ def network(tokens, lengths, t=None, where=None, batch=None, gap=0.0):
     "Logits that depend on all tokens of a row and on nothing else; the mask's are -inf, since the schedulers here would draw it. `gap` sets the likeliest token far apart"
     place = torch.arange(tokens.shape[1])
     row = (tokens * (place + 1) ** 2).sum(1)
-    u = random.uniform(random.fold(random.fold(random.mix(row)[:, None, None], 1) + 7919 * place[:, None], torch.arange(VOCAB + 1)))
+    u = random.uniform(random.fold_in(random.fold_in(random.mix(row)[:, None, None], 1) + 7919 * place[:, None], torch.arange(VOCAB + 1)))
     logits = torch.where(u == u.amax(-1, keepdim=True), 5 * u + gap, 5 * u).float()
     logits[..., MASK] = -torch.inf
     return logits if where is None else logits.flatten(0, 1)[where]

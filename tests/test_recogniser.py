@@ -12,9 +12,9 @@ import yaml
 from small import prepared
 
 from diffuspeech.asr import nemo
-from diffuspeech.asr.canary import PAPER, Canary, CanaryConfig, Features, loop
+from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig, LogMelFeatures, repetition_length
 from diffuspeech.data import text
-from diffuspeech.data.audio import clip
+from diffuspeech.data.audio import load_clip
 from diffuspeech.tasks.asr import RecogniserTask
 from diffuspeech.train.config import Run, preset
 from diffuspeech.train.journal import history
@@ -39,7 +39,7 @@ def canary():
 
 
 def rows(*sizes):
-    wave = clip()
+    wave = load_clip()
     waves = [wave[k * 3_000 : k * 3_000 + n] for k, n in enumerate(sizes)]
     return waves, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor(sizes)
 
@@ -47,34 +47,34 @@ def rows(*sizes):
 def test_a_row_is_the_same_alone_and_in_a_batch(canary):
     waves, batch, lengths = rows(20_000, 159, 7_777, 12_800, 1_281)
     everything = range(TINY.layers + 1)
-    together, mask = canary.read(batch, lengths, everything)
+    together, mask = canary.encode(batch, lengths, everything)
     garbage = batch.masked_fill(torch.arange(batch.shape[1]) >= lengths[:, None], 7.0)  # what stands in the padding is not heard
-    assert torch.equal(canary.read(garbage, lengths)[0][0], together[-1])
+    assert torch.equal(canary.encode(garbage, lengths)[0][0], together[-1])
     for i, wave in enumerate(waves):
-        alone, inside = canary.read(wave[None], None, everything)
+        alone, inside = canary.encode(wave[None], None, everything)
         assert inside.all() and mask[i].sum() == inside.shape[1]
         for a, b in zip(alone, together):
             assert (a[0] - b[i, mask[i]]).abs().max() < 1e-5
-    assert canary.hear(batch, lengths) == [canary.hear(w[None])[0] for w in waves]
     assert canary.transcribe(batch, lengths) == [canary.transcribe(w[None])[0] for w in waves]
+    assert canary.transcribe_ctc(batch, lengths) == [canary.transcribe_ctc(w[None])[0] for w in waves]
 
 
 def test_layers_are_counted_from_the_subsampling(canary):
     _, batch, lengths = rows(9_000, 5_000)
-    every, mask = canary.read(batch, lengths, (0, 1, 2))
-    assert torch.equal(canary.read(batch, lengths, (-1, 0))[0][0], every[2]) and torch.equal(canary.read(batch, lengths, (-3,))[0][0], every[0])
+    every, mask = canary.encode(batch, lengths, (0, 1, 2))
+    assert torch.equal(canary.encode(batch, lengths, (-1, 0))[0][0], every[2]) and torch.equal(canary.encode(batch, lengths, (-3,))[0][0], every[0])
     features, inside = canary.features(batch, lengths)
     assert torch.allclose(canary.body.encoder.subsampling(features, inside), every[0])
     for bad in (3, -4):
         with pytest.raises(ValueError, match=f"no {bad}$"):
-            canary.read(batch, lengths, (0, bad))
+            canary.encode(batch, lengths, (0, bad))
 
 
 def test_features_are_transformers():
     from transformers import ParakeetFeatureExtractor
     waves, batch, lengths = rows(20_000, 9_999)
     theirs = ParakeetFeatureExtractor(feature_size=128)([w.numpy() for w in waves], sampling_rate=16_000, return_tensors="pt")
-    ours, mask = Features(128)(batch, lengths)
+    ours, mask = LogMelFeatures(128)(batch, lengths)
     assert torch.equal(theirs["attention_mask"][:, : mask.shape[1]].bool(), mask)
     assert (theirs["input_features"][:, : mask.shape[1]] - ours).abs().max() < 1e-3
 
@@ -84,19 +84,19 @@ def test_the_decoder_ends_goes_round_or_is_stopped(canary):
     model = random_canary()
     with torch.no_grad():
         model.bias[TINY.end] = 100
-        assert model.write(batch, lengths) == ([[], []], ["end", "end"]) and model.hear(batch, lengths) == ["", ""]
+        assert model.generate(batch, lengths) == ([[], []], ["end", "end"]) and model.transcribe(batch, lengths) == ["", ""]
         model.bias[TINY.end], model.bias[9] = 0, 100
-        assert model.write(batch, lengths, rate=40) == ([[9], [9]], ["loop", "loop"])
-        assert model.write(batch, lengths, rate=1) == ([[9] * 5, [9] * 5], ["cap", "cap"])
-    assert loop([1, 2] + [3, 4, 5] * 4) == 9 and not loop([3, 4, 5] * 3) and not loop([3] * 11)
+        assert model.generate(batch, lengths, max_tokens_per_second=40) == ([[9], [9]], ["loop", "loop"])
+        assert model.generate(batch, lengths, max_tokens_per_second=1) == ([[9] * 5, [9] * 5], ["cap", "cap"])
+    assert repetition_length([1, 2] + [3, 4, 5] * 4) == 9 and not repetition_length([3, 4, 5] * 3) and not repetition_length([3] * 11)
 
 
 def test_ctc_has_room_for_fast_speech():
     "Twice the letters that fit into an encoder frame: the head has a frame for each"
-    model, wave = random_canary(), clip()[:32_000]
-    (hidden,), mask = model.read(wave[None])
-    logp = model.letter_logp(hidden)
-    letters = torch.tensor(text.letters.encode("forty two letters in two seconds are many"))
+    model, wave = random_canary(), load_clip()[:32_000]
+    (hidden,), mask = model.encode(wave[None])
+    logp = model.ctc_log_probs(hidden)
+    letters = torch.tensor(text.char_tokenizer.encode("forty two letters in two seconds are many"))
     assert mask.sum() == 25 < len(letters) < logp.shape[1] == 50
     assert torch.isfinite(F.ctc_loss(logp.transpose(0, 1), letters[None], torch.tensor([50]), torch.tensor([len(letters)])))
 
@@ -105,8 +105,8 @@ def test_saved_and_loaded(canary, tmp_path):
     _, batch, lengths = rows(9_000, 5_000)
     canary.save_pretrained(tmp_path / "a", score=1.0)
     again = Canary.from_pretrained(tmp_path / "a")
-    assert again.config == TINY and torch.equal(again.read(batch, lengths)[0][0], canary.read(batch, lengths)[0][0]) and again.hear(batch, lengths) == canary.hear(batch, lengths)
-    canary.save_pretrained(tmp_path / "half", half=True)
+    assert again.config == TINY and torch.equal(again.encode(batch, lengths)[0][0], canary.encode(batch, lengths)[0][0]) and again.transcribe(batch, lengths) == canary.transcribe(batch, lengths)
+    canary.save_pretrained(tmp_path / "half", bf16=True)
     assert torch.equal(Canary.from_pretrained(tmp_path / "half").bridge.weight, canary.bridge.weight.bfloat16().float())
     (tmp_path / "a" / "pieces.json").write_text("{}")
     with pytest.raises(ValueError, match="not the pieces of a tokenizer"):
@@ -119,17 +119,17 @@ def test_saved_and_loaded(canary, tmp_path):
 def test_a_new_encoder_hears():
     "transformers' own start leaves a millionth of the signal to the first LayerNorm, which takes that for silence"
     torch.manual_seed(0)
-    (first,), _ = Canary(CanaryConfig(layers=1, decoder_layers=1)).eval().read(clip()[None], layers=(0,))
+    (first,), _ = Canary(CanaryConfig(layers=1, decoder_layers=1)).eval().encode(load_clip()[None], layers=(0,))
     assert first.std(1).mean() > 1e-5**0.5
 
 
 def test_the_size_of_the_paper():
     with torch.device("meta"):
-        model = Canary(PAPER)
+        model = Canary(CANARY_180M_FLASH)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 183 and sum(p.numel() for p in model.parameters()) == 182_643_840  # the card cuts to 182
     assert len(model.body.encoder.layers) == 17 and len(model.body.decoder.layers) == 4
     with pytest.raises(ValueError, match="no CTC head"):
-        model.letter_logp(None)
+        model.ctc_log_probs(None)
 
 
 # Training
@@ -194,10 +194,10 @@ def parts(model):
         transf_decoder: {{pre_ln_final_layer_norm: true, config_dict: {{max_sequence_length: {c.positions}, learn_positional_encodings: false, hidden_size: {c.decoder_hidden}, inner_size: {c.decoder_inner},
           num_layers: {c.decoder_layers}, num_attention_heads: {c.decoder_heads}, hidden_act: relu, pre_ln: true}}}}
         head: {{num_layers: 1, num_classes: {c.vocabulary}}}""")
-    back = nemo.halves(c.decoder_hidden).argsort()
-    weights = {nemo.nemo_name(n): nemo.rearranged(nemo.nemo_name(n), t, back).clone() for n, t in model.state_dict().items()}
+    back = nemo.deinterleave(c.decoder_hidden).argsort()
+    weights = {nemo.nemo_name(n): nemo.reorder_channels(nemo.nemo_name(n), t, back).clone() for n, t in model.state_dict().items()}
     weights["preprocessor.featurizer.fb"] = weights["preprocessor.featurizer.fb"][None]
-    weights[nemo.POSITIONS], weights[nemo.READING] = nemo.in_turn(c.positions, c.decoder_hidden), weights[nemo.EMBEDDING].clone()
+    weights[nemo.POSITIONS], weights[nemo.OUTPUT_WEIGHT] = nemo.interleaved_positions(c.positions, c.decoder_hidden), weights[nemo.EMBEDDING].clone()
     return settings, weights, {"s_tokenizer.model": sentencepiece_model(SPECIALS), "e_tokenizer.model": sentencepiece_model(ENGLISH), "d_tokenizer.model": sentencepiece_model(GERMAN), "s_vocab.txt": b"not read"}
 
 
@@ -249,17 +249,17 @@ def test_an_archive_becomes_the_same_recogniser(tmp_path, mode, start):
     again = Canary.from_pretrained(tmp_path / "out")
     assert replace(again.config, dropout=TINY.dropout) == SMALL
     _, batch, lengths = rows(20_000, 9_999)
-    (a,), mask = model.read(batch, lengths)
-    (b,), _ = again.read(batch, lengths)
+    (a,), mask = model.encode(batch, lengths)
+    (b,), _ = again.encode(batch, lengths)
     ids = torch.tensor([SMALL.prompt + (30, 31, 32)]).expand(2, -1)
     with torch.no_grad():
-        assert (a - b).abs().max() < 1e-6 and (model.piece_logits(a, mask, ids)[0] - again.piece_logits(b, mask, ids)[0]).abs().max() < 1e-6
+        assert (a - b).abs().max() < 1e-6 and (model.decoder_logits(a, mask, ids)[0] - again.decoder_logits(b, mask, ids)[0]).abs().max() < 1e-6
         theirs = nemo_decoder(weights, ids[:1], F.linear(b[:1], weights["encoder_decoder_proj.weight"], weights["encoder_decoder_proj.bias"]), SMALL.decoder_heads)
-        assert (again.piece_logits(b, mask, ids)[0][:1] - theirs).abs().max() < 1e-5  # mask[0] has no padding
-    said = again.pieces.encode("The cat, in a hat")
+        assert (again.decoder_logits(b, mask, ids)[0][:1] - theirs).abs().max() < 1e-5  # mask[0] has no padding
+    said = again.text_tokenizer.encode("The cat, in a hat")
     first = len(SPECIALS)
-    assert again.pieces.decode(said) == "the cat in a hat" and said[0] == first + ENGLISH.index("▁the") and all(first <= i < first + len(ENGLISH) for i in said)
-    assert again.pieces.decode([*SMALL.prompt, *said, SMALL.end]) == "the cat in a hat" and len(again.pieces) == SMALL.vocabulary
+    assert again.text_tokenizer.decode(said) == "the cat in a hat" and said[0] == first + ENGLISH.index("▁the") and all(first <= i < first + len(ENGLISH) for i in said)
+    assert again.text_tokenizer.decode([*SMALL.prompt, *said, SMALL.end]) == "the cat in a hat" and len(again.text_tokenizer) == SMALL.vocabulary
 
 
 class Code:
@@ -306,7 +306,7 @@ DAMAGE = {  # what is changed in (settings, weights, others), and what the one l
     "a tensor too many": (lambda s, w, o: (s, w | {"encoder.layers.9.odd": torch.zeros(1)}, o), "not known encoder.layers.9.odd"),
     "a wrong shape": (lambda s, w, o: (s, w | {Q: torch.zeros(3, 24)}, o), r"linear_q.weight has shape \(3, 24\)"),
     "other positions": (lambda s, w, o: (s, w | {nemo.POSITIONS: w[nemo.POSITIONS] + 0.1}, o), "other positions"),
-    "two embeddings": (lambda s, w, o: (s, w | {nemo.READING: w[nemo.READING] + 0.1}, o), "is not the embedding"),
+    "two embeddings": (lambda s, w, o: (s, w | {nemo.OUTPUT_WEIGHT: w[nemo.OUTPUT_WEIGHT] + 0.1}, o), "is not the embedding"),
     "another front end": (lambda s, w, o: (s, w | {"preprocessor.featurizer.window": torch.ones(400)}, o), "featurizer.window is not what"),
     "a tokenizer of another kind": (lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH, 1)}), "e_tokenizer.model: should be a SentencePiece model of kind BPE"),
     "a tokenizer cut off": (lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH)[:-3]}), "not a SentencePiece model"),
@@ -343,13 +343,13 @@ def test_a_file_cut_off(tmp_path, whole):
 
 def test_a_member_that_is_too_large(tmp_path, whole, monkeypatch):
     archive = pack(tmp_path / "a.nemo", *whole)
-    monkeypatch.setitem(nemo.LIMITS, "ckpt", 1000)
+    monkeypatch.setitem(nemo.MAX_BYTES, "ckpt", 1000)
     with pytest.raises(ValueError, match="1000 is the most"):
         nemo.convert(archive, tmp_path / "out")
 
 
 def test_an_archive_may_leave_what_can_be_computed(tmp_path, whole):
     settings, weights, others = whole
-    lean = without(weights, nemo.POSITIONS, nemo.READING, "preprocessor.featurizer.fb", "preprocessor.featurizer.window")
+    lean = without(weights, nemo.POSITIONS, nemo.OUTPUT_WEIGHT, "preprocessor.featurizer.fb", "preprocessor.featurizer.window")
     nemo.convert(pack(tmp_path / "a.nemo", settings, lean, others), tmp_path / "out")
     assert torch.allclose(Canary.from_pretrained(tmp_path / "out").features.bank, weights["preprocessor.featurizer.fb"][0])

@@ -18,7 +18,7 @@ from diffuspeech.tokenizers.s3 import built_in
 from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.workbench.player import player
 
-CLIP = audio.clip()[:32_000]
+CLIP = audio.load_clip()[:32_000]
 TEXT = "please leave your message"
 
 
@@ -28,14 +28,14 @@ def models(tmp_path_factory):
     home = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     recogniser = Canary(CanaryConfig(hidden=32, layers=1, heads=2, inner=32, channels=4, bands=40, decoder_hidden=32, decoder_layers=1, decoder_heads=2, decoder_inner=32))
-    about = dict(tokenizer=built_in().version, recogniser="its own", per_piece=6.0)
+    metadata = dict(tokenizer=built_in().version, recogniser="its own", per_piece=6.0)
     for name in ("ddm", "ar"):
         recogniser.save_pretrained(home / name / "recogniser")
-        Taste.of(recogniser, quantizer=dict(kind="fsq", layers=4)).save_pretrained(home / name / "taste", **about)
+        Taste.of(recogniser, quantizer=dict(kind="fsq", layers=4)).save_pretrained(home / name / "taste", **metadata)
         decoder = SpeechDecoder(DecoderConfig(causal=name == "ar", text=258, vector=32, dim=32, narrow=16, inner=48))
         with torch.no_grad():
             decoder.bias[decoder.config.eos] = 2.0
-        decoder.save_pretrained(home / name / "decoder", **about)
+        decoder.save_pretrained(home / name / "decoder", **metadata)
     return home
 
 
@@ -131,7 +131,7 @@ def test_what_nobody_wrote_down_is_heard(wav, tmp_path, capsys):
     assert status == 0 and len(text.split()) >= 3 and len(audio.load(tmp_path / "a.wav")) == len(CLIP)
     model = Reconstructor.from_pretrained()
     spoken = model.reconstruct(CLIP, steps=2)
-    assert spoken.texts == model.hear([CLIP]) == [text] and torch.allclose(spoken.waves[0], audio.load(tmp_path / "a.wav"), atol=1e-4)
+    assert spoken.texts == model.transcribe([CLIP]) == [text] and torch.allclose(spoken.waves[0], audio.load(tmp_path / "a.wav"), atol=1e-4)
 
 
 def test_a_recording_is_not_written_over(models, wav, tmp_path, capsys):

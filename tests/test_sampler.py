@@ -297,7 +297,7 @@ def test_scores_come_from_clean_logits():
 def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     "Gumbel noise in half or single precision has no tails, and acts as a lower temperature"
     n, p = 2_000_000, torch.tensor([[0.999, 1e-3 - 2e-5, 1e-5, 1e-5]])
-    u = random.uniform(random.fold(torch.tensor(7), torch.arange(n)))
+    u = random.uniform(random.fold_in(torch.tensor(7), torch.arange(n)))
     seen = torch.bincount(sample_categorical(p.expand(n, -1), u), minlength=4)
     assert (seen[2:] > 5).all() and (seen[2:] < 45).all()  # 20 expected
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from diffuspeech.data import audio
 from diffuspeech.data.batches import batches
-from diffuspeech.data.external import lhotse, webdataset
+from diffuspeech.data.external import WebDataset, read_lhotse
 from diffuspeech.data.manifest import Manifest, ManifestError, Utterance, load_audio, write_manifest
 from diffuspeech.data.shards import Shards, pack
 
@@ -26,7 +26,7 @@ N = 12
 def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     for n in range(N):
-        audio.save(folder / f"{n}.flac", audio.clip()[n * 4000 : n * 4000 + 16_000 + n * 1000])
+        audio.save(folder / f"{n}.flac", audio.load_clip()[n * 4000 : n * 4000 + 16_000 + n * 1000])
     write_manifest(folder / "corpus.jsonl", (Utterance(folder / f"{n}.flac", (16_000 + n * 1000) / 16_000, text=f"text “{n}”", speaker=f"s{n % 3}", id=f"clip-{n}", split="train", lang="en", extra={"n": n, "nested": {"a": [1]}})
                                              for n in range(N)))
     return Manifest(folder / "corpus.jsonl")
@@ -45,7 +45,7 @@ def ids(wave):
 
 def test_round_trip(manifest, tmp_path):
     index = make(manifest, tmp_path)
-    assert index["utterances"] == N and len(index["shards"]) > 1 and index["made"] == index["ranges"]
+    assert index["utterances"] == N and len(index["shards"]) > 1 and index["written"] == index["ranges"]
     assert all((tmp_path / s["name"]).stat().st_size == s["bytes"] <= 50_000 for s in index["shards"])
     assert (tmp_path / "LICENSE").read_text() == "ours\n" and index["licence"] == "ours"
     shards = Shards(tmp_path)
@@ -74,7 +74,7 @@ def test_tokens(manifest, tmp_path):
 
 def test_processes_and_runs_make_the_same_bytes(manifest, tmp_path):
     tokens = partial(make, manifest, kind="tokens", encode=ids, megabytes=0.06)  # an Opus file has a serial number, drawn anew each time
-    assert tokens(tmp_path / "one")["ranges"] == tokens(tmp_path / "two", processes=2)["ranges"]
+    assert tokens(tmp_path / "one")["ranges"] == tokens(tmp_path / "two", workers=2)["ranges"]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -98,17 +98,17 @@ def test_goes_on_where_it_was(manifest, tmp_path, monkeypatch):
         Shards(tmp_path / "cut")
     done = len(calls)
     index = make(manifest, tmp_path / "cut")
-    assert 0 < index["made"] < index["ranges"] and len(calls) - done < N
+    assert 0 < index["written"] < index["ranges"] and len(calls) - done < N
     assert contents(tmp_path / "cut").keys() == contents(tmp_path / "whole").keys()
     assert all(torch.equal(Shards(tmp_path / "cut").wave(i), wave) for i, wave in enumerate(waves))
-    assert make(manifest, tmp_path / "cut")["made"] == 0 and make(manifest, tmp_path / "cut", kbits=24)["made"] == whole["ranges"]
+    assert make(manifest, tmp_path / "cut")["written"] == 0 and make(manifest, tmp_path / "cut", kbits=24)["written"] == whole["ranges"]
 
 
 def test_a_changed_line_is_packed_again(manifest, tmp_path):
     utterances = list(manifest)
     make(utterances, tmp_path)
     utterances[0] = Utterance(utterances[0].audio, utterances[0].duration, text="mended", id="clip-0")
-    assert make(utterances, tmp_path)["made"] == 1 and Shards(tmp_path)[0].text == "mended"
+    assert make(utterances, tmp_path)["written"] == 1 and Shards(tmp_path)[0].text == "mended"
 
 
 def test_a_range_that_grows_becomes_two_tars(tmp_path):
@@ -154,7 +154,7 @@ def test_damaged_packs(manifest, tmp_path, damage):
     with pytest.raises(ManifestError, match=trouble) as error:
         Shards(tmp_path)
     assert str(error.value).startswith(str(path))
-    assert make(manifest, tmp_path)["made"] <= 1  # what it says helps
+    assert make(manifest, tmp_path)["written"] <= 1  # what it says helps
     Shards(tmp_path).verify()
 
 
@@ -205,7 +205,7 @@ def test_silence_is_no_tokens(tmp_path):
 
 @pytest.mark.parametrize("settings, trouble", [
     (dict(kind="mp3"), "opus or tokens"), (dict(kind="tokens"), "tokens need encode"), (dict(encode=ids), "tokens need encode"), (dict(kbits=2), "6 to 256"),
-    (dict(megabytes=0), "0.05 to 4000"), (dict(processes=0), "at least 1"), (dict(licence=" "), "the licence is empty"),
+    (dict(megabytes=0), "0.05 to 4000"), (dict(workers=0), "at least 1"), (dict(licence=" "), "the licence is empty"),
 ])
 def test_bad_settings(manifest, tmp_path, settings, trouble):
     with pytest.raises(ValueError, match=trouble):
@@ -217,7 +217,7 @@ def test_bad_settings(manifest, tmp_path, settings, trouble):
 
 def sound(kind="WAV", rate=16_000) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, audio.clip()[:8000].numpy(), rate, format=kind)
+    soundfile.write(file, audio.load_clip()[:8000].numpy(), rate, format=kind)
     return file.getvalue()
 
 
@@ -234,7 +234,7 @@ def tar(path, files: dict, mode="w"):
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_foreign_kinds(tmp_path, kind, mode):
     files = {f"deep/a.b/{n}.{ending}": data for n in range(3) for ending, data in ((kind, sound(kind.upper())), ("json", json.dumps({"text": f"t{n}", "speaker": n, "snr": 3}).encode()))}
-    found = list(webdataset(tar(tmp_path / "a.tar", files, mode)))
+    found = list(WebDataset(tar(tmp_path / "a.tar", files, mode)))
     assert [(u.id, u.text, u.speaker, u.extra) for u in found] == [(f"deep/a.b/{n}", f"t{n}", str(n), {"snr": 3}) for n in range(3)]
     assert all(abs(len(wave) - 8000) < 2400 and u.duration == len(wave) / 16_000 for u in found for wave in [load_audio(u)])
 
@@ -243,8 +243,8 @@ def test_txt_and_braces_and_shares(tmp_path):
     for n in range(6):
         tar(tmp_path / f"c-{n:03d}.tar", {f"{n}-{m}.{e}": d for m in range(2) for e, d in (("flac", sound("FLAC")), ("txt", b"hello\n"))})
     urls = f"{tmp_path}/c-{{000..005}}.tar"
-    assert [u.id for u in webdataset(urls)] == [f"{n}-{m}" for n in range(6) for m in range(2)]
-    shares = [[u.id for u in DataLoader(webdataset(urls, rank, 2), batch_size=None, num_workers=2)] for rank in range(2)]
+    assert [u.id for u in WebDataset(urls)] == [f"{n}-{m}" for n in range(6) for m in range(2)]
+    shares = [[u.id for u in DataLoader(WebDataset(urls, rank, 2), batch_size=None, num_workers=2)] for rank in range(2)]
     assert sorted(sum(shares, [])) == [f"{n}-{m}" for n in range(6) for m in range(2)] and all(shares)
 
 
@@ -257,9 +257,9 @@ def test_from_a_web_server(tmp_path):
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}"
-        assert [u.text for u in webdataset(f"{address}/a.tar")] == ["one"]
+        assert [u.text for u in WebDataset(f"{address}/a.tar")] == ["one"]
         with pytest.raises(ManifestError, match="no.tar: .*404"):
-            list(webdataset(f"{address}/no.tar"))
+            list(WebDataset(f"{address}/no.tar"))
     finally:
         server.shutdown()
         server.server_close()
@@ -283,8 +283,8 @@ def test_bad_samples(tmp_path, name):
     files, trouble = WRONG[name]
     path = tar(tmp_path / "a.tar", {**files, "b.wav": sound(), "b.txt": b"good"})
     with pytest.raises(ManifestError, match=trouble):
-        list(webdataset(path))
-    skipping = webdataset(path, on_bad="skip")
+        list(WebDataset(path))
+    skipping = WebDataset(path, on_bad="skip")
     assert [u.id for u in skipping] == ["b"] and skipping.skipped.count == 1
 
 
@@ -294,11 +294,11 @@ def test_bad_tars(tmp_path):
     for data in (whole[:20_000], whole[: len(whole) // 2 + 100], b"not a tar at all", b"", zipped[: len(zipped) // 2]):
         (tmp_path / "b.tar").write_bytes(data)
         with pytest.raises(ManifestError, match="b.tar: breaks off, or is no tar|b.tar:.*(no sound|breaks off)"):
-            list(webdataset(tmp_path / "b.tar"))
+            list(WebDataset(tmp_path / "b.tar"))
     with pytest.raises(ManifestError, match="no.tar: no such file"):
-        list(webdataset(tmp_path / "no.tar"))
+        list(WebDataset(tmp_path / "no.tar"))
     with pytest.raises(ValueError, match="rank"):
-        webdataset([], rank=1)
+        WebDataset([], rank=1)
 
 
 # Cuts
@@ -316,10 +316,10 @@ def test_lhotse(tmp_path, zipped):
     path = tmp_path / ("cuts.jsonl.gz" if zipped else "cuts.jsonl")
     with (gzip.open if zipped else open)(path, "wt") as file:
         file.write(line() + "\n\n" + line(id="d", start=0.0) + "\n")
-    one, two = lhotse(path)
+    one, two = read_lhotse(path)
     assert (one.id, one.text, one.speaker, one.lang, one.offset, one.duration) == ("c", "hello there", "x", "en", 0.1, 0.3)
     assert torch.equal(load_audio(one), audio.load(tmp_path / "a.wav")[1600:6400])
-    assert write_manifest(tmp_path / "m.jsonl", lhotse(path)) == 2 and [u.id for u in Manifest(tmp_path / "m.jsonl")] == ["c", "d"]
+    assert write_manifest(tmp_path / "m.jsonl", read_lhotse(path)) == 2 and [u.id for u in Manifest(tmp_path / "m.jsonl")] == ["c", "d"]
 
 
 CUTS = {
@@ -340,7 +340,7 @@ def test_bad_cuts(tmp_path, name):
     text, trouble = CUTS[name]
     (tmp_path / "cuts.jsonl").write_text(line() + "\n" + text + "\n")
     with pytest.raises(ManifestError, match=f"cuts.jsonl:2: .*{trouble}"):
-        list(lhotse(tmp_path / "cuts.jsonl"))
+        list(read_lhotse(tmp_path / "cuts.jsonl"))
 
 
 def test_bad_cut_files(tmp_path):
@@ -348,4 +348,4 @@ def test_bad_cut_files(tmp_path):
     (tmp_path / "b.jsonl.gz").write_text(line())
     for path, trouble in ((tmp_path / "a.jsonl.gz", "breaks off"), (tmp_path / "b.jsonl.gz", "is not gzip"), (tmp_path / "no.jsonl", "no such file"), (tmp_path, "a folder")):
         with pytest.raises(ManifestError, match=trouble):
-            list(lhotse(path))
+            list(read_lhotse(path))

@@ -19,7 +19,7 @@ from torch import nn
 
 from diffuspeech.base import checkpoint as folder_room
 from diffuspeech.base import random
-from diffuspeech.data.batches import Each
+from diffuspeech.data.batches import LazyMap
 from diffuspeech.train import config, state
 from diffuspeech.train.config import Run, override, preset
 from diffuspeech.train.journal import history
@@ -41,7 +41,7 @@ class Toy:
         def batch(i):
             g = torch.Generator().manual_seed(random.key(self.run.seed, epoch, i))
             return SimpleNamespace(ids=[f"{epoch}-{i}-{r}" for r in range(8)], seconds=8.0, x=torch.randn(8, 4, generator=g))
-        return Each(batch, range(7))
+        return LazyMap(batch, range(7))
 
     def loss(self, batch, step):
         time.sleep(self.pause)
@@ -52,9 +52,9 @@ class Toy:
         x = torch.randn(64, 4)
         return {"score": (model(x) - x.sum(1, keepdim=True)).pow(2).mean()}
 
-    def export(self, folder, **about):
+    def export(self, folder, **metadata):
         folder.mkdir(exist_ok=True)
-        (folder / "about.json").write_text(json.dumps(about))
+        (folder / "about.json").write_text(json.dumps(metadata))
         (folder / "weights.json").write_text(json.dumps({n: t.tolist() for n, t in self.model.state_dict().items()}))
 
 
@@ -361,8 +361,8 @@ def test_ema_by_hand(tmp_path):
     exported = json.loads((tmp_path / "model/weights.json").read_text())
     assert exported["0.weight"] == ema.tolist(), "the finished model has the averaged weights"
     assert exported["1.running_mean"] == load_file(tmp_path / "step-00000024/model.safetensors")["1.running_mean"].tolist(), "and the buffers as they are"
-    about = json.loads((tmp_path / "model/about.json").read_text())
-    assert about["step"] == 24 and about["run"]["ema"] == 0.5 and about["validation"]["score"] > 0
+    metadata = json.loads((tmp_path / "model/about.json").read_text())
+    assert metadata["step"] == 24 and metadata["run"]["ema"] == 0.5 and metadata["validation"]["score"] > 0
 
 
 def test_the_rate(tmp_path):
@@ -399,7 +399,7 @@ def test_names_and_the_nearest(tmp_path, monkeypatch):
                        (lambda: override(preset("decoder-small"), ["model.hiden=3"]), "model.hiden: no such field; the nearest is model.hidden"),
                        (lambda: override(RUN, ["steps=many"]), 'steps="many": should be a whole number'),
                        (lambda: override(RUN, ["steps=true"]), "steps=true: should be a whole number"),
-                       (lambda: start("decoder-small", ["steps=2"], tmp_path / "x"), "tokens has no X"),
+                       (lambda: start("decoder-small", ["steps=2"], tmp_path / "x"), "s3 has no X"),
                        (lambda: train(replace(RUN, task="os:system"), tmp_path / "x"), "should be diffuspeech"),
                        (lambda: history(tmp_path), "no such log")):
         with pytest.raises(ValueError, match=words):

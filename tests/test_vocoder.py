@@ -20,13 +20,13 @@ SMALL = dict(channels=16, blocks=(3,), dilations=(1,))
 
 @pytest.fixture(scope="module")
 def clip():
-    return audio.clip()[:32000]
+    return audio.load_clip()[:32000]
 
 
 @pytest.fixture
 def manifest(tmp_path):
     rows = []
-    for i, part in enumerate(audio.clip()[:80000].split(16000)):
+    for i, part in enumerate(audio.load_clip()[:80000].split(16000)):
         audio.save(tmp_path / f"{i}.wav", part)
         rows.append(Utterance(tmp_path / f"{i}.wav", soundfile.info(tmp_path / f"{i}.wav").duration, id=str(i)))
     write_manifest(tmp_path / "train.jsonl", rows)
@@ -99,7 +99,7 @@ def test_rests_are_where_nothing_is_voiced():
 def test_pieces_are_as_loud_as_the_whole(clip):
     "Frame by frame, pieces and one whole are the same speech"
     world = World()
-    features = world.analyse(audio.clip()).repeat(6, 1)
+    features = world.analyse(audio.load_clip()).repeat(6, 1)
     pieces = world.synthesise(features)
     whole = torch.from_numpy(world._piece(features.double().numpy())).float()
     a, b = (audio.log_mel(x, bands=40).clamp_min(-12) for x in (pieces, whole))

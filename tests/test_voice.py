@@ -47,12 +47,12 @@ def test_what_is_trained_speaks(corpus, tokens):
     for part in ("speech-tokens", "flow"):
         said = history(corpus / "codec" / part)
         assert len(said["validation"]["score"]) == 2 and torch.tensor(said["train"]["loss"]).isfinite().all(), part
-    codec, wave = SpeechCodec.from_pretrained(corpus / "codec"), audio.clip()
+    codec, wave = SpeechCodec.from_pretrained(corpus / "codec"), audio.load_clip()
     ids, lengths = codec.encode(wave[None])
     made = codec.decode(ids, lengths, reference=[wave])
     assert made.shape == (1, int(lengths) * 640) and made.isfinite().all() and codec.vocoder.name == "world"
-    about = json.loads((corpus / "codec" / "flow" / "model" / "config.json").read_text())["about"]
-    assert about["tokenizer"] == codec.version and about["vocoder"] == "world"
+    metadata = json.loads((corpus / "codec" / "flow" / "model" / "config.json").read_text())["about"]
+    assert metadata["tokenizer"] == codec.version and metadata["vocoder"] == "world"
 
 
 def test_a_voice_for_another_vocoder(corpus, tokens, tmp_path):
@@ -66,7 +66,7 @@ def test_a_voice_for_another_vocoder(corpus, tokens, tmp_path):
     train(run, tmp_path / "codec" / "flow", device="cpu", progress=False)
     (tmp_path / "codec" / "speech-tokens").symlink_to(corpus / "codec" / "speech-tokens")
     codec = SpeechCodec.from_pretrained(tmp_path / "codec")
-    ids, lengths = codec.encode(audio.clip()[None])
+    ids, lengths = codec.encode(audio.load_clip()[None])
     assert codec.flow.config.features == 80 and codec.vocoder.dim == 80 and codec.decode(ids, lengths).shape == (1, int(lengths) * 640)
     with pytest.raises(ValueError, match="80 features and the vocoder world reads 43"):
         SpeechCodec.from_pretrained(tmp_path / "codec", vocoder="world")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import random
-from .audio import RATE
+from .audio import SAMPLE_RATE
 
 # %% ../../nbs/data/augment.ipynb #5c1740fd
 def pink(n: int, generator: torch.Generator) -> Tensor:
@@ -32,7 +32,7 @@ def roughen(
         wave = wave + noise * (wave.pow(2).mean() / noise.pow(2).mean() / 10 ** ((8 + 10 * amount) / 10)).sqrt()
     elif condition == "reverb":
         seconds = 0.25 + 0.35 * amount
-        t = torch.arange(int(seconds * RATE), dtype=torch.float64) / RATE
+        t = torch.arange(int(seconds * SAMPLE_RATE), dtype=torch.float64) / SAMPLE_RATE
         echo = torch.randn(len(t), generator=generator, dtype=torch.float64) * 10 ** (-3 * t / seconds)
         echo = echo / echo.pow(2).sum().sqrt() * 0.5
         echo[0] += 1.0

@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import write_aside
+from ..base.checkpoint import atomic_write
 from ..base.pretrained import MissingDependency, home, local_folder
-from ..base.workers import spread
-from .audio import RATE
+from ..base.workers import run_jobs
+from .audio import SAMPLE_RATE
 from .manifest import Manifest, Utterance, write_manifest
 from . import patterns, texts
 from .augment import roughen
@@ -204,7 +204,7 @@ def count_errors(
     import jiwer
 
     model, normalise = _recogniser()
-    pause = torch.zeros(RATE // 2)
+    pause = torch.zeros(SAMPLE_RATE // 2)
     joined = torch.cat([x for wave in waves for x in (wave, pause)]).numpy()
     segments, _ = model.transcribe(joined, language="en", beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
     heard = normalise(" ".join(s.text for s in segments)).split()
@@ -252,8 +252,8 @@ def make(
         kept = not limit or wrong <= 1 or wrong <= limit * n
         if kept:
             rough = roughen(wave, clip.condition, clip.id)
-            write_aside(path_of(folder, clip), lambda aside: soundfile.write(aside, rough.numpy(), RATE, format="FLAC"))
-        lines.append(dict(id=clip.id, kept=kept, words=n, wrong=wrong, tries=tries, speed=speed, seconds=round(len(wave) / RATE, 3), heard=heard if wrong else "",
+            atomic_write(path_of(folder, clip), lambda temp_path: soundfile.write(temp_path, rough.numpy(), SAMPLE_RATE, format="FLAC"))
+        lines.append(dict(id=clip.id, kept=kept, words=n, wrong=wrong, tries=tries, speed=speed, seconds=round(len(wave) / SAMPLE_RATE, 3), heard=heard if wrong else "",
                           made_of=fingerprint(clip)))
     return lines, troubles
 
@@ -358,7 +358,7 @@ def build(
     jobs = [(piece, folder, checked[piece[0].split]) for _, same in groupby(todo, key=lambda c: c.split) for piece in pieces(list(same))]
     troubles = []
     with progress(total=len(clips), initial=len(done), desc=f"corpus {size}", unit="clip") as bar, open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        for i, (lines, trouble) in spread(make, jobs, workers):
+        for i, (lines, trouble) in run_jobs(make, jobs, workers):
             for line in lines:
                 journal.write(json.dumps(line, ensure_ascii=False) + "\n")
                 done[line["id"]] = line
@@ -390,7 +390,7 @@ def sample_pack(
         halves = [[u for u in mine if u.split == split] for split in ("test-clean", "test-other")]
         chosen += [u for half in halves for u in half[: n // 2 if all(halves) else n]]
     for u in chosen:
-        write_aside(out / u.speaker / u.audio.name, lambda aside: aside.write_bytes(u.audio.read_bytes()))
+        atomic_write(out / u.speaker / u.audio.name, lambda temp_path: temp_path.write_bytes(u.audio.read_bytes()))
     chosen = [replace(u, audio=out / u.speaker / u.audio.name) for u in chosen]
     write_manifest(out / "pack.jsonl", chosen)
     return chosen

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..base.pretrained import MissingDependency, local_folder
-from .audio import RATE, load, resample
+from .audio import SAMPLE_RATE, load, resample
 
 # %% ../../nbs/data/voices.ipynb #b95f2fde
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def play_prompt(
     file: Path,  # g722
 ) -> Tensor:
     "A recorded prompt"
-    raw = run_program([program("ffmpeg", "apt-get install ffmpeg"), "-v", "error", "-f", "g722", "-i", file, "-ar", RATE, "-ac", 1, "-f", "f32le", "-"])
+    raw = run_program([program("ffmpeg", "apt-get install ffmpeg"), "-v", "error", "-f", "g722", "-i", file, "-ar", SAMPLE_RATE, "-ac", 1, "-f", "f32le", "-"])
     return torch.from_numpy(np.frombuffer(raw, np.float32).copy())
 
 # %% ../../nbs/data/voices.ipynb #8cfddba9
@@ -159,10 +159,10 @@ def trim(
     keep: float = 0.1,  # seconds
 ) -> Tensor:
     "A wave without the silence at its ends"
-    hop = RATE // 100
+    hop = SAMPLE_RATE // 100
     level = torch.nn.functional.pad(wave, (0, -len(wave) % hop)).view(-1, hop).pow(2).mean(1).clamp_min(1e-12).log10() * 10
     loud = (level > level.max() - below).nonzero()[:, 0]
-    return wave[max(0, loud[0].item() * hop - int(keep * RATE)) : (loud[-1].item() + 1) * hop + int(keep * RATE)]
+    return wave[max(0, loud[0].item() * hop - int(keep * SAMPLE_RATE)) : (loud[-1].item() + 1) * hop + int(keep * SAMPLE_RATE)]
 
 # %% ../../nbs/data/voices.ipynb #1d4decd8
 def speak(

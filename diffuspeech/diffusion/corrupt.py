@@ -38,10 +38,10 @@ def mask_uniforms(
 ) -> Tensor:  # (B, positions, levels) float64 in (0, 1)
     "The number that decides about each place; places of one span share theirs"
     place = torch.arange(positions * levels, device=row_keys.device).view(positions, levels)
-    u = random.uniform(random.fold(random.fold(row_keys, MASKS)[:, None, None], place))
+    u = random.uniform(random.fold_in(random.fold_in(row_keys, MASKS)[:, None, None], place))
     if span == 1:
         return u
-    begins = random.uniform(random.fold(random.fold(row_keys, SPAN)[:, None, None], place)) < 1 / span
+    begins = random.uniform(random.fold_in(random.fold_in(row_keys, SPAN)[:, None, None], place)) < 1 / span
     first = torch.where(begins, torch.arange(positions, device=place.device)[:, None], 0).cummax(1).values
     return u.gather(1, first)
 
@@ -98,7 +98,7 @@ def corrupt(
     for name, given in (("t", t), ("row_keys", row_keys), ("lengths", lengths)):
         if given is not None and given.shape != (B,):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; one for each of {B} rows is wanted")
-    t = random.uniform(random.fold(row_keys, TIME)) if t is None else t.to(device, torch.float64)
+    t = random.uniform(random.fold_in(row_keys, TIME)) if t is None else t.to(device, torch.float64)
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths.to(device)
     inside = (torch.arange(L, device=device) < lengths[:, None])[..., None].expand_as(x)
     if maskable is not None:
@@ -113,7 +113,7 @@ def corrupt(
         if len(share) != Q:
             raise ValueError(f"level_weights has {len(share)} entries for {Q} codebooks")
         share = share / share.sum()
-        level = torch.searchsorted(share.cumsum(0), random.uniform(random.fold(row_keys, CODEBOOK))).clamp_max(Q - 1)
+        level = torch.searchsorted(share.cumsum(0), random.uniform(random.fold_in(row_keys, CODEBOOK))).clamp_max(Q - 1)
         q = torch.arange(Q, device=device)
         eligible, finer_levels, chance = inside & (q == level[:, None, None]), inside & (q > level[:, None, None]), share[level]
     ratio, n = 1 - schedule.alpha(t), eligible.sum((1, 2))

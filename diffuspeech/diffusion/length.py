@@ -234,7 +234,7 @@ def generate_blocks(
     while len(rows):
         grown = torch.minimum(lengths[rows] + block_size, limit[rows])
         width = int(grown.max())
-        done = sample(_select_rows(denoiser, rows), out[rows, :width], rule, mask_id, steps=steps, seed=random.fold(key, blocks)[rows], lengths=grown,
+        done = sample(_select_rows(denoiser, rows), out[rows, :width], rule, mask_id, steps=steps, seed=random.fold_in(key, blocks)[rows], lengths=grown,
                       unconditional=_select_rows(unconditional, rows), **options)
         out[rows, :width] = done.tokens
         cut = eos_lengths(done.tokens, eos_id, grown, lengths[rows])

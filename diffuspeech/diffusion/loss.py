@@ -110,9 +110,9 @@ def nelbo(
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples} must be at least 2, or there is no standard error")
     count = corrupt(tokens, row_keys, mask_id, None, lengths, maskable).maskable.flatten(1).sum(1)
-    u, draws = random.uniform(random.fold(row_keys, num_samples)), []
+    u, draws = random.uniform(random.fold_in(row_keys, num_samples)), []
     for s in range(num_samples):
-        c = corrupt(tokens, random.fold(row_keys, s), mask_id, (u + s) / num_samples, lengths, maskable, ESTIMATORS[estimator], schedule=schedule, **corrupt_kwargs)
+        c = corrupt(tokens, random.fold_in(row_keys, s), mask_id, (u + s) / num_samples, lengths, maskable, ESTIMATORS[estimator], schedule=schedule, **corrupt_kwargs)
         if c.weight is None:
             raise ValueError(f"estimator={estimator!r} with {corrupt_kwargs} has no exact weight")
         ce, where = cross_entropy(denoiser, c)

@@ -85,7 +85,7 @@ def corrupt(
     free: Tensor | None = None,  # (B, L) bool, what may be noisy; everything when not given
 ) -> Tensor:  # (B, L)
     "Draw x_t from p_t(x | x_0)"
-    u = random.uniform(random.fold(key[:, None], torch.arange(x0.shape[1], device=x0.device)))
+    u = random.uniform(random.fold_in(key[:, None], torch.arange(x0.shape[1], device=x0.device)))
     xt = sample_categorical(path.p(x0, path.beta(t).float()[:, None, None]).flatten(0, 1), u.flatten()).view_as(x0)
     return xt if free is None else torch.where(free, xt, x0)
 
@@ -164,7 +164,7 @@ def sample_metric(
     beta = path.beta(torch.linspace(1, 0, steps + 1, device=device)).tolist()
 
     def u(step, tag):
-        return random.uniform(random.fold(random.fold(random.fold(key, step), tag)[:, None], torch.arange(L, device=device))).flatten()[where]
+        return random.uniform(random.fold_in(random.fold_in(random.fold_in(key, step), tag)[:, None], torch.arange(L, device=device))).flatten()[where]
     x, changes = canvas.flatten().clone(), torch.zeros(B * L, dtype=torch.int64, device=device)
     x[where] = (u(steps, 0) * path.size).long()
     began = time.perf_counter()

@@ -25,7 +25,7 @@ class JointDistribution:
         logit_std: float = 1.5,  # standard deviation of log p: 0 is the uniform distribution
     ):
         self.vocab_size, self.length, self.mask_id = vocab_size, length, vocab_size
-        z = torch.erfinv(2 * random.uniform(random.fold(random.row_keys(seed, 1), torch.arange(vocab_size**length))) - 1) * math.sqrt(2)
+        z = torch.erfinv(2 * random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size**length))) - 1) * math.sqrt(2)
         self.p = (logit_std * z).softmax(0)  # (vocab_size ** length,) float64
         self.sequences = torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
         self.canvases = torch.tensor(list(itertools.product(range(vocab_size + 1), repeat=length)))
@@ -79,7 +79,7 @@ class MarkovChain:
     @classmethod
     def random(cls, vocab_size: int = 8, seed: int = 0, logit_std: float = 2.0) -> "MarkovChain":
         "A chain with rough transition probabilities"
-        z = torch.erfinv(2 * random.uniform(random.fold(random.row_keys(seed, 1), torch.arange(vocab_size * (vocab_size + 1)))) - 1)
+        z = torch.erfinv(2 * random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size * (vocab_size + 1)))) - 1)
         p = (logit_std * math.sqrt(2) * z).view(vocab_size + 1, vocab_size).softmax(-1)
         return cls(p[0], p[1:])
 
@@ -122,7 +122,7 @@ class MarkovChain:
 
     def sample(self, rows: int, length: int, seed: int = 0) -> Tensor:
         "(rows, length) sequences drawn from left to right"
-        u = random.uniform(random.fold(random.row_keys(seed, rows)[:, None], torch.arange(length)))
+        u = random.uniform(random.fold_in(random.row_keys(seed, rows)[:, None], torch.arange(length)))
         x = torch.searchsorted(self.start.cumsum(0), u[:, :1].contiguous()).clamp(max=self.mask_id - 1)
         for l in range(1, length):
             c = self.transition[x[:, -1]].cumsum(-1)

@@ -58,8 +58,8 @@ def uniform(
     N: int,
 ) -> Tensor:  # (s, b, N) float64
     "The random numbers of some steps: each a hash of its row's key, the step, the tag and the place"
-    step = random.fold(row_keys, 16 * k[:, None] + tag)
-    return random.uniform(random.fold(step[..., None], torch.arange(N, device=row_keys.device)))
+    step = random.fold_in(row_keys, 16 * k[:, None] + tag)
+    return random.uniform(random.fold_in(step[..., None], torch.arange(N, device=row_keys.device)))
 
 # %% ../../nbs/diffusion/step.ipynb #43053cde
 class Rule:

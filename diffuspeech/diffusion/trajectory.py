@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checkpoint import write_aside, write_tensors
+from ..base.checkpoint import atomic_write, write_tensors
 
 # %% ../../nbs/diffusion/trajectory.ipynb #d1136e07
 def concat_rows(
@@ -88,7 +88,7 @@ def save(
     "Write a trajectory to a file"
     tensors = {k: v.contiguous().cpu() for k, v in vars(trajectory).items() if isinstance(v, Tensor)}
     header = {"diffuspeech": "trajectory 1"} | {k: json.dumps(getattr(trajectory, k)) for k in HEADER}
-    write_aside(path, lambda aside: write_tensors(aside, tensors, header))
+    atomic_write(path, lambda temp_path: write_tensors(temp_path, tensors, header))
 
 # %% ../../nbs/diffusion/trajectory.ipynb #4104cf53
 def load(
@@ -125,7 +125,7 @@ def show(
     given = torch.where(t.committed[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     picture = ax.imshow(confidence, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
-    ax.imshow(given, aspect="auto", cmap=ListedColormap([style.ink("prompt").colour]), interpolation="nearest")
+    ax.imshow(given, aspect="auto", cmap=ListedColormap([style.plot_style("prompt").color]), interpolation="nearest")
     ax.set(xlabel="position", ylabel="step", title=t.rule if title is None else title)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="probability when committed")

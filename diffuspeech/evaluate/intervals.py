@@ -59,7 +59,7 @@ def bootstrap(
         names = sorted(set(map(str, labels)))
         if len(names) > 1:
             counts.append(len(names))
-            u = random.uniform(random.fold(replicates[:, None], torch.tensor([random.key(kind, name) for name in names])))
+            u = random.uniform(random.fold_in(replicates[:, None], torch.tensor([random.key(kind, name) for name in names])))
             at = {name: k for k, name in enumerate(names)}
             weight = weight * -u.log()[:, [at[str(label)] for label in labels]]
     if not counts:

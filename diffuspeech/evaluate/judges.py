@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base.checkpoint import hub_id
+from ..base.checkpoint import is_hub_id
 from .metrics import Errors, MissingDependency, checked, package, sha256
-from ..data.audio import RATE, import_torchaudio
+from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/judges.ipynb #f30047c2
 def joined(phonemes) -> str:
@@ -36,7 +36,7 @@ class Phonemes:
 
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is heard in each wave"
-        return [joined(self.hear(wave.numpy(), RATE).phonemes) for wave in checked(waves)]
+        return [joined(self.hear(wave.numpy(), SAMPLE_RATE).phonemes) for wave in checked(waves)]
 
     def read(self,
         texts: Sequence[str],  # numbers spelt out
@@ -92,7 +92,7 @@ class Dnsmos:
 
     def __call__(self, waves: Sequence[Tensor]) -> list[dict]:
         "Four grades for each wave"
-        return [{k: float(v) for k, v in self.model(wave.numpy(), RATE, False).items()} for wave in within_one(waves, "DNSMOS")]
+        return [{k: float(v) for k, v in self.model(wave.numpy(), SAMPLE_RATE, False).items()} for wave in within_one(waves, "DNSMOS")]
 
 # %% ../../nbs/evaluate/judges.ipynb #91325331
 class Plcmos:
@@ -166,7 +166,7 @@ class Squim:
     @torch.inference_mode()
     def __call__(self, waves: Sequence[Tensor]) -> list[dict]:
         "Three guesses for each wave; one wave at a time, since padding would be heard"
-        scores = [self.model(wave[None].to(self.device)) for wave in long_enough(waves, RATE // 10, "SQUIM")]
+        scores = [self.model(wave[None].to(self.device)) for wave in long_enough(waves, SAMPLE_RATE // 10, "SQUIM")]
         return [dict(zip(("squim_stoi", "squim_pesq", "squim_si_sdr"), (s.item() for s in three))) for three in scores]
 
 # %% ../../nbs/evaluate/judges.ipynb #ad7a6d1b
@@ -205,7 +205,7 @@ def fetched(
     "Where a judge's files are"
     if Path(source).is_dir():
         return Path(source)
-    if not hub_id(source):
+    if not is_hub_id(source):
         raise MissingDependency(f"{judge}: {source} is no folder here, and no hub id (owner/model)")
     hub = package("huggingface_hub", judge, "pip install huggingface_hub")
     try:
@@ -259,9 +259,9 @@ class FastConformer:
     @torch.inference_mode()
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is said in each wave"
-        waves, texts = long_enough(waves, RATE // 10, "FastConformer"), []
+        waves, texts = long_enough(waves, SAMPLE_RATE // 10, "FastConformer"), []
         for k in range(0, len(waves), self.batch):
-            inputs = self.processor([wave.numpy() for wave in waves[k : k + self.batch]], sampling_rate=RATE).to(self.device)
+            inputs = self.processor([wave.numpy() for wave in waves[k : k + self.batch]], sampling_rate=SAMPLE_RATE).to(self.device)
             texts += self.processor.batch_decode(self.model.generate(**inputs), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -287,7 +287,7 @@ class WavLM:
         "The voice of each wave; one wave at a time, since padding would be heard"
         points = []
         for wave in long_enough(waves, self.least, "WavLM"):
-            inputs = self.features(wave.numpy(), sampling_rate=RATE, return_tensors="pt").input_values.to(self.device)
+            inputs = self.features(wave.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values.to(self.device)
             points.append(torch.nn.functional.normalize(self.model(inputs).embeddings[0].cpu(), dim=0).tolist())
         return points
 

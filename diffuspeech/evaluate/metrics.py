@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..base.pretrained import PRETRAINED, MissingDependency, home, local_folder, sha256
-from ..data.audio import RATE, import_torchaudio
+from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/metrics.ipynb #b567f0a0
 def package(
@@ -148,12 +148,12 @@ class Recogniser:
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is said in each wave"
         waves = checked(waves)
-        window, texts = 30 * RATE, [""] * len(waves)
+        window, texts = 30 * SAMPLE_RATE, [""] * len(waves)
         short = [i for i, wave in enumerate(waves) if len(wave) <= window]
         for k in range(0, len(short), self.batch):
             some = short[k : k + self.batch]
             row = torch.cat([torch.nn.functional.pad(waves[i], (0, window - len(waves[i]))) for i in some])
-            where = [dict(start=30 * j, end=30 * j + len(waves[i]) / RATE) for j, i in enumerate(some)]
+            where = [dict(start=30 * j, end=30 * j + len(waves[i]) / SAMPLE_RATE) for j, i in enumerate(some)]
             for segment in self.pipeline.transcribe(row.numpy(), clip_timestamps=where, batch_size=self.batch, **self.how)[0]:
                 texts[some[int(segment.start // 30)]] += segment.text
         for i in set(range(len(waves))) - set(short):
@@ -262,10 +262,10 @@ def f0(
 ) -> Tensor:  # (frames,) in Hz, 100 a second; nan where nothing repeats
     "Fundamental frequency by autocorrelation"
     wave = checked([wave])[0]
-    size, hop = 800, RATE // 100  # 50 ms: three periods of the lowest voice
+    size, hop = 800, SAMPLE_RATE // 100  # 50 ms: three periods of the lowest voice
     x = torch.nn.functional.pad(wave, (size // 2, size // 2)).unfold(0, size, hop)
     x = (x - x.mean(1, keepdim=True)) * torch.hann_window(size)
-    first, last = int(RATE / high), int(RATE / low) + 1
+    first, last = int(SAMPLE_RATE / high), int(SAMPLE_RATE / low) + 1
 
     def correlation(y):
         r = torch.fft.irfft(torch.fft.rfft(y, 2 * size).abs() ** 2)[..., : last + 2]
@@ -279,7 +279,7 @@ def f0(
     pick = (peak & (middle >= 0.9 * best[:, None])).int().argmax(1, keepdim=True)
     a, b, c = (v.gather(1, pick)[:, 0] for v in (before, middle, after))
     lag = first + pick[:, 0] + 0.5 * (a - c) / (a - 2 * b + c).clamp_max(-1e-9)
-    return torch.where(loud & (best > voiced), RATE / lag, torch.nan)
+    return torch.where(loud & (best > voiced), SAMPLE_RATE / lag, torch.nan)
 
 # %% ../../nbs/evaluate/metrics.ipynb #275d196b
 def f0_error(wave: Tensor, original: Tensor) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `correlation` there (nan where one does not move); `voicing`: share of frames where only one is

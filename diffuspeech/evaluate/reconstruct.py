@@ -21,17 +21,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import fingerprint, write_aside, write_tensors
+from ..base.checkpoint import fingerprint, atomic_write, write_tensors
 from .metrics import Cache, all_judges, audible, f0_error
 from .report import waves_of_others
 from .speech import KINDS, kind_of, verdict
 from ..models.decoder import Condition
 from ..models.reconstructor import Reconstructor
-from ..data.audio import RATE, load
+from ..data.audio import SAMPLE_RATE, load
 from ..asr.align import Alignment, align, duration_correlation
 from ..data.manifest import Utterance, load_audio
 from ..tokenizers.quantize import bitrate
-from ..asr.canary import loop
+from ..asr.canary import repetition_length
 from ..tokenizers.s3 import SpeechTokenizer
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #30ecbdb7
@@ -103,7 +103,7 @@ def make(
         return Made([load(file) for file in waves_of_others(system.waves, ids)] if system.waves else list(waves))
     made, began, lending = Made([torch.zeros(0)] * len(waves)), time.perf_counter(), 0.0
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
-    hop = round(RATE / (system.model.codec if system.model else codec).frame_rate)
+    hop = round(SAMPLE_RATE / (system.model.codec if system.model else codec).frame_rate)
     for k in range(0, len(order), batch):
         some = order[k : k + batch]
         mine, said = [waves[i] for i in some], [texts[i] for i in some]
@@ -162,7 +162,7 @@ def make_once(
             raise ValueError(f"{file}: {e}; delete it, and the row is made again") from None
     made = make(system, codec, waves, texts, voices, ids, seed=seed)
     costs = {name: value for name, value in vars(made).items() if name != "waves"}
-    write_aside(file, lambda aside: write_tensors(aside, {id: wave.clone() for id, wave in zip(ids, made.waves)}, dict(made=json.dumps(costs))))
+    atomic_write(file, lambda temp_path: write_tensors(temp_path, {id: wave.clone() for id, wave in zip(ids, made.waves)}, dict(made=json.dumps(costs))))
     return made
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #84e4322a
@@ -184,7 +184,7 @@ def goes_round(
     least: int = 50,  # tokens: two seconds of the built-in codec
 ) -> bool:
     "Does it anywhere say one phrase again and again?"
-    return any(loop(tokens[:k], least) for k in range(least, len(tokens) + 10, 10))
+    return any(repetition_length(tokens[:k], least) for k in range(least, len(tokens) + 10, 10))
 
 
 def laid_along(
@@ -256,7 +256,7 @@ def reconstruct_table(
         for split, some in groups.items():
             waves, texts = [load_audio(u) for u in some], [u.text for u in some]
             at = torch.linspace(0, len(some) - 1, min(graded, len(some))).long().tolist()
-            pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / RATE, None, None
+            pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / SAMPLE_RATE, None, None
             kinds = {kind: torch.tensor([kind_of(u) == kind for u in some]) for kind in KINDS}
             words = laid_along(pick(waves), pick(texts))
             for system in rows:

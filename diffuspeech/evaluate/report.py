@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import write_aside, write_json
+from ..base.checkpoint import atomic_write, write_json
 from .intervals import bootstrap
 from .metrics import Cache, all_judges, audible, cosine, wer
 from ..models.reconstructor import LENGTHS, Reconstructor
@@ -148,7 +148,7 @@ def sweep(
                     made[i], cost[i] = out.waves[row], dict(nfe=int(out.run.calls[row]), tokens=int(out.lengths[row]), decoder_seconds=round(out.seconds["decoder"] / len(some), 5))
             said = asdict(cell) | (dict(rule="left to right", steps=None) if causal else {})
             rows = [said | row | cost[i] for i, row in enumerate(judged(utterances, made, judges, cache))]
-            write_aside(kept, lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"))
+            atomic_write(kept, lambda temp_path: temp_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"))
         table += [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     return table
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..base.pretrained import home
 from .intervals import bootstrap, smallest_difference
 from .metrics import Cache, Errors, Mos, Recogniser, Speaker, all_judges, audible, cosine, speaker_floor, wer, wer_three_ways
-from ..data.audio import RATE, load
+from ..data.audio import SAMPLE_RATE, load
 from ..voice.jobs import SOUNDS, Job
 from ..data.manifest import Manifest, Utterance, load_audio
 from ..tokenizers.s3 import SpeechTokenizer
@@ -129,7 +129,7 @@ def speech_table(
                 made, seconds = render(codec, system, [waves[i] for i in at], [others[i] for i in at])
                 row, errors = verdict([some[i] for i in at], made, [waves[i] for i in at], [at.index(i) for i in some_at], judges, cache, dict(wer_over_original=None if system in VOICE else first))
                 first = errors.count if system == "Original" else first
-                rows.append(dict(system=system, split=split, voices=kind) | row | dict(spksim_floor=None if floor != floor else round(floor, 4), rtf=round(seconds / (sum(len(waves[i]) for i in at) / RATE), 4)))
+                rows.append(dict(system=system, split=split, voices=kind) | row | dict(spksim_floor=None if floor != floor else round(floor, 4), rtf=round(seconds / (sum(len(waves[i]) for i in at) / SAMPLE_RATE), 4)))
                 bar.update(len(some))
     return rows
 

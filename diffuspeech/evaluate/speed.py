@@ -24,7 +24,7 @@ from ..diffusion.sample import sample
 from ..diffusion.schedule import stratified_times
 from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
 from ..models.autoregressive import write
-from ..data.batches import plan
+from ..data.batches import plan_batches
 
 
 # %% ../../nbs/evaluate/speed.ipynb #7276ba1b
@@ -202,7 +202,7 @@ def training_table(
 ) -> list[dict]:
     "Rows: ours; ours with the output of all places; a plain loop"
     durations = np.asarray(durations)
-    ours, tokens = plan(durations, seconds), np.ceil(durations * frame_rate).astype(np.int64)
+    ours, tokens = plan_batches(durations, seconds), np.ceil(durations * frame_rate).astype(np.int64)
     plain = np.array_split(np.random.default_rng(0).permutation(len(durations)), len(ours))
     loops = {"ours": (ours, True), "ours, output of all places": (ours, False), "plain": (plain, False)}
     spent = in_turns({name: partial(epoch, pair(config, device)[0].train(), batches, tokens, masked_only) for name, (batches, masked_only) in loops.items()}, 2, device)

@@ -62,7 +62,7 @@ def write(
         raise ValueError(f"most={caps.min()}: at least one token")
     most = int(caps.max())
     places, rows = torch.arange(most, device=device), torch.arange(B, device=device)
-    u = random.uniform(random.fold(random.row_keys(seed, B, device)[:, None], places))
+    u = random.uniform(random.fold_in(random.row_keys(seed, B, device)[:, None], places))
     memory, text, full = bound.memory, bound.text, set(caps.tolist())
     shape = (B, c.heads, most, c.dim // c.heads)
     caches = [tuple(torch.zeros(shape, dtype=memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.checkpoint import Saved
-from ..base.layers import Block, angles, attention, rotate, waves_of
+from ..base.checkpoint import PretrainedModel
+from ..base.layers import Block, rotary_embedding, attention, apply_rotary, timestep_embedding
 
 # %% ../../nbs/models/decoder.ipynb #7291f9eb
 @dataclass(frozen=True)
@@ -83,34 +83,34 @@ class Layer(nn.Module):
 
     def remember(self,
         memory: Tensor,  # (B, N, dim) of the encoder
-        angle: Tensor,  # (2, N, dim / heads / 2)
+        rotary: Tensor,  # (2, N, dim / heads / 2)
     ) -> tuple[Tensor, Tensor]:  # keys and values, (B, heads, N, dim / heads)
         "What attention to the text needs, the same in every step"
         k, v = (self.split(part) for part in self.tell(memory).chunk(2, -1))
-        return rotate(k, angle), v
+        return apply_rotary(k, rotary), v
 
     def forward(self,
         x: Tensor,  # (B, L, dim)
-        sees: Tensor,  # (B or 1, 1, L or 1, places) True where a position may look
-        angle: Tensor,  # (2, L, dim / heads / 2)
+        sees: Tensor,  # (B or 1, 1, L or 1, positions) True where a position may look
+        rotary: Tensor,  # (2, L, dim / heads / 2)
         memory: tuple[Tensor, Tensor],  # of `remember`
         text: Tensor,  # (B, 1, 1, N) True inside
-        cache: "tuple[Tensor, Tensor] | None" = None,  # keys and values of all places, (B, heads, places, dim / heads); those of x are put in
+        cache: "tuple[Tensor, Tensor] | None" = None,  # keys and values of all positions, (B, heads, positions, dim / heads); those of x are put in
         at: Tensor | None = None,  # (L,) where x stands in the cache
     ) -> Tensor:
         q, k, v = (self.split(part) for part in self.qkv(self.norms[0](x)).chunk(3, -1))
-        q, k = rotate(q, angle), rotate(k, angle)
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         if cache is not None:
             k, v = (whole.index_copy_(2, at, new)[:, :, : sees.shape[-1]] for whole, new in zip(cache, (k, v)))
         y = attention(q, k, v, sees)
         x = x + self.drop(self.out(y.transpose(1, 2).flatten(2)))
-        y = attention(rotate(self.split(self.ask(self.norms[1](x))), angle), *memory, text)
+        y = attention(apply_rotary(self.split(self.ask(self.norms[1](x))), rotary), *memory, text)
         x = x + self.drop(self.back(y.transpose(1, 2).flatten(2)))
         a, b = self.up(self.norms[2](x)).chunk(2, -1)
         return x + self.drop(self.down(F.silu(a) * b))
 
 # %% ../../nbs/models/decoder.ipynb #64c14b29
-class SpeechDecoder(Saved):
+class SpeechDecoder(PretrainedModel):
     "Speech tokens from pieces of text and their vectors"
     Config = DecoderConfig
 
@@ -128,8 +128,8 @@ class SpeechDecoder(Saved):
         self.layers = nn.ModuleList(Layer(d, c.heads, c.inner, c.dropout) for _ in range(c.decoder))
         self.norm, self.bias = nn.LayerNorm(d), nn.Parameter(torch.zeros(c.speech + 2))
 
-    def angles(self, places: Tensor) -> Tensor:
-        return angles(places, self.config.dim // self.config.heads)
+    def rotary_embedding(self, positions: Tensor) -> Tensor:
+        return rotary_embedding(positions, self.config.dim // self.config.heads)
 
     def encode(self,
         condition: Condition,
@@ -145,9 +145,9 @@ class SpeechDecoder(Saved):
             if c.vectors is not None and c.has_vectors is not None:
                 z = torch.where(c.has_vectors[:, None, None], z, self.unknown[1].to(z.dtype))
             h = h + z
-        angle = self.angles(torch.arange(N, device=h.device))
+        rotary = self.rotary_embedding(torch.arange(N, device=h.device))
         for block in self.blocks:
-            h = block(h, mask, angle)
+            h = block(h, mask, rotary)
         return self.read(h), mask
 
     def bind(self,
@@ -156,13 +156,13 @@ class SpeechDecoder(Saved):
     ) -> "Conditioned":
         "A denoiser that has done once what does not change from step to step"
         memory, mask = self.encode(condition)
-        angle = self.angles(self.config.rate * torch.arange(memory.shape[1], device=memory.device))
-        return Conditioned(self, [layer.remember(memory, angle) for layer in self.layers], mask[:, None, None], call)
+        rotary = self.rotary_embedding(self.config.rate * torch.arange(memory.shape[1], device=memory.device))
+        return Conditioned(self, [layer.remember(memory, rotary) for layer in self.layers], mask[:, None, None], call)
 
     def forward(self,
         tokens: Tensor,  # (B, L)
         sees: Tensor,  # as in `Layer`
-        places: Tensor,  # (L,)
+        positions: Tensor,  # (L,)
         memory: list[tuple[Tensor, Tensor]],  # for each layer
         text: Tensor,  # (B, 1, 1, N)
         t: Tensor | None = None,  # (B,)
@@ -171,10 +171,10 @@ class SpeechDecoder(Saved):
         "All but the output"
         x = self.wide(self.table(tokens))
         if self.when is not None:
-            x = x + self.when(waves_of(t, self.config.dim).to(x.dtype))[:, None]
-        angle = self.angles(places)
+            x = x + self.when(timestep_embedding(t, self.config.dim).to(x.dtype))[:, None]
+        rotary = self.rotary_embedding(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, sees, angle, memory[i], text, caches and caches[i], places)
+            x = layer(x, sees, rotary, memory[i], text, caches and caches[i], positions)
         return self.norm(x)
 
     def logits(self,
@@ -186,13 +186,13 @@ class SpeechDecoder(Saved):
     def after(self,
         last: Tensor,  # (B,)
         at: Tensor,  # (1,) where it stands
-        places: Tensor,  # (S,) of the caches that are looked at: 0, 1, ...
+        positions: Tensor,  # (S,) of the caches that are looked at: 0, 1, ...
         memory: list[tuple[Tensor, Tensor]],
         text: Tensor,
         caches: list[tuple[Tensor, Tensor]],
     ) -> Tensor:  # (B, speech + 1)
         "The output for the place behind a token whose past is in the caches; no mask follows"
-        x = self(last[:, None], (places <= at)[None, None, None], at, memory, text, None, caches)
+        x = self(last[:, None], (positions <= at)[None, None, None], at, memory, text, None, caches)
         return self.logits(x[:, 0])[:, : self.config.mask]
 
 # %% ../../nbs/models/decoder.ipynb #063101db
@@ -216,12 +216,12 @@ class Conditioned:
         tokens: Tensor,  # (B, L)
         lengths: Tensor,  # (B,)
         t: Tensor | None = None,  # (B,)
-        where: Tensor | None = None,  # (n,) places in the flattened tokens
+        where: Tensor | None = None,  # (n,) positions in the flattened tokens
         batch: Tensor | None = None,  # (B,) rows of the condition
     ) -> Tensor:  # (n, speech + 2), or (B, L, speech + 2)
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        sees = (places < lengths[:, None])[:, None, None]
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        sees = (positions < lengths[:, None])[:, None, None]
         if self.decoder.config.causal:
-            sees = sees & (places <= places[:, None])
-        x = self.forward(tokens, sees, places, *self.of(batch), t)
+            sees = sees & (positions <= positions[:, None])
+        x = self.forward(tokens, sees, positions, *self.of(batch), t)
         return self.decoder.logits(x if where is None else x.flatten(0, 1)[where])

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import random
-from ..base.checkpoint import Saved
-from ..base.layers import Block, angles
-from ..base.pretrained import at_home
+from ..base.checkpoint import PretrainedModel
+from ..base.layers import Block, rotary_embedding
+from ..base.pretrained import expand_home
 from ..diffusion.length import coverage, pinball_loss
 from .decoder import Condition
 from ..data import text
-from ..data.batches import Each
+from ..data.batches import LazyMap
 from ..voice.prepared import Prepared
-from ..asr.canary import built_in
+from ..asr.canary import load_asr
 
 # %% ../../nbs/models/duration.ipynb #ce90311b
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DurationConfig:
             raise ValueError(f"q={self.q} must rise, between 0 and 1")
 
 
-class Duration(Saved):
+class Duration(PretrainedModel):
     "Quantiles of the number of speech tokens, given a text"
     Config = DurationConfig
 
@@ -58,9 +58,9 @@ class Duration(Saved):
         "All quantiles"
         N = condition.text.shape[1]
         mask = torch.arange(N, device=condition.text.device) < condition.lengths[:, None]
-        h, angle = self.pieces(condition.text), angles(torch.arange(N, device=mask.device), self.config.dim // self.config.heads)
+        h, rotary = self.pieces(condition.text), rotary_embedding(torch.arange(N, device=mask.device), self.config.dim // self.config.heads)
         for block in self.blocks:
-            h = block(h, mask, angle)
+            h = block(h, mask, rotary)
         return (F.softplus(self.finish(self.norm(h)).float()) * mask[..., None]).sum(1).cumsum(-1)
 
     @torch.no_grad()
@@ -92,14 +92,14 @@ class DurationTask:
     knobs = dict(model=asdict(DurationConfig()), options=dict(rows=128, recogniser="small"))  # of a batch; whose pieces
 
     def __init__(self, run):
-        self.run, folder = run, at_home(run.data) / "prepared"
+        self.run, folder = run, expand_home(run.data) / "prepared"
         self.options = self.knobs["options"] | run.options
-        self.pieces = text.pieces() if self.options["recogniser"] == "small" else built_in(self.options["recogniser"]).pieces
+        self.text_tokenizer = text.load_text_tokenizer() if self.options["recogniser"] == "small" else load_asr(self.options["recogniser"]).text_tokenizer
         corpora = {split: Prepared(folder / split, twins=False) for split in ("train", "dev")}
-        self.versions = dict(pieces=self.pieces.version, recordings=corpora["train"].version)
+        self.versions = dict(pieces=self.text_tokenizer.version, recordings=corpora["train"].version)
         self.corpora = {split: self.read(corpus) for split, corpus in corpora.items()}
         torch.manual_seed(run.seed)
-        self.model = Duration(DurationConfig(**dict(text=len(self.pieces)) | run.model))
+        self.model = Duration(DurationConfig(**dict(text=len(self.text_tokenizer)) | run.model))
 
     @staticmethod
     def outline(run) -> list[dict]:
@@ -107,7 +107,7 @@ class DurationTask:
         return [dict(name="duration", module=Duration(c), rate=6.6, depth=c.layers, width=c.dim)]
 
     def read(self, corpus: Prepared) -> list[tuple[str, list[int], float]]:
-        return [(row["id"], self.pieces.encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
+        return [(row["id"], self.text_tokenizer.encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
 
     def batch(self, rows: list[tuple[str, list[int], float]]) -> Texts:
         ids, pieces, seconds = zip(*rows)
@@ -115,10 +115,10 @@ class DurationTask:
         frames = (torch.tensor(seconds) * self.model.config.frame_rate).ceil()
         return Texts(list(ids), Condition(padded, torch.tensor([len(p) for p in pieces])), frames)
 
-    def batches(self, epoch: int) -> Each:  # of Texts
+    def batches(self, epoch: int) -> LazyMap:  # of Texts
         rows, n = self.corpora["train"], self.options["rows"]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(random.key(self.run.seed, epoch) % 2**63)).tolist()
-        return Each(lambda k: self.batch([rows[i] for i in order[k : k + n]]), range(0, len(rows), n))
+        return LazyMap(lambda k: self.batch([rows[i] for i in order[k : k + n]]), range(0, len(rows), n))
 
     def pinball(self, model: Duration, batch: Texts) -> Tensor:
         device = model.finish.bias.device
@@ -134,5 +134,5 @@ class DurationTask:
         condition = Condition(dev.condition.text.to(device), dev.condition.lengths.to(device))
         return dict(score=self.pinball(model, dev).item()) | {f"long_enough_{q:g}": coverage(model.quantile(condition, q).cpu(), dev.frames) for q in model.config.q}
 
-    def export(self, folder, **about):
-        self.model.save_pretrained(folder, half=True, **about | self.versions)
+    def export(self, folder, **metadata):
+        self.model.save_pretrained(folder, bf16=True, **metadata | self.versions)

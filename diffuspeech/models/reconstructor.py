@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checkpoint import find, fingerprint, ours, read_config
+from ..base.checkpoint import find_checkpoint, fingerprint, builtin_checkpoint, read_config
 from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_canvas, eos_lengths
 from ..diffusion.sample import Generation, sample
 from ..diffusion.step import Rule
@@ -23,10 +23,10 @@ from .decoder import Condition, SpeechDecoder
 from .duration import Duration
 from .autoregressive import Written, write
 from .spans import Spans
-from ..data.audio import RATE
+from ..data.audio import SAMPLE_RATE
 from ..voice.jobs import load_codec
 from ..asr.canary import Canary
-from ..asr.canary import built_in as recogniser_of
+from ..asr.canary import load_asr as recogniser_of
 from ..tokenizers.taste import Taste
 from ..tokenizers.s3 import SpeechTokenizer
 
@@ -54,7 +54,7 @@ class Reconstructor:
     def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: Duration | None = None, per_piece: float = 3.8, longest: int | None = None, deaf: bool = False):
         self.recogniser, self.taste, self.decoder, self.codec, self.duration = recogniser.eval(), taste.eval(), decoder.eval(), codec, duration
         self.device = next(decoder.parameters()).device
-        self.hop = round(RATE / codec.frame_rate)  # samples for each speech token
+        self.hop = round(SAMPLE_RATE / codec.frame_rate)  # samples for each speech token
         self.per_piece = per_piece  # speech tokens for each piece of text, in the mean of the training data
         self.longest = longest  # speech tokens that are decoded at once; more are decoded in spans
         self.deaf = deaf  # its encoder was trained on, and the recogniser's decoder no longer follows it
@@ -68,17 +68,17 @@ class Reconstructor:
         device: str = "cpu",  # of all but the codec
     ) -> "Reconstructor":
         "A trained one"
-        folder, codec = ours(str(name)) if str(name) in ("ddm", "ar") else find(name), load_codec(codec)
+        folder, codec = builtin_checkpoint(str(name)) if str(name) in ("ddm", "ar") else find_checkpoint(name), load_codec(codec)
         own = (folder / "recogniser").is_dir()  # an encoder that was trained with the rest
-        hears = folder / "recogniser" if own else ours("recogniser") if str(recogniser) == "small" else find(recogniser)
+        hears = folder / "recogniser" if own else builtin_checkpoint("recogniser") if str(recogniser) == "small" else find_checkpoint(recogniser)
         recogniser = recogniser_of(hears)
-        about = read_config(folder / "decoder")["about"]
+        metadata = read_config(folder / "decoder")["about"]
         for what, mine in (("tokenizer", codec.version), ("recogniser", "its own" if own else fingerprint(recogniser.state_dict()))):
-            if about.get(what, mine) != mine:
-                raise ValueError(f"{folder}: trained with the {what} {about[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})")
+            if metadata.get(what, mine) != mine:
+                raise ValueError(f"{folder}: trained with the {what} {metadata[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})")
         duration = predictor(duration, recogniser, codec)
         parts = recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
-        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), about.get("per_piece", 3.8), about.get("longest"), own or read_config(hears)["about"].get("recogniser") == "its own")
+        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), metadata.get("per_piece", 3.8), metadata.get("longest"), own or read_config(hears)["about"].get("recogniser") == "its own")
 
     def identity(self) -> dict:
         "What tells it from another one: its weights, and how it decodes when nobody says"
@@ -96,19 +96,19 @@ class Reconstructor:
             way = 'diffuspeech train ddm --set \'options.taste.quantizer={"kind": "rvq", "layers": 4}\', for one'
             raise ValueError(f"quantizer={quantizer}: this model has {mine}; train another one ({way}) and give its folder")
 
-    def hear(self,
+    def transcribe(self,
         waves: list[Tensor],
     ) -> list[str]:
         "What is said, by its own recogniser"
         if self.deaf:
             raise ValueError("this model's encoder was trained to be read from, and can no longer be asked what is said; give the text, or (in a shell) --recogniser whisper-tiny.en")
-        return self.recogniser.hear(*padded(waves, self.device))
+        return self.recogniser.transcribe(*padded(waves, self.device))
 
     def pieces(self,
         texts: list[str],
     ) -> tuple[Tensor, Tensor]:  # (B, N), (B,)
         "Texts as the decoder reads them"
-        rows = [torch.tensor(self.recogniser.pieces.encode(t, f"text {i}")) for i, t in enumerate(texts)]
+        rows = [torch.tensor(self.recogniser.text_tokenizer.encode(t, f"text {i}")) for i, t in enumerate(texts)]
         return padded(rows, self.device)
 
     @torch.no_grad()
@@ -193,7 +193,7 @@ class Reconstructor:
             raise ValueError(f"{', '.join(odd)}: of the diffusion; an autoregressive decoder writes from left to right")
         own = causal and length == "eos"
         frames = self.frames(condition, "ratio" if own else length, given, q, scale)
-        spans = Spans.of(condition, [self.recogniser.pieces.words(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.longest)
+        spans = Spans.of(condition, [self.recogniser.text_tokenizer.word_ids(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.longest)
         expected = lambda stretches: self.duration.quantile(stretches, 0.5) if self.duration else stretches.lengths
         run = self.decode(spans.condition, None if own else spans.share(frames, expected), seed=spans.seeds(seed), ends=length == "eos", **how)
         ended = spans.throughout(run[2].ended if causal else run[1] < run[2].lengths)
@@ -215,7 +215,7 @@ class Reconstructor:
         "Recordings, sent as text and codes, and said again in their own voices"
         began = time.perf_counter()
         waves = [waves] if isinstance(waves, Tensor) else list(waves)
-        texts = self.hear(waves) if texts is None else [texts] if isinstance(texts, str) else list(texts)
+        texts = self.transcribe(waves) if texts is None else [texts] if isinstance(texts, str) else list(texts)
         condition, codes = self.condition(waves, texts)
         given = torch.tensor([-(-len(w) // self.hop) for w in waves])
         return self.speak(condition, texts, waves, length or ("eos" if self.decoder.config.causal else "given"), given, codes=codes, sent=time.perf_counter() - began, **how)
@@ -254,13 +254,13 @@ def predictor(
 ) -> Duration | None:
     "A predictor of lengths in this recogniser's pieces and this codec's tokens"
     try:
-        folder = ours("duration") if str(name) == "small" else find(name)
+        folder = builtin_checkpoint("duration") if str(name) == "small" else find_checkpoint(name)
     except ValueError:
         if str(name) == "small":  # none is built in; what needs one says so
             return None
         raise
     found = Duration.from_pretrained(folder)
-    trained, here = (read_config(folder)["about"].get("pieces"), found.config.frame_rate), (recogniser.pieces.version, codec.frame_rate)
+    trained, here = (read_config(folder)["about"].get("pieces"), found.config.frame_rate), (recogniser.text_tokenizer.version, codec.frame_rate)
     if trained == here:
         return found
     if str(name) != "small":

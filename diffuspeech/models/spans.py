@@ -84,7 +84,7 @@ class Spans:
         "A seed for each stretch; the first of each utterance has that of the utterance, be it cut or not, and be its neighbours cut or not"
         own = (seed if isinstance(seed, Tensor) else random.row_keys(seed, self.utterances)).to(self.rows)[self.rows]
         nth = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
-        return torch.where(nth > 0, random.fold(own, nth), own)
+        return torch.where(nth > 0, random.fold_in(own, nth), own)
 
     def throughout(self,
         found: Tensor,  # (S,) true or false

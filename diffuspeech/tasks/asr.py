@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from ..base.pretrained import at_home
+from ..base.pretrained import expand_home
 from ..data import text
 from ..voice.prepared import Prepared, PreparedBatch
 from ..asr.canary import Canary, CanaryConfig
@@ -20,14 +20,14 @@ from .tokenizer import TokenizerTask, ctc, distance, letters_of
 # %% ../../nbs/tasks/asr.ipynb #e1db91ac
 def dictation(
     texts: list[list[int]],  # pieces of each row
-    prompt: tuple[int, ...],
-    end: int,
-    pad: int,
+    prompt_ids: tuple[int, ...],
+    eos_token_id: int,
+    pad_token_id: int,
 ) -> tuple[Tensor, Tensor]:  # (B, N) what is read, and what should be written; -100: nothing is asked
     "Rows of pieces as the decoder's input and target"
-    read = [torch.tensor([*prompt, *row]) for row in texts]
-    write = [torch.tensor([-100] * (len(prompt) - 1) + [*row, end]) for row in texts]
-    return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
+    read = [torch.tensor([*prompt_ids, *row]) for row in texts]
+    write = [torch.tensor([-100] * (len(prompt_ids) - 1) + [*row, eos_token_id]) for row in texts]
+    return nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad_token_id), nn.utils.rnn.pad_sequence(write, batch_first=True, padding_value=-100)
 
 # %% ../../nbs/tasks/asr.ipynb #0d1086c3
 class RecogniserTask(TokenizerTask):
@@ -38,7 +38,7 @@ class RecogniserTask(TokenizerTask):
         rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
-        self.run, folder = run, at_home(run.data)
+        self.run, folder = run, expand_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / self.options["split"]), Prepared(folder / "prepared" / "dev", twins=False)
         self.versions = dict(recordings=self.train.version)
@@ -55,10 +55,10 @@ class RecogniserTask(TokenizerTask):
     def parts(self, batch: PreparedBatch, waves: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         "The loss and its parts; CTC's log probabilities and how many of a row's frames count"
         m, device = self.model, self.model.bias.device
-        (hidden,), mask = m.read(waves.to(device), batch.lengths.to(device))
-        logp, counts = m.letter_logp(hidden.float()), mask.sum(1) * m.config.split
-        read, write = dictation([m.pieces.encode(t, id) for id, t in zip(batch.ids, batch.texts)], m.config.prompt, m.config.end, m.config.pad)
-        logits, _ = m.piece_logits(hidden, mask, read.to(device))
+        (hidden,), mask = m.encode(waves.to(device), batch.lengths.to(device))
+        logp, counts = m.ctc_log_probs(hidden.float()), mask.sum(1) * m.config.split
+        read, write = dictation([m.text_tokenizer.encode(t, id) for id, t in zip(batch.ids, batch.texts)], m.config.prompt, m.config.end, m.config.pad)
+        logits, _ = m.decoder_logits(hidden, mask, read.to(device))
         parts = dict(ctc=ctc(logp, counts, letters_of(batch)), attention=nn.functional.cross_entropy(logits.float().flatten(0, 1), write.flatten().to(device), ignore_index=-100))
         return dict(loss=sum(self.options[k] * v for k, v in parts.items())) | parts, logp, counts
 
@@ -71,17 +71,17 @@ class RecogniserTask(TokenizerTask):
         for batch in self.dev.batches(self.run.seconds, self.run.seed):
             parts, logp, counts = self.parts(batch, batch.waves)
             device = logp.device
-            wrote, stops = model.write(batch.waves.to(device), batch.lengths.to(device))
+            wrote, stops = model.generate(batch.waves.to(device), batch.lengths.to(device))
             endless += sum(stop != "end" for stop in stops)
             for row, n, pieces, said in zip(logp.argmax(-1), counts.tolist(), wrote, batch.texts):
-                said = text.said(said).split()
+                said = text.normalize_text(said).split()
                 words += len(said)
-                heard = dict(wer_ctc=text.letters.decode(row[:n].unique_consecutive()), wer=model.pieces.decode(pieces))
+                heard = dict(wer_ctc=text.char_tokenizer.decode(row[:n].unique_consecutive()), wer=model.text_tokenizer.decode(pieces))
                 for k, v in heard.items():
                     sums[k] = sums.get(k, 0) + distance(v.split(), said)
             for k, v in parts.items():
                 sums[k] = sums.get(k, 0.0) + v.item() * len(batch.ids)
         return {k: v / (words if k.startswith("wer") else len(self.dev)) for k, v in sums.items()} | dict(score=sums["loss"] / len(self.dev), endless=endless / len(self.dev))
 
-    def export(self, folder, **about):
-        self.model.save_pretrained(folder, half=True, **about)
+    def export(self, folder, **metadata):
+        self.model.save_pretrained(folder, bf16=True, **metadata)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..base import random
 from ..base.checkpoint import fingerprint, read_config
-from ..base.pretrained import at_home
+from ..base.pretrained import expand_home
 from ..diffusion.corrupt import corrupt, utterance_keys
 from ..diffusion.length import make_canvas
 from ..diffusion.loss import diffusion_loss
@@ -29,8 +29,8 @@ from .flow import ids_of
 from ..voice.prepared import Prepared, one_clip_an_id
 from ..voice.jobs import load_codec, of_cosyvoice
 from ..tokenizers.quantize import QuantizerConfig
-from ..asr.canary import PAPER, Canary, CanaryConfig
-from ..asr.canary import built_in as recogniser_of
+from ..asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig
+from ..asr.canary import load_asr as recogniser_of
 from ..tokenizers.taste import Taste
 from ..tokenizers.s3 import built_in as tokenizer_of
 
@@ -46,7 +46,7 @@ def states_of(
         found = {}
         with torch.no_grad():
             for batch in corpus.batches(120.0):
-                states, mask = recogniser.read(batch.waves, batch.lengths, layers)
+                states, mask = recogniser.encode(batch.waves, batch.lengths, layers)
                 states = torch.stack(states, 1).bfloat16()
                 found |= {name: row[:, :n].clone() for name, row, n in zip(batch.ids, states, mask.sum(1).tolist())}
         return found
@@ -145,7 +145,7 @@ class DecoderTask:
     knobs = dict(model=asdict(DecoderConfig()), options=OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer={k: v for k, v in asdict(QuantizerConfig()).items() if k != "dim"})))
 
     def __init__(self, run):
-        self.run, self.options, folder = run, OPTIONS | run.options, at_home(run.data) / "prepared"
+        self.run, self.options, folder = run, OPTIONS | run.options, expand_home(run.data) / "prepared"
         if not 0 <= self.options["withheld"] <= 1 / 3:
             raise ValueError(f"options.withheld={self.options['withheld']}: is taken three times (text, vectors, both), so at most a third")
         if run.model.get("causal") and "beyond" in run.options:
@@ -171,7 +171,7 @@ class DecoderTask:
             self.ids |= ids_of(corpus, tokenizer, folder / split / f"ids-{self.versions['tokenizer']}.safetensors")
             if self.options["encoder"] == "kept":
                 self.states |= states_of(corpus, recogniser, layers, folder / split / name)
-            self.pieces |= {row["id"]: torch.tensor(recogniser.pieces.encode(row["text"], row["id"])) for row in corpus.rows}
+            self.pieces |= {row["id"]: torch.tensor(recogniser.text_tokenizer.encode(row["text"], row["id"])) for row in corpus.rows}
         self.per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
         self.longest = sorted(len(self.ids[row["id"]]) for row in self.corpora["train"].rows)[int(0.99 * (len(self.corpora["train"]) - 1))]  # speech tokens: beyond it a decoder has hardly been
         if start:
@@ -183,7 +183,7 @@ class DecoderTask:
     def outline(run) -> list[dict]:  # what `train.plan` calls a Part
         "The parts of the model, without data. A recogniser that is not here yet is taken to have canary-180m-flash's shape"
         name, encoder = ((OPTIONS | run.options)[k] for k in ("recogniser", "encoder"))
-        c = CanaryConfig() if name == "small" else CanaryConfig(**read_config(Path(name))["config"]) if (Path(name) / "config.json").is_file() else PAPER
+        c = CanaryConfig() if name == "small" else CanaryConfig(**read_config(Path(name))["config"]) if (Path(name) / "config.json").is_file() else CANARY_180M_FLASH
         recogniser = Canary(c)
         model = assemble(run, recogniser, run.model.get("speech", DecoderConfig.speech))
         m, d, rate = model.decoder, model.decoder.config, 50.0 if of_cosyvoice((OPTIONS | run.options)["tokenizer"]) else 25.0
@@ -206,13 +206,13 @@ class DecoderTask:
         whole = (pad_sequence(pieces, batch_first=True), torch.tensor([len(p) for p in pieces]), heard, frames, pad_sequence([s.long() for s in speech], batch_first=True), torch.tensor([len(s) for s in speech]))
         return SpeechBatch(ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole), sum(map(len, speech)))
 
-    def batches(self, epoch: int) -> batches.Each:  # of SpeechBatch
+    def batches(self, epoch: int) -> batches.LazyMap:  # of SpeechBatch
         corpus = self.corpora["train"]
-        return batches.Each(lambda rows: self.batch(corpus, rows), batches.plan(corpus.seconds, self.run.seconds, self.run.seed, epoch))
+        return batches.LazyMap(lambda rows: self.batch(corpus, rows), batches.plan_batches(corpus.seconds, self.run.seconds, self.run.seed, epoch))
 
     def canvas(self, batch: SpeechBatch, row_keys: Tensor) -> tuple[Tensor, Tensor]:  # (B, L'), (B,)
         "The tokens, and behind some of them the end, again and again"
-        u = random.uniform(random.fold(row_keys[:, None], torch.arange(2, device=row_keys.device)))
+        u = random.uniform(random.fold_in(row_keys[:, None], torch.arange(2, device=row_keys.device)))
         more = torch.where(u[:, 0] < self.options["beyond"], (u[:, 1] * 0.8 * batch.lengths).ceil(), 0).long()
         lengths = batch.lengths + more
         tokens = nn.functional.pad(batch.speech, (0, int(lengths.max()) - batch.speech.shape[1]))
@@ -220,8 +220,8 @@ class DecoderTask:
 
     def condition(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, withheld: float):
         "As the model says it, with a share of rows that lack the text, the vectors, both"
-        u = random.uniform(random.fold(row_keys, 2))
-        return model.condition(batch, (u >= withheld) & ((u < 2 * withheld) | (u >= 3 * withheld)), (u < withheld) | (u >= 3 * withheld), random.fold(row_keys, 3))
+        u = random.uniform(random.fold_in(row_keys, 2))
+        return model.condition(batch, (u >= withheld) & ((u < 2 * withheld) | (u >= 3 * withheld)), (u < withheld) | (u >= 3 * withheld), random.fold_in(row_keys, 3))
 
     def parts(self, batch: SpeechBatch, model: Speaking, row_keys: Tensor, t: Tensor, withheld: float) -> dict[str, Tensor]:
         "The loss and its parts"
@@ -264,7 +264,7 @@ class DecoderTask:
     def on_dev(self, found: Callable[[SpeechBatch, Tensor], dict[str, Tensor]], weight: Callable[[SpeechBatch], int] = lambda batch: batch.tokens) -> dict[str, float]:
         "The mean over dev of what is found in a batch, given its rows' keys: a mean over tokens"
         sums, weights, corpus = {}, 0, self.corpora["dev"]
-        for batch in (self.batch(corpus, rows) for rows in batches.plan(corpus.seconds, self.run.seconds, self.run.seed, 0)):
+        for batch in (self.batch(corpus, rows) for rows in batches.plan_batches(corpus.seconds, self.run.seconds, self.run.seed, 0)):
             for name, value in found(batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight(batch)
             weights += weight(batch)
@@ -287,13 +287,13 @@ class DecoderTask:
         said, best = (codec.decode(inside(t, n), n.cpu()) for t, n in ((tokens, lengths.clamp_min(1)), (batch.speech, batch.lengths)))
         return {f"{name}-{what}": wave for what, waves in (("said", said), ("oracle", best)) for name, wave in zip(batch.ids, waves)}
 
-    def export(self, folder, **about):
-        about |= self.versions | dict(per_piece=round(self.per_piece, 3), longest=self.longest)
+    def export(self, folder, **metadata):
+        metadata |= self.versions | dict(per_piece=round(self.per_piece, 3), longest=self.longest)
         if self.model.encoder is not None:  # it is no longer the one that it began as
-            about["recogniser"] = "its own"
-            self.model.recogniser[0].save_pretrained(Path(folder) / "recogniser", half=True, **about)
-        self.model.taste.save_pretrained(Path(folder) / "taste", half=True, **about)
-        self.model.decoder.save_pretrained(Path(folder) / "decoder", half=True, **about)
+            metadata["recogniser"] = "its own"
+            self.model.recogniser[0].save_pretrained(Path(folder) / "recogniser", bf16=True, **metadata)
+        self.model.taste.save_pretrained(Path(folder) / "taste", bf16=True, **metadata)
+        self.model.decoder.save_pretrained(Path(folder) / "decoder", bf16=True, **metadata)
 
 # %% ../../nbs/tasks/decoder.ipynb #e594561f
 def begin(
@@ -307,15 +307,15 @@ def begin(
     first, decoder = Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
-    about = read_config(folder / "decoder")["about"]
+    metadata = read_config(folder / "decoder")["about"]
     wanted = model.taste.config.quantizer
     if "none" not in (wanted.kind, first.config.quantizer.kind) and first.config.quantizer != wanted:
         raise ValueError(f"{folder}: was trained with another quantizer ({first.config.quantizer}), and each wants to begin at a first stage, which has none")
-    if wanted.kind != "none" and (theirs := about.get("run", {}).get("seed", seed)) != seed:
+    if wanted.kind != "none" and (theirs := metadata.get("run", {}).get("seed", seed)) != seed:
         raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
     for what, version in versions.items():
-        if about.get(what) != version:
-            raise ValueError(f"{folder}: it was trained with the {what} {about.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")
+        if metadata.get(what) != version:
+            raise ValueError(f"{folder}: it was trained with the {what} {metadata.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")
     depth = 1 + model.taste.config.recogniser.layers
     if any((theirs - mine) % depth for theirs, mine in ((first.config.key_layer, model.taste.config.key_layer), (first.config.value_layer, model.taste.config.value_layer))):
         raise ValueError(f"{folder}: its keys and values come from layers {first.config.key_layer} and {first.config.value_layer}, and these from {model.taste.config.key_layer} and {model.taste.config.value_layer}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.checkpoint import fingerprint, ours, read_config
+from ..base.checkpoint import fingerprint, builtin_checkpoint, read_config
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import make_canvas
 from ..diffusion.sample import sample
@@ -86,7 +86,7 @@ class DistillTask(DecoderTask):
         if not run.options.get("start"):
             raise ValueError("distilling wants options.start, what a diffusion decoder's run exported; or ddm, the built-in one")
         if run.options["start"] == "ddm":
-            run = replace(run, options=run.options | dict(start=str(ours("ddm"))))
+            run = replace(run, options=run.options | dict(start=str(builtin_checkpoint("ddm"))))
         theirs = read_config(Path(run.options["start"], "taste"))["config"]
         super().__init__(replace(run, options=run.options | dict(taste={name: theirs[name] for name in ("key_layer", "value_layer")})))
         self.options = TEACHING | self.options
@@ -109,7 +109,7 @@ class DistillTask(DecoderTask):
             model.taste.eval()
             condition = self.condition(batch, model, row_keys, withheld)[0]
             taught = teach(self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"])
-        u, student = random.uniform(random.fold(row_keys, 5)), model.decoder.bind(condition)
+        u, student = random.uniform(random.fold_in(row_keys, 5)), model.decoder.bind(condition)
         at = (2 * u * self.options["steps"]).long() * (u < 0.5)
         return lesson(student, taught, batch.lengths, at, self.options["temperature"], self.options["mix"]), student, taught
 

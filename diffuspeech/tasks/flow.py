@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.pretrained import at_home
-from ..data.batches import Each
+from ..base.pretrained import expand_home
+from ..data.batches import LazyMap
 from ..voice.flow import Flow, FlowConfig, noise_for, voiceprint
 from ..voice.prepared import Prepared, PreparedBatch, one_clip_an_id
 from ..tokenizers.quantize import inside
@@ -42,7 +42,7 @@ class FlowTask:
     knobs = dict(model=asdict(FlowConfig()), options=dict(tokenizer="small", nobody=0.1))  # the share of rows without a voice
 
     def __init__(self, run):
-        self.run, folder = run, at_home(run.data) / "prepared"
+        self.run, folder = run, expand_home(run.data) / "prepared"
         self.options = self.knobs["options"] | run.options
         self.tokenizer = built_in(self.options["tokenizer"])
         self.train, self.dev = Prepared(folder / "train"), Prepared(folder / "dev", twins=False)
@@ -60,7 +60,7 @@ class FlowTask:
         c = FlowConfig(**run.model)
         return [dict(name="flow", module=Flow(c), rate=100 / c.patch, depth=c.before + c.layers, width=c.dim)]
 
-    def batches(self, epoch: int) -> Each:  # of PreparedBatch
+    def batches(self, epoch: int) -> LazyMap:  # of PreparedBatch
         return self.train.batches(self.run.seconds, self.run.seed, epoch)
 
     def parts(self, batch: PreparedBatch, model: Flow, key: Tensor, t: Tensor) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class FlowTask:
         x_1 = torch.cat([x_1, last.expand(-1, max(0, T - x_1.shape[1]), -1)], 1)[:, :T]
         x_0 = noise_for(key, range(0, T), world.shape[2])
         x_t = x_0 + t[:, None, None] * (x_1 - x_0)
-        known = random.uniform(random.fold(key, 10**6)) >= self.options["nobody"]
+        known = random.uniform(random.fold_in(key, 10**6)) >= self.options["nobody"]
         mask = (ids >= 0).repeat_interleave(model.config.frames // model.config.patch, 1)
         voice = model.voice(speaker, known)
         condition = model.condition(ids, voice, mask)
@@ -90,7 +90,7 @@ class FlowTask:
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
         row_keys = torch.tensor([random.key(self.run.seed, step, id) for id in batch.ids])
-        u = (torch.arange(len(batch.ids)) + random.uniform(random.fold(row_keys[0], 7))) / len(batch.ids)  # times spread evenly over the batch
+        u = (torch.arange(len(batch.ids)) + random.uniform(random.fold_in(row_keys[0], 7))) / len(batch.ids)  # times spread evenly over the batch
         return self.parts(batch, self.model, row_keys, u.float())
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -102,5 +102,5 @@ class FlowTask:
             total, n = total + self.parts(batch, model, row_keys, t)["loss"].item() * len(batch.ids), n + len(batch.ids)
         return dict(score=total / n)
 
-    def export(self, folder, **about):
-        self.model.save_pretrained(folder, half=True, tokenizer=self.tokenizer.version, vocoder=self.train.vocoder, **about)
+    def export(self, folder, **metadata):
+        self.model.save_pretrained(folder, bf16=True, tokenizer=self.tokenizer.version, vocoder=self.train.vocoder, **metadata)

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.workers import spread
-from ..base.pretrained import at_home
+from ..base.workers import run_jobs
+from ..base.pretrained import expand_home
 from ..data import text
 from ..asr.align import PHONES, Alignment, align
-from ..data.audio import RATE
-from ..data.batches import Each
+from ..data.audio import SAMPLE_RATE
+from ..data.batches import LazyMap
 from ..data.augment import roughen
 from ..voice.flow import FlowConfig, voiceprint
 from ..voice.prepared import Prepared, PreparedBatch
@@ -96,7 +96,7 @@ def aligned(
         with safe_open(shard, "pt") as file:
             wave = file.get_tensor(f"{id}/wave").float() / 32767
         try:
-            found.append(align(wave, text.said(said)))
+            found.append(align(wave, text.normalize_text(said)))
         except ValueError:
             found.append(None)
     return found
@@ -111,7 +111,7 @@ def phones_at(
         first = [row for row in corpus.rows if not row["id"].endswith("~")]
         parts = [first[k : k + 100] for k in range(0, len(first), 100)]
         known = {}
-        for i, some in spread(aligned, [([(r["id"], r["text"], r["shard"]) for r in part],) for part in parts]):
+        for i, some in run_jobs(aligned, [([(r["id"], r["text"], r["shard"]) for r in part],) for part in parts]):
             known |= {row["id"]: alignment for row, alignment in zip(parts[i], some)}
         seconds, tables = {row["id"]: row["seconds"] for row in first}, {}
         for row in corpus.rows:
@@ -128,7 +128,7 @@ def holes(
     share: float = 0.15,  # widest hole in frequency
 ) -> Tensor:
     "A wave with two holes in time and one in frequency"
-    u = random.uniform(random.fold(key, torch.arange(10, 16))).tolist()
+    u = random.uniform(random.fold_in(key, torch.arange(10, 16))).tolist()
     spectrum = torch.fft.rfft(wave)
     n = len(spectrum)
     low = int(u[0] ** 2 * n)  # more often where speech has more to say
@@ -136,13 +136,13 @@ def holes(
     wave = torch.fft.irfft(spectrum, len(wave))
     for at, long in ((u[2], u[3]), (u[4], u[5])):
         start = int(at * len(wave))
-        wave[start : start + int(long * seconds * RATE)] = 0
+        wave[start : start + int(long * seconds * SAMPLE_RATE)] = 0
     return wave
 
 # %% ../../nbs/tasks/tokenizer.ipynb #40c12eb1
 def letters_of(batch: PreparedBatch) -> list[Tensor]:  # of each row
     "What is said, in letters; a text without any is an error that names its clip"
-    return [torch.tensor(text.letters.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
+    return [torch.tensor(text.char_tokenizer.encode(t, id)) for id, t in zip(batch.ids, batch.texts)]
 
 
 def ctc(
@@ -164,7 +164,7 @@ class TokenizerTask:
         rough=0.4, clean=1500))  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
-        self.run, folder = run, at_home(run.data)
+        self.run, folder = run, expand_home(run.data)
         self.options = self.knobs["options"] | run.options
         self.train, self.dev = Prepared(folder / "prepared" / "train"), Prepared(folder / "prepared" / "dev", twins=False)
         self.versions = dict(recordings=self.train.version)
@@ -178,7 +178,7 @@ class TokenizerTask:
         c = TokenizerConfig(**run.model)
         return [dict(name="tokenizer", module=Supervised(c, torch.zeros(2, FlowConfig.features)), rate=25.0, depth=c.before + c.after, width=c.hidden)]
 
-    def batches(self, epoch: int) -> Each:  # of PreparedBatch
+    def batches(self, epoch: int) -> LazyMap:  # of PreparedBatch
         return self.train.batches(self.run.seconds, self.run.seed, epoch)
 
     def heard(self, batch: PreparedBatch, step: int) -> Tensor:  # (B, S)
@@ -186,7 +186,7 @@ class TokenizerTask:
         waves = batch.waves.clone()
         for i, (id, n) in enumerate(zip(batch.ids, batch.lengths.tolist())):
             key = torch.tensor(random.key(self.run.seed, step, "heard", id))
-            u, v = random.uniform(random.fold(key, torch.arange(2))).tolist()
+            u, v = random.uniform(random.fold_in(key, torch.arange(2))).tolist()
             if u < self.options["rough"] and step > self.options["clean"]:
                 waves[i, :n] = roughen(waves[i, :n], "noise" if u < self.options["rough"] / 2 else "reverb", self.run.seed, step, id)
             waves[i, :n] = holes(waves[i, :n], key)
@@ -224,21 +224,21 @@ class TokenizerTask:
             for k, v in parts.items():
                 sums[k] = sums.get(k, 0.0) + v.item() * len(batch.ids)
             for row, said in zip(logp.argmax(-1), batch.texts):
-                heard, said = text.letters.decode(row.unique_consecutive()).split(), text.said(said).split()
+                heard, said = text.char_tokenizer.decode(row.unique_consecutive()).split(), text.normalize_text(said).split()
                 errors, n = errors + distance(heard, said), n + len(said)
             ids.append(codes[codes >= 0])
         ids, size = torch.cat(ids)[:, None], model.tokenizer.vocab_size
         return {k: v / len(self.dev) for k, v in sums.items()} | dict(
             score=sums["loss"] / len(self.dev), wer=errors / n, used=usage(ids, size).item(), perplexity=perplexity(ids, size).item())
 
-    def export(self, folder, **about):
+    def export(self, folder, **metadata):
         tokenizer, codes = self.model.tokenizer, []
         for batch in self.train.batches(120.0):
             ids, _ = tokenizer.encode(batch.waves.to(self.model.moments.device), batch.lengths)
             codes.append(ids[ids >= 0].cpu()[:, None])
         codes, size = torch.cat(codes), tokenizer.vocab_size
         train = dict(ids=len(codes), used=usage(codes, size).item(), perplexity=perplexity(codes, size).item())
-        tokenizer.save_pretrained(folder, half=True, train=train, **about)
+        tokenizer.save_pretrained(folder, bf16=True, train=train, **metadata)
 
 # %% ../../nbs/tasks/tokenizer.ipynb #36cbdeb6
 def distance(a: list, b: list) -> int:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, pad
 
 from ..base import random
-from ..base.checkpoint import write_aside, write_json, write_tensors
-from ..base.pretrained import at_home
-from ..data.audio import RATE, import_torchaudio
-from ..data.batches import Each
+from ..base.checkpoint import atomic_write, write_json, write_tensors
+from ..base.pretrained import expand_home
+from ..data.audio import SAMPLE_RATE, import_torchaudio
+from ..data.batches import LazyMap
 from ..data.manifest import Manifest, load_audio
 from ..voice.prepared import no_test
 from ..voice.vocoder import MEL, log10_mel
@@ -49,7 +49,7 @@ def hifigan(
     "A SpeechT5HifiGan with random weights, which knows its mel"
     import_torchaudio()
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-    made = SpeechT5HifiGanConfig(model_in_dim=config.bands, sampling_rate=RATE, upsample_initial_channel=config.channels, upsample_rates=list(config.rates),
+    made = SpeechT5HifiGanConfig(model_in_dim=config.bands, sampling_rate=SAMPLE_RATE, upsample_initial_channel=config.channels, upsample_rates=list(config.rates),
                                  upsample_kernel_sizes=list(config.kernels), resblock_kernel_sizes=list(config.blocks),
                                  resblock_dilation_sizes=[list(config.dilations)] * len(config.blocks), mel=MEL | dict(window=config.window))
     model = SpeechT5HifiGan(made)
@@ -97,11 +97,11 @@ class HifiGanTask:
     ):
         self.config, self.options, self.seed = HifiGanConfig(**(run.model or {})), HifiGanOptions(**(run.options or {})), run.seed
         self.hop = math.prod(self.config.rates)
-        self.rows = max(1, round(run.seconds * RATE / (self.options.frames * self.hop)))
-        rows = list(Manifest(at_home(run.data), need_text=False))
+        self.rows = max(1, round(run.seconds * SAMPLE_RATE / (self.options.frames * self.hop)))
+        rows = list(Manifest(expand_home(run.data), need_text=False))
         no_test([vars(u) for u in rows], run.data)
         if self.options.valid:
-            self.train, self.valid = rows, list(Manifest(at_home(self.options.valid), need_text=False))
+            self.train, self.valid = rows, list(Manifest(expand_home(self.options.valid), need_text=False))
         else:
             n = min(self.options.held_out, len(rows) - 1)
             self.train, self.valid = rows[: len(rows) - n], rows[len(rows) - n :] or rows
@@ -123,7 +123,7 @@ class HifiGanTask:
 
     def batches(self,
         epoch: int,
-    ) -> Each:  # of (B, (frames + 2 SIDE) * hop)
+    ) -> LazyMap:  # of (B, (frames + 2 SIDE) * hop)
         "Segments, each utterance once an epoch; the last batch is filled up from the epoch's beginning"
         draw = {u.id: random.key(self.seed, epoch, u.id) for u in self.train}
         order = sorted(self.train, key=lambda u: draw[u.id])
@@ -132,9 +132,9 @@ class HifiGanTask:
         def segment(u):
             wave = self.wave(u)
             wave = pad(wave, (0, max(0, length - len(wave))))
-            at = int(random.uniform(random.fold(torch.tensor(draw[u.id]), 1)) * (len(wave) - length + 1))
+            at = int(random.uniform(random.fold_in(torch.tensor(draw[u.id]), 1)) * (len(wave) - length + 1))
             return wave[at : at + length]
-        return Each(lambda k: torch.stack([segment(order[i % len(order)]) for i in range(k, k + size)]), range(0, len(order), size))
+        return LazyMap(lambda k: torch.stack([segment(order[i % len(order)]) for i in range(k, k + size)]), range(0, len(order), size))
 
     def loss(self,
         batch: Tensor,  # (B, samples)
@@ -154,7 +154,7 @@ class HifiGanTask:
         "How far the mels of whole utterances are from their own resynthesis"
         far = []
         for u in self.valid:
-            mel = self.mel(self.wave(u)[: 10 * RATE].to(model.mean.device)[None])
+            mel = self.mel(self.wave(u)[: 10 * SAMPLE_RATE].to(model.mean.device)[None])
             far.append(l1_loss(self.mel(model(mel))[:, : mel.shape[1]], mel).item())
         return dict(score=sum(far) / len(far))
 
@@ -165,6 +165,6 @@ class HifiGanTask:
         "A folder that `vocoder.HifiGan` and `transformers` read; the config comes last, so that a folder with a config is whole"
         folder = Path(folder)
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        write_aside(folder / "model.safetensors", lambda aside: write_tensors(aside, state, {"format": "pt"}))
+        atomic_write(folder / "model.safetensors", lambda temp_path: write_tensors(temp_path, state, {"format": "pt"}))
         config = self.model.config.to_dict() | dict(architectures=["SpeechT5HifiGan"], about=about | dict(options=asdict(self.options), seed=self.seed))
         write_json(folder / "config.json", config)

@@ -61,7 +61,7 @@ class Adapter(nn.Module):
         with torch.autocast(waves.device.type, enabled=False):
             for wave in _cut(waves, lengths):
                 wave = wave.to(self._device(), torch.float32)
-                rows.append(self._encode(audio.resample(wave, audio.RATE, self.rate)) if len(wave) else wave.new_zeros(0, self.codebooks))
+                rows.append(self._encode(audio.resample(wave, audio.SAMPLE_RATE, self.rate)) if len(wave) else wave.new_zeros(0, self.codebooks))
         ids = nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True, padding_value=-1).to(waves.device)
         return ids if self.codebooks > 1 else ids[..., 0], torch.tensor([len(row) for row in rows], device=waves.device)
 
@@ -126,7 +126,7 @@ def _lengths(lengths, rows, most, what):
 def _cut(waves, lengths):
     "Each row's own samples, checked"
     if waves.ndim != 2 or not waves.is_floating_point():
-        raise ValueError(f"waves is {waves.dtype} of shape {tuple(waves.shape)}; float of (B, samples) at {audio.RATE} Hz is wanted")
+        raise ValueError(f"waves is {waves.dtype} of shape {tuple(waves.shape)}; float of (B, samples) at {audio.SAMPLE_RATE} Hz is wanted")
     rows = [wave[:n] for wave, n in zip(waves, _lengths(lengths, *waves.shape, "samples"))]
     for row, wave in enumerate(rows):
         if not torch.isfinite(wave).all():
@@ -201,7 +201,7 @@ def awake(
 def _find(kind, name):
     "The folder of a model, with the kind in the message when there is none"
     try:
-        return checkpoint.find(name)
+        return checkpoint.find_checkpoint(name)
     except ValueError as e:
         raise ValueError(f"{kind}:{name}: {str(e).removeprefix(f'{name}: ')}. Fetch config.json and model.safetensors elsewhere, and give their folder: {kind}:path/to/folder") from None
 

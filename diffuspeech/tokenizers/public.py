@@ -50,7 +50,7 @@ class S3Tokens(Adapter):
     def __init__(self,
         model: nn.Module,  # of s3tokenizer
     ):
-        super().__init__(model, audio.RATE, S3[model.name], 1, model.config.n_codebook_size)
+        super().__init__(model, audio.SAMPLE_RATE, S3[model.name], 1, model.config.n_codebook_size)
 
     def extra_repr(self) -> str:
         return f"{self.model.name}, {super().extra_repr()}"
@@ -75,7 +75,7 @@ class S3Tokens(Adapter):
                 model = _network(**json.loads((path / "config.json").read_text(encoding="utf-8")))
             except (TypeError, ValueError) as e:
                 raise ValueError(f"{path / 'config.json'}: not that of an S3 tokenizer ({e})") from None
-            checkpoint.put(model, path / "model.safetensors")
+            checkpoint.load_weights(model, path / "model.safetensors")
             return cls(model)
         if path.is_dir():  # as CosyVoice publishes it
             file = next((f for f in sorted(path.glob("speech_tokenizer_*")) if f.suffix in (".pt", ".onnx")), None)
@@ -91,7 +91,7 @@ class S3Tokens(Adapter):
         "Write config.json and model.safetensors; the config last, so that a folder with a config is whole"
         folder = Path(folder)
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        checkpoint.write_aside(folder / "model.safetensors", lambda aside: checkpoint.write_tensors(aside, weights, {"format": "pt"}))
+        checkpoint.atomic_write(folder / "model.safetensors", lambda temp_path: checkpoint.write_tensors(temp_path, weights, {"format": "pt"}))
         checkpoint.write_json(folder / "config.json", {"name": self.model.name} | vars(self.model.config))
 
     def _encode(self, wave):

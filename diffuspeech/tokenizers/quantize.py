@@ -231,7 +231,7 @@ class Quantizer(nn.Module):
     def _drop(self, codes, where, row_keys):
         B, rows = len(where), where.nonzero()[:, 0]
         row_keys = random.row_keys(random.key(self.config.seed, "drop", int(self.step)), B, where.device) if row_keys is None else row_keys
-        u, n = random.uniform(random.fold(row_keys, 0)), random.uniform(random.fold(row_keys, 1))
+        u, n = random.uniform(random.fold_in(row_keys, 0)), random.uniform(random.fold_in(row_keys, 1))
         depth = torch.where(u < self.config.dropout, 1 + (n * self.layers).long(), self.layers)
         return codes.masked_fill(torch.arange(self.layers, device=codes.device) >= depth[rows, None], -1)
 

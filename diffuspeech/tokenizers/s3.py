@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..base.checkpoint import Saved, fingerprint, ours
+from ..base.checkpoint import PretrainedModel, fingerprint, builtin_checkpoint
 from ..data import text
-from ..data.audio import RATE, import_torchaudio, log_mel
+from ..data.audio import SAMPLE_RATE, import_torchaudio, log_mel
 from ..data.batches import check_waves
 from .quantize import inside, quantizer
 
@@ -42,7 +42,7 @@ class TokenizerConfig:
     inner: int = 576
     channels: int = 64  # of the convolutions that step down
     levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
-    letters: int = len(text.letters)  # of text; the first is CTC's blank
+    letters: int = len(text.char_tokenizer)  # of text; the first is CTC's blank
     dropout: float = 0.1
 
     def __post_init__(self):
@@ -53,9 +53,9 @@ MEAN, SPREAD = -6.0, 4.0  # of log-mel energies, roughly: what the network reads
 WINDOW, CONTEXT = 250, 25  # tokens: longer audio is read in pieces, with so much more on both sides
 
 
-class Tokenizer(Saved):
+class Tokenizer(PretrainedModel):
     "FSQ inside a recogniser: 25 ids a second"
-    Config, frame_rate, codebooks, hop = TokenizerConfig, 25.0, 1, RATE // 25
+    Config, frame_rate, codebooks, hop = TokenizerConfig, 25.0, 1, SAMPLE_RATE // 25
 
     def __init__(self, config: TokenizerConfig):
         super().__init__(config)
@@ -86,8 +86,8 @@ class Tokenizer(Saved):
         lengths: Tensor,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # (B, L, hidden), (B,) tokens
         "The encoder, up to the quantizer"
-        mel = (log_mel(nn.functional.pad(waves, (0, RATE // 10))).mT[:, : waves.shape[1] // (RATE // 100) + 1] - MEAN) / SPREAD  # silence behind the end, in a batch or alone
-        frames = lengths // (RATE // 100) + 1
+        mel = (log_mel(nn.functional.pad(waves, (0, SAMPLE_RATE // 10))).mT[:, : waves.shape[1] // (SAMPLE_RATE // 100) + 1] - MEAN) / SPREAD  # silence behind the end, in a batch or alone
+        frames = lengths // (SAMPLE_RATE // 100) + 1
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
         hidden = self.first(mel.masked_fill(~mask[..., None], 0), mask).last_hidden_state
         return self.norm(hidden), (lengths / self.hop).ceil().long()
@@ -134,7 +134,7 @@ class Tokenizer(Saved):
         found = []
         for row, n in zip(ids, counts.tolist()):
             best = torch.cat([self.recognise(self.quantizer.decode(part[None, :, None]), torch.tensor([len(part)], device=part.device))[0].argmax(-1) for part in row[:n].split(2 * WINDOW)])
-            found.append(text.letters.decode(best.unique_consecutive()))
+            found.append(text.char_tokenizer.decode(best.unique_consecutive()))
         return found
 
 # %% ../../nbs/tokenizers/s3.ipynb #5a169ad8
@@ -142,4 +142,4 @@ def built_in(
     name: str = "small",  # or a folder, or a hub id
 ) -> Tokenizer:
     "A trained tokenizer"
-    return Tokenizer.from_pretrained(ours("speech-tokens") if name == "small" else name)
+    return Tokenizer.from_pretrained(builtin_checkpoint("speech-tokens") if name == "small" else name)

@@ -15,7 +15,7 @@ from ..data import audio
 # %% ../../nbs/tokenizers/spectral.ipynb #40c39e13
 class SpectralTokens:
     "Tokens are clusters of one recording's spectra: `encode(wave) -> ids`, `decode(ids) -> wave`"
-    hop, frame_rate = 320, audio.RATE / 320
+    hop, frame_rate = 320, audio.SAMPLE_RATE / 320
 
     def __init__(self,
         wave: Tensor,  # (samples,), the recording whose spectra are sorted
@@ -28,7 +28,7 @@ class SpectralTokens:
         log_s = self._spectra(wave)
         if len(log_s) < vocab_size:
             raise ValueError(f"vocab_size={vocab_size} is more than the recording's {len(log_s)} frames")
-        order = random.uniform(random.fold(random.row_keys(seed, 1), torch.arange(len(log_s)))).argsort()
+        order = random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(len(log_s)))).argsort()
         self.centres = log_s[order[:vocab_size]]
         for _ in range(20):
             ids = torch.cdist(log_s, self.centres).argmin(1)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..base.checkpoint import Saved
+from ..base.checkpoint import PretrainedModel
 from .quantize import Quantized, QuantizerConfig, quantizer
-from ..asr.canary import Canary, CanaryConfig, body
+from ..asr.canary import Canary, CanaryConfig, build_model
 
 # %% ../../nbs/tokenizers/taste.ipynb #43765204
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class TasteConfig:
         object.__setattr__(self, "quantizer", QuantizerConfig(**made | dict(dim=self.recogniser.decoder_hidden)))
 
 # %% ../../nbs/tokenizers/taste.ipynb #cf14e63a
-class Taste(Saved):
+class Taste(PretrainedModel):
     "The states of a wave and its text to one vector a piece, and to codes"
     Config = TasteConfig
 
     def __init__(self, config: TasteConfig):
         super().__init__(config)
         c = config.recogniser
-        self.aggregator = body(c).decoder
+        self.aggregator = build_model(c).decoder
         self.bridge = nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
         self.quantizer = quantizer(config.quantizer)
         self.values = None  # in the place of the keys' states, during a call
@@ -65,7 +65,7 @@ class Taste(Saved):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # keys' and values' states (B, T, hidden), and (B, T) True inside
         "What the recogniser's encoder heard; where it is frozen, this can be kept"
-        (keys, values), mask = recogniser.read(waves, lengths, (self.config.key_layer, self.config.value_layer))
+        (keys, values), mask = recogniser.encode(waves, lengths, (self.config.key_layer, self.config.value_layer))
         return keys, values, mask
 
     def aggregate(self,

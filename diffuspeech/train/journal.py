@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base.checkpoint import write_aside
-from ..data.audio import RATE, save
+from ..base.checkpoint import atomic_write
+from ..data.audio import SAMPLE_RATE, save
 from . import state
 
 # %% ../../nbs/train/journal.ipynb #0ba0946b
@@ -30,7 +30,7 @@ class Journal:
         path = folder / "log.jsonl"
         path.touch()
         kept = [json.dumps(line) + "\n" for line in lines(path) if line["step"] <= step]
-        write_aside(path, lambda aside: aside.write_text("".join(kept), encoding="utf-8"))
+        atomic_write(path, lambda temp_path: temp_path.write_text("".join(kept), encoding="utf-8"))
         if board:
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(folder / "board"), purge_step=step + 1)
@@ -56,7 +56,7 @@ class Journal:
             path.parent.mkdir(exist_ok=True)
             save(path, wave)
             if self.board:
-                self.board.add_audio(name, wave[None], step, RATE)
+                self.board.add_audio(name, wave[None], step, SAMPLE_RATE)
 
     def sync(self):
         "It is on the disk when this returns"

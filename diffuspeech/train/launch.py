@@ -20,12 +20,12 @@ from .config import Run
 # %% ../../nbs/train/launch.ipynb #a713e924
 def share(
     run: Run,
-    world: int,  # processes
+    world_size: int,  # processes
 ) -> int:  # batches that each does of an update
     "What one process does of an update"
-    if run.batches % world:
-        raise ValueError(f"batches={run.batches}: {world} processes cannot share them evenly; --set batches={-(-run.batches // world) * world} gives each {-(-run.batches // world)}")
-    return run.batches // world
+    if run.batches % world_size:
+        raise ValueError(f"batches={run.batches}: {world_size} processes cannot share them evenly; --set batches={-(-run.batches // world_size) * world_size} gives each {-(-run.batches // world_size)}")
+    return run.batches // world_size
 
 
 def machine(

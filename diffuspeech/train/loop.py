@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import Saved
+from ..base.checkpoint import PretrainedModel
 from . import state
 from .config import Run, override, preset
 from .journal import Journal
@@ -90,19 +90,19 @@ def stream(
     at: state.Progress,  # is moved on
     size: int = 1,  # batches in an update
     process: int = 0,
-    world: int = 1,  # processes
+    world_size: int = 1,  # processes
 ) -> Iterator[list]:
     "For each update the batches that this process does of it. One with nothing in it is passed over by one process alone, and taken with no gradient by several, which do not know of each other's"
     order, barren = places(task, at), 0
     while True:
         found = [next(order) for _ in range(size)]
         with aside(torch.device("cpu")):  # what a loader draws must not depend on when it was started
-            mine = [batches[i] for batches, i in found[process::world]]
+            mine = [batches[i] for batches, i in found[process::world_size]]
         empty = sum(not rows(batch) for batch in mine)
         at.empty, barren = at.empty + empty, barren + size if empty == len(mine) else 0
         if barren >= len(found[0][0]):
             raise ValueError(f"epoch {at.epoch} {EMPTY}")
-        if not barren or world > 1:
+        if not barren or world_size > 1:
             yield mine
 
 
@@ -250,16 +250,16 @@ def export(
     writes: bool = True,  # False: another process does
 ):
     "Save the finished model, with its averaged weights"
-    about = {"run": asdict(run), "step": progress.step, "validation": progress.validation}
+    metadata = {"run": asdict(run), "step": progress.step, "validation": progress.validation}
     with state.averaged(task.model, ema), gathered(task, spare) as model:
         if not writes:
             return
         if hasattr(task, "export"):
-            task.export(folder, **about)
-        elif isinstance(model, Saved):
-            model.save_pretrained(folder, **about)
+            task.export(folder, **metadata)
+        elif isinstance(model, PretrainedModel):
+            model.save_pretrained(folder, **metadata)
         else:
-            raise ValueError(f"{type(task).__name__} has no export, and its model is not a base.folder.Saved")
+            raise ValueError(f"{type(task).__name__} has no export, and its model is not a base.folder.PretrainedModel")
 
 # %% ../../nbs/train/loop.ipynb #4c58886a
 def train(
@@ -274,7 +274,7 @@ def train(
     "Train, or go on training, until run.steps"
     from accelerate.utils import broadcast_object_list
     folder, make, here = Path(folder), task or find_task(run.task), machine(run, device)
-    first, process, world = here.is_main_process, here.process_index, here.num_processes
+    first, process, world_size = here.is_main_process, here.process_index, here.num_processes
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder) if first else nullcontext(), aside(here.device), asked_to_stop() as asked:
         with here.local_main_process_first():  # what a task prepares and keeps is made once
@@ -295,7 +295,7 @@ def train(
             at, rng_state = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
             state.restore_randomness(rng_state, task.model, process)
         journal = Journal(folder, at.step, board) if first else None
-        batches, clock, before, seen = stream(task, at, run.batches, process, world), time.perf_counter(), at.seconds, 0.0
+        batches, clock, before, seen = stream(task, at, run.batches, process, world_size), time.perf_counter(), at.seconds, 0.0
         with tqdm(total=run.steps, initial=at.step, disable=not progress or not first, unit="step") as bar:
             while at.step < run.steps:
                 mine = next(batches)

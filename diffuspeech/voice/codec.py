@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..base import random
-from ..base.checkpoint import find, ours, read_config
-from ..data.audio import RATE
+from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_config
+from ..data.audio import SAMPLE_RATE
 from .flow import Flow, noise_for, voiceprint
 from ..tokenizers.s3 import CONTEXT, WINDOW, Tokenizer
 from .vocoder import Vocoder, World, load_vocoder
@@ -39,13 +39,13 @@ class SpeechCodec:
     ) -> "SpeechCodec":
         "A trained codec"
         if name == "small":
-            tokens, flow = ours("speech-tokens"), ours("flow")
+            tokens, flow = builtin_checkpoint("speech-tokens"), builtin_checkpoint("flow")
         else:
-            home = find(name)
+            home = find_checkpoint(name)
             tokens, flow = ((home / part / "model" if (home / part / "model").is_dir() else home / part) for part in ("speech-tokens", "flow"))
-        about = read_config(flow)["about"]
-        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow), load_vocoder(vocoder or about.get("vocoder", "world")))
-        made_for = about.get("tokenizer", codec.version)
+        metadata = read_config(flow)["about"]
+        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow), load_vocoder(vocoder or metadata.get("vocoder", "world")))
+        made_for = metadata.get("tokenizer", codec.version)
         if made_for != codec.version:
             raise ValueError(f"{flow}: this flow speaks ids of {made_for}, and {tokens} makes {codec.version}; train the flow again")
         return codec
@@ -62,7 +62,7 @@ class SpeechCodec:
         references: Tensor | list[Tensor],  # (B, samples), or a list of waves
     ) -> Tensor:  # (B, 2 features)
         "The voiceprint of each reference"
-        worlds = [self.flow.normal(self.vocoder.analyse(wave[: 20 * RATE])) for wave in references]
+        worlds = [self.flow.normal(self.vocoder.analyse(wave[: 20 * SAMPLE_RATE])) for wave in references]
         return torch.cat([voiceprint(w[None], torch.tensor([len(w)])) for w in worlds])
 
     @torch.no_grad()

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.checkpoint import find, fit, write_aside
+from ..base.checkpoint import find_checkpoint, load_tensors, atomic_write
 from ..tokenizers.public import S3Tokens
-from ..data.audio import RATE, import_torchaudio, resample, speakable
+from ..data.audio import SAMPLE_RATE, import_torchaudio, resample, check_speech
 from .cosyvoice_flow import CosyFlow, CosyFlowConfig
 from .flow import noise_for
 from .hift import Hift, HiftConfig, mel_frames
-from .hift import RATE as HIFT_RATE
+from .hift import SAMPLE_RATE as HIFT_RATE
 from .codec import check_ids
 
 # %% ../../nbs/voice/cosyvoice.ipynb #f4404e5f
@@ -44,7 +44,7 @@ def read(
     for name, tensor in weights.items():
         head, _, tail = name.removeprefix("generator.").rpartition(".")
         found[f"{head}.{SPELLINGS.get(tail, tail)}" if head else tail] = tensor
-    fit(model, found, path)
+    load_tensors(model, found, path)
     return model.eval()
 
 # %% ../../nbs/voice/cosyvoice.ipynb #d4cc8759
@@ -74,13 +74,13 @@ class Speaker:
         "The speaker vector"
         import_torchaudio()
         from torchaudio.compliance.kaldi import fbank
-        bands = fbank(wave.cpu()[None], num_mel_bins=80, dither=0, sample_frequency=RATE)
+        bands = fbank(wave.cpu()[None], num_mel_bins=80, dither=0, sample_frequency=SAMPLE_RATE)
         bands = bands - bands.mean(0)
         return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: bands[None].numpy()})[0]).flatten()
 
 # %% ../../nbs/voice/cosyvoice.ipynb #92b586ea
 PIECE, BEFORE, FADE = 1024, 256, 34  # ids, ids, frames; 256 ids are 441 frames exactly
-REFERENCE = 10 * RATE  # samples that are used
+REFERENCE = 10 * SAMPLE_RATE  # samples that are used
 
 
 class CosyVoice(nn.Module):
@@ -96,7 +96,7 @@ class CosyVoice(nn.Module):
         super().__init__()
         self.flow, self.hift, self.tokenizer, self.campplus = flow.eval(), hift.eval(), tokenizer, campplus
         self.frame_rate, self.vocab_size = flow.config.rate, flow.config.vocab
-        self.hop = round(RATE / self.frame_rate)
+        self.hop = round(SAMPLE_RATE / self.frame_rate)
         if tokenizer is not None and (tokenizer.frame_rate, tokenizer.vocab_size) != (self.frame_rate, self.vocab_size):
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} ids at {tokenizer.frame_rate:g} a second, and the flow reads {self.vocab_size} at {self.frame_rate:g}; CosyVoice-300M goes with speech_tokenizer_v1")
         if flow.config.mels != hift.config.mels:
@@ -109,7 +109,7 @@ class CosyVoice(nn.Module):
         hift: HiftConfig = HiftConfig(),  # and of hift.pt
     ) -> Self:
         "CosyVoice with trained weights"
-        folder = find(name, PUBLISHED)
+        folder = find_checkpoint(name, PUBLISHED)
         voice, tokens = folder / "campplus.onnx", folder / "speech_tokenizer_v1.onnx"
         voice = voice if voice.is_file() else None
         if (folder / "flow").is_dir():
@@ -128,7 +128,7 @@ class CosyVoice(nn.Module):
             if model is not None:
                 model.save_pretrained(folder / part)
         if self.campplus is not None:
-            write_aside(folder / "campplus.onnx", lambda aside: shutil.copyfile(self.campplus, aside))
+            atomic_write(folder / "campplus.onnx", lambda temp_path: shutil.copyfile(self.campplus, temp_path))
 
     @property
     def device(self) -> torch.device:
@@ -163,12 +163,12 @@ class CosyVoice(nn.Module):
         reference: Tensor,  # (samples,) at 16 kHz
     ) -> tuple[Tensor, Tensor, Tensor]:  # ids (1, P), mel frames (1, mels, R), speaker vector (1, 192)
         "What the flow is told of a voice"
-        wave = speakable(reference.detach().float(), "the reference")[:REFERENCE]
+        wave = check_speech(reference.detach().float(), "the reference")[:REFERENCE]
         vector = self.speaker(wave).to(self.device)[None]
         if vector.shape[1] != self.flow.config.speaker:
             raise ValueError(f"{self.campplus}: makes {vector.shape[1]} numbers, and the flow reads {self.flow.config.speaker}")
         ids = self.encode(wave.to(self.device)[None])[0]
-        return ids, mel_frames(resample(wave, RATE, HIFT_RATE)).to(self.device).mT[None], vector
+        return ids, mel_frames(resample(wave, SAMPLE_RATE, HIFT_RATE)).to(self.device).mT[None], vector
 
     @torch.no_grad()
     def features(self,
@@ -191,7 +191,7 @@ class CosyVoice(nn.Module):
             given = torch.cat([heard, tail], 2)
             mu = self.flow.mean(here, torch.cat([said, before], 1), given.shape[2])
             start = made.shape[2] - tail.shape[2]
-            noise = torch.cat([noise_for(random.fold(row, 1), range(heard.shape[2]), c.mels), noise_for(row, range(start, start + mu.shape[2] - heard.shape[2]), c.mels)], 1)
+            noise = torch.cat([noise_for(random.fold_in(row, 1), range(heard.shape[2]), c.mels), noise_for(row, range(start, start + mu.shape[2] - heard.shape[2]), c.mels)], 1)
             known = torch.cat([given, torch.zeros_like(mu[..., given.shape[2] :])], 2)
             out = self.flow.sample(mu, self.flow.voice(vector), known, noise.mT.to(mu), steps, guidance)[..., heard.shape[2] :]
             if at:

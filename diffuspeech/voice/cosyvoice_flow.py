@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.checkpoint import Saved
+from ..base.checkpoint import PretrainedModel
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #b994fcf8
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _step(step, x):
     return step["conv"](x) if isinstance(step, nn.ModuleDict) else step(x)
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #90d2f32a
-class CosyFlow(Saved):
+class CosyFlow(PretrainedModel):
     "CosyVoice's flow: ids, a speaker and a prompt become mel frames"
     Config = CosyFlowConfig
 

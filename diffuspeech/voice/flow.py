@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.checkpoint import Saved
-from ..base.layers import Block, angles, waves_of
+from ..base.checkpoint import PretrainedModel
+from ..base.layers import Block, rotary_embedding, timestep_embedding
 from ..tokenizers.quantize import inside
 
 # %% ../../nbs/voice/flow.ipynb #20fdca02
@@ -51,7 +51,7 @@ class FlowConfig:
             raise ValueError(f"patch={self.patch} must divide frames={self.frames}")
 
 # %% ../../nbs/voice/flow.ipynb #b2daeacf
-class Flow(Saved):
+class Flow(PretrainedModel):
     "The velocity from noise to features, given ids and a speaker"
     Config = FlowConfig
 
@@ -84,13 +84,13 @@ class Flow(Saved):
         for conv in self.near:
             h = h + torch.nn.functional.gelu(conv((h * (ids >= 0)[..., None]).mT)).mT
         h = (h[:, :, None] + self.phase).flatten(1, 2) + voice[:, None]
-        angle = self.angles(h)
+        rotary = self.rotary_embedding(h)
         for block in self.reading:
-            h = block(h, mask, angle)
+            h = block(h, mask, rotary)
         return h, self.guess(h).unflatten(-1, (self.config.patch, -1)).flatten(1, 2)
 
-    def angles(self, h: Tensor) -> Tensor:
-        return angles(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
+    def rotary_embedding(self, h: Tensor) -> Tensor:
+        return rotary_embedding(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
 
     def voice(self,
         print: Tensor,  # (B, 2 features)
@@ -110,11 +110,11 @@ class Flow(Saved):
         "The velocity at x_t"
         said, guess = condition
         h = self.start(torch.cat([x.unflatten(1, (-1, self.config.patch)).flatten(2) for x in (x_t, guess)], -1)) + said
-        about = torch.nn.functional.silu(self.time(waves_of(t, self.config.dim).to(h.dtype)) + voice)
+        about = torch.nn.functional.silu(self.time(timestep_embedding(t, self.config.dim).to(h.dtype)) + voice)
         moves = self.moves(about).unflatten(-1, (9, -1))
-        angle = self.angles(h)
+        rotary = self.rotary_embedding(h)
         for block in self.blocks:
-            h = block(h, mask, angle, moves)
+            h = block(h, mask, rotary, moves)
         return self.finish(self.norm(h)).unflatten(-1, (self.config.patch, -1)).flatten(1, 2)
 
     def normal(self, world: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def noise_for(
     features: int,
 ) -> Tensor:  # (B, len(frames), features)
     "Standard normal numbers, by Box and Muller"
-    at = random.fold(row_keys[:, None], torch.arange(frames.start, frames.stop, device=row_keys.device))
-    at = random.fold(at[..., None], torch.arange(features, device=row_keys.device))
-    u, v = random.uniform(random.fold(at, 0)), random.uniform(random.fold(at, 1))
+    at = random.fold_in(row_keys[:, None], torch.arange(frames.start, frames.stop, device=row_keys.device))
+    at = random.fold_in(at[..., None], torch.arange(features, device=row_keys.device))
+    u, v = random.uniform(random.fold_in(at, 0)), random.uniform(random.fold_in(at, 1))
     return ((-2 * u.log()).sqrt() * (2 * math.pi * v).cos()).float()

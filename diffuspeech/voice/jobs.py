@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.checkpoint import within, write_aside
+from ..base.checkpoint import safe_join, atomic_write
 from ..data import audio
 from ..tokenizers.public import load_tokenizer
-from ..data.audio import RATE, speakable
+from ..data.audio import SAMPLE_RATE, check_speech
 from .cosyvoice import CosyVoice
 from ..data.manifest import Manifest, ManifestError, Utterance, load_audio
 from ..tokenizers.s3 import CONTEXT, SpeechTokenizer
@@ -116,7 +116,7 @@ def encode_utterance(
     "The ids of an utterance"
     where = u.where or str(u.audio)
     if u.duration <= PIECE:
-        wave = speakable(audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where)
+        wave = check_speech(audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where)
         return tokenizer.encode(wave[None])[0][0]
     extra, found, done, heard = CONTEXT / tokenizer.frame_rate, None, 0, False
     for k in range(int(u.duration / PIECE) + 1):
@@ -158,7 +158,7 @@ def encode_all(
                 file.write(json.dumps({k: v for k, v in line.items() if v != ""}, ensure_ascii=False) + "\n")
                 done += 1
 
-    write_aside(out, write)
+    atomic_write(out, write)
     return done
 
 # %% ../../nbs/voice/jobs.ipynb #0fc26d3a
@@ -180,8 +180,8 @@ def decode_all(
         try:
             wave = decode_line(line, codec, reference, **how)
             name = json.loads(line).get("id") or f"line-{n}"
-            target = within(out, f"{name}.wav")
-            write_aside(target, lambda aside: soundfile.write(aside, wave.clamp(-1, 1).numpy(), RATE, format="WAV"))
+            target = safe_join(out, f"{name}.wav")
+            atomic_write(target, lambda temp_path: soundfile.write(temp_path, wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV"))
             done += 1
         except (ValueError, RuntimeError) as e:
             troubles.append(f"{tokens}:{n}: {e}")

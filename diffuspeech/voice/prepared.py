@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import write_aside, write_json, write_tensors
-from ..base.workers import spread
+from ..base.checkpoint import atomic_write, write_json, write_tensors
+from ..base.workers import run_jobs
 from ..data import batches
-from ..data.audio import RATE, resample
+from ..data.audio import SAMPLE_RATE, resample
 from ..data.manifest import Manifest, ManifestError, Utterance, load_audio
 from .vocoder import load_vocoder
 
@@ -44,8 +44,8 @@ def faster(
     speed: float,
 ) -> Tensor:  # (samples / speed,)
     "The wave played faster: higher, and of a smaller speaker"
-    rate = round(speed * 40) * RATE // 40
-    return resample(wave, rate) if rate != RATE else wave
+    rate = round(speed * 40) * SAMPLE_RATE // 40
+    return resample(wave, rate) if rate != SAMPLE_RATE else wave
 
 # %% ../../nbs/voice/prepared.ipynb #3d945243
 def said_of(u: "Utterance | ManifestError") -> str:
@@ -80,9 +80,9 @@ def make_shard(
             tensors[f"{id}/wave"] = (x * 32767).round().clamp(-32768, 32767).to(torch.int16)
             if careful:
                 tensors[f"{id}/features"] = careful.analyse(x).half()
-            found.append(dict(id=id, seconds=len(x) / RATE, text=u.text, speaker=u.speaker + "~" * (id != u.id), split=u.split))
+            found.append(dict(id=id, seconds=len(x) / SAMPLE_RATE, text=u.text, speaker=u.speaker + "~" * (id != u.id), split=u.split))
     write_json(path.with_suffix(".json"), [found, troubles])
-    write_aside(path, lambda aside: write_tensors(aside, tensors, made))
+    atomic_write(path, lambda temp_path: write_tensors(temp_path, tensors, made))
     return found, troubles
 
 # %% ../../nbs/voice/prepared.ipynb #87f3c710
@@ -104,7 +104,7 @@ def prepare(
     index, skipped = {}, []
     (folder / "index.json").unlink(missing_ok=True)  # until all shards are of this manifest there is no corpus
     with progress(total=n, desc=f"prepare {manifest.stem}", unit="clip") as bar:
-        for i, (found, troubles) in spread(make_shard, [(path, manifest, span, twins, vocoder) for path, span in zip(paths, spans)], workers):
+        for i, (found, troubles) in run_jobs(make_shard, [(path, manifest, span, twins, vocoder) for path, span in zip(paths, spans)], workers):
             index[paths[i].name], skipped = found, skipped + troubles
             bar.update(len(spans[i]))
     names = Counter(row["id"] for found in index.values() for row in found)
@@ -129,7 +129,7 @@ class PreparedBatch:
 
     @property
     def seconds(self) -> float:
-        return self.waves.numel() / RATE
+        return self.waves.numel() / SAMPLE_RATE
 
 
 def no_test(
@@ -181,9 +181,9 @@ class Prepared:
         count = lambda xs: torch.tensor([len(x) for x in xs])
         return PreparedBatch([r["id"] for r in rows], [r["text"] for r in rows], [r["speaker"] for r in rows], pad(waves), count(waves), features and pad(features), features and count(features))
 
-    def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.Each:  # of PreparedBatch
+    def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.LazyMap:  # of PreparedBatch
         "One epoch, the same whenever it is asked for"
-        return batches.Each(self.batch, batches.plan(self.seconds, seconds, seed, epoch))
+        return batches.LazyMap(self.batch, batches.plan_batches(self.seconds, seconds, seed, epoch))
 
     @cached_property
     def version(self) -> str:
@@ -196,5 +196,5 @@ class Prepared:
         if file.exists() and safe_open(file, "pt").metadata() == made:
             return load_file(file)
         found = make()
-        write_aside(file, lambda aside: write_tensors(aside, found, made))
+        atomic_write(file, lambda temp_path: write_tensors(temp_path, found, made))
         return found

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checkpoint import hub_id
-from ..data.audio import RATE, import_torchaudio
+from ..base.checkpoint import is_hub_id
+from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/voice/vocoder.ipynb #5106bb63
 class Vocoder(Protocol):
@@ -86,7 +86,7 @@ def rests(
 
 # %% ../../nbs/voice/vocoder.ipynb #a2c3bd7b
 LOW, HIGH, RESTING = 60.0, 500.0, 150.0  # Hz: what F0 can be, and what is written where nothing at all is voiced
-HOP = RATE // 100
+HOP = SAMPLE_RATE // 100
 MOST = 200.0  # power: the peak of the spectrum of a square wave at full scale
 LOUDER = 10 ** (1.0 / 20)  # what WORLD makes is 1 dB louder than what it heard: mean of 78 clean clips of dev
 AROUND = 20  # frames on each side of a piece, so that its edges know their surroundings
@@ -100,16 +100,16 @@ def track(
     "A first guess at F0. dio decides by continuity what is voiced, and 10 ms are too coarse for that; where harvest is sure, it is the better one"
     pw, found = pyworld(), np.zeros(frames)
     if tracker != "harvest":
-        found = pw.dio(x, RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=1.0, channels_in_octave=6.0)[0][::10][:frames]
+        found = pw.dio(x, SAMPLE_RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=1.0, channels_in_octave=6.0)[0][::10][:frames]
     if tracker != "dio":
-        sure = pw.harvest(x, RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=10.0)[0][:frames]
+        sure = pw.harvest(x, SAMPLE_RATE, f0_floor=LOW, f0_ceil=HIGH, frame_period=10.0)[0][:frames]
         found = np.where(sure > 0, sure, found)
     return np.ascontiguousarray(found)
 
 
 class World:
     "WORLD: mel cepstrum of the spectrum, aperiodicity, log F0, voiced or not, a hundred times a second"
-    name, rate, frame_rate = "world", RATE, 100.0
+    name, rate, frame_rate = "world", SAMPLE_RATE, 100.0
 
     def __init__(self,
         envelope: int = 40,  # numbers for the spectrum
@@ -120,8 +120,8 @@ class World:
         if not 2 <= envelope <= 200:
             raise ValueError(f"envelope={envelope} must be from 2 to 200")
         self.envelope, self.tracker = envelope, tracker
-        self.fft = pyworld().get_cheaptrick_fft_size(RATE, LOW)
-        self.bands = pyworld().get_num_aperiodicities(RATE)
+        self.fft = pyworld().get_cheaptrick_fft_size(SAMPLE_RATE, LOW)
+        self.bands = pyworld().get_num_aperiodicities(SAMPLE_RATE)
         self.dim = envelope + self.bands + 2
         self.colour = slice(1, envelope)  # the spectrum's shape; its first number is loudness
 
@@ -138,11 +138,11 @@ class World:
         "Features of a wave"
         pw, x = pyworld(), one_wave(wave)
         frames = len(x) // HOP + 1
-        x = np.pad(x, (0, max(HOP, RATE // 10 - len(x))))  # the tracker wants some periods to look at
-        at = np.arange(frames) * HOP / RATE
-        pitch = pw.stonemask(x, track(x, self.tracker, frames), at, RATE)
-        spectrum = pw.code_spectral_envelope(pw.cheaptrick(x, pitch, at, RATE, f0_floor=LOW, fft_size=self.fft), RATE, self.envelope)
-        noise = pw.code_aperiodicity(pw.d4c(x, pitch, at, RATE, fft_size=self.fft), RATE)
+        x = np.pad(x, (0, max(HOP, SAMPLE_RATE // 10 - len(x))))  # the tracker wants some periods to look at
+        at = np.arange(frames) * HOP / SAMPLE_RATE
+        pitch = pw.stonemask(x, track(x, self.tracker, frames), at, SAMPLE_RATE)
+        spectrum = pw.code_spectral_envelope(pw.cheaptrick(x, pitch, at, SAMPLE_RATE, f0_floor=LOW, fft_size=self.fft), SAMPLE_RATE, self.envelope)
+        noise = pw.code_aperiodicity(pw.d4c(x, pitch, at, SAMPLE_RATE, fft_size=self.fft), SAMPLE_RATE)
         voiced, steps = pitch > 0, np.arange(frames)
         log_pitch = np.interp(steps, steps[voiced], np.log(pitch[voiced].clip(LOW, HIGH))) if voiced.any() else np.full(frames, np.log(RESTING))
         return torch.from_numpy(np.column_stack([spectrum, noise, log_pitch, voiced]).astype(np.float32))
@@ -162,9 +162,9 @@ class World:
         pw, n = pyworld(), self.envelope
         pitch = np.where(x[:, -1] > 0.5, np.exp(x[:, -2].clip(math.log(LOW), math.log(HIGH))), 0.0)
         with np.errstate(over="ignore"):
-            spectrum = pw.decode_spectral_envelope(np.ascontiguousarray(x[:, :n].clip(-100, 100)), RATE, self.fft)
-        noise = pw.decode_aperiodicity(np.ascontiguousarray(x[:, n:-2].clip(-60, 0)), RATE, self.fft)
-        return pw.synthesize(pitch, spectrum.clip(1e-16, MOST), noise.clip(0.001, 1 - 1e-12), RATE, 10.0) / LOUDER
+            spectrum = pw.decode_spectral_envelope(np.ascontiguousarray(x[:, :n].clip(-100, 100)), SAMPLE_RATE, self.fft)
+        noise = pw.decode_aperiodicity(np.ascontiguousarray(x[:, n:-2].clip(-60, 0)), SAMPLE_RATE, self.fft)
+        return pw.synthesize(pitch, spectrum.clip(1e-16, MOST), noise.clip(0.001, 1 - 1e-12), SAMPLE_RATE, 10.0) / LOUDER
 
 # %% ../../nbs/voice/vocoder.ipynb #09228014
 MEL = dict(window=1024, low=80.0, high=7600.0, floor=1e-10)  # SpeechT5's: 64 ms, Hz, and the least amplitude before the logarithm
@@ -190,7 +190,7 @@ def log10_mel(
 def mel_of(hop: int, bands: int, window: int, low: float, high: float):
     "The filters, made once"
     with torch.inference_mode(False):  # who asks first may be in it, who asks later may want gradients
-        return import_torchaudio().transforms.MelSpectrogram(RATE, window, hop_length=hop, f_min=low, f_max=high, n_mels=bands, power=1.0, norm="slaney", mel_scale="slaney")
+        return import_torchaudio().transforms.MelSpectrogram(SAMPLE_RATE, window, hop_length=hop, f_min=low, f_max=high, n_mels=bands, power=1.0, norm="slaney", mel_scale="slaney")
 
 # %% ../../nbs/voice/vocoder.ipynb #878f48c9
 def load_hifigan(
@@ -202,7 +202,7 @@ def load_hifigan(
         from transformers import SpeechT5HifiGan
     except ImportError:
         raise ImportError("HiFi-GAN needs the package transformers: pip install transformers") from None
-    if not Path(source).is_dir() and not hub_id(source):
+    if not Path(source).is_dir() and not is_hub_id(source):
         raise ValueError(f"{source}: no such folder, and no hub id (owner/model)")
     try:
         model, found = SpeechT5HifiGan.from_pretrained(str(source), output_loading_info=True, ignore_mismatched_sizes=True)  # they are reported below, by name
@@ -225,11 +225,11 @@ class HifiGan:
     ):
         self.model = (source if isinstance(source, torch.nn.Module) else load_hifigan(source)).eval()
         config = self.model.config
-        if config.sampling_rate != RATE:
-            raise ValueError(f"{source}: a vocoder for {config.sampling_rate} Hz; {RATE} is wanted")
+        if config.sampling_rate != SAMPLE_RATE:
+            raise ValueError(f"{source}: a vocoder for {config.sampling_rate} Hz; {SAMPLE_RATE} is wanted")
         self.name = "hifigan" if isinstance(source, torch.nn.Module) else f"hifigan-{Path(source).name}"
         self.hop = math.prod(config.upsample_rates)
-        self.rate, self.frame_rate, self.dim = RATE, RATE / self.hop, config.model_in_dim
+        self.rate, self.frame_rate, self.dim = SAMPLE_RATE, SAMPLE_RATE / self.hop, config.model_in_dim
         self.colour = slice(0)  # none: not measured
         self.source, self.careful = "weights at hand" if isinstance(source, torch.nn.Module) else str(source), self
         self.mel = MEL | (getattr(config, "mel", None) or {})

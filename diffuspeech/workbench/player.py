@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..base.style import GREEN, MAP
+from ..base.style import GREEN, COLORMAP
 from ..diffusion.trajectory import Trajectory
 from ..data.audio import Player
 
@@ -39,7 +39,7 @@ def plot_trajectory(
     cells = [[None if p != p else round(p, 3) for p in row] for row in z.tolist()]  # JSON knows no nan
     known = [[1 if g and n <= step else None for g in given.tolist()] for n in range(len(cells))]
     fig = go.Figure([
-        go.Heatmap(z=cells, colorscale=MAP, zmin=0, zmax=1, colorbar=dict(title=dict(text="probability", side="right"), thickness=12),
+        go.Heatmap(z=cells, colorscale=COLORMAP, zmin=0, zmax=1, colorbar=dict(title=dict(text="probability", side="right"), thickness=12),
                    hovertemplate="position %{x}<br>after step %{y}<br>probability %{z:.2f}<extra></extra>"),
         go.Heatmap(z=known, colorscale=[[0, GREEN], [1, GREEN]], showscale=False, hovertemplate="position %{x}<br>given<extra></extra>"),
     ])
