@@ -160,7 +160,7 @@ def plan_corpus(
         for name, voice, text, file in _human(splits, pool, seed):
             add(by_name[name], voice, text, "prompt", file)
     for split in splits:
-        sizes = [(s, w) for s, w in MIXES[split.mix].items()]
+        sizes = MIXES[split.mix].items()
 
         def length(*names) -> str:
             u = random.key(seed, "size", split.name, *names) % 10_000 / 10_000
@@ -198,8 +198,8 @@ def _recogniser():
 # %% ../../nbs/data/builtin.ipynb #9fee3d2a
 def count_errors(
     waves: Sequence[Tensor],
-    said: Sequence[str],
-) -> list[tuple[int, int, str]]:  # wrong words, words, what was heard
+    transcripts: Sequence[str],
+) -> list[tuple[int, int, str]]:  # wrong words, words, the hypothesis
     "Word errors by Whisper base; several clips share one window of 30 s, with half a second of silence between them"
     import jiwer
 
@@ -207,22 +207,22 @@ def count_errors(
     pause = torch.zeros(SAMPLE_RATE // 2)
     joined = torch.cat([x for wave in waves for x in (wave, pause)]).numpy()
     segments, _ = model.transcribe(joined, language="en", beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
-    heard = normalise(" ".join(s.text for s in segments)).split()
-    owner = [i for i, text in enumerate(said) for _ in normalise(text).split()]
-    wrong, found = [0] * len(said), [[] for _ in said]
-    aligned = jiwer.process_words(" ".join(normalise(t) for t in said), " ".join(heard) or "-").alignments[0]
+    hypothesis = normalise(" ".join(s.text for s in segments)).split()
+    owner = [i for i, text in enumerate(transcripts) for _ in normalise(text).split()]
+    wrong, found = [0] * len(transcripts), [[] for _ in transcripts]
+    aligned = jiwer.process_words(" ".join(normalise(t) for t in transcripts), " ".join(hypothesis) or "-").alignments[0]
     for chunk in aligned:
         if chunk.type == "insert":
             i = owner[min(chunk.ref_start_idx, len(owner) - 1)]
             wrong[i] += chunk.hyp_end_idx - chunk.hyp_start_idx
-            found[i] += heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            found[i] += hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
         else:
             for k in range(chunk.ref_end_idx - chunk.ref_start_idx):
                 i = owner[chunk.ref_start_idx + k]
                 wrong[i] += chunk.type != "equal"
                 if chunk.type != "delete":
-                    found[i] += heard[chunk.hyp_start_idx + k : chunk.hyp_start_idx + k + 1]
-    return [(w, n, " ".join(h)) for w, n, h in zip(wrong, (owner.count(i) for i in range(len(said))), found)]
+                    found[i] += hypothesis[chunk.hyp_start_idx + k : chunk.hyp_start_idx + k + 1]
+    return [(w, n, " ".join(h)) for w, n, h in zip(wrong, (owner.count(i) for i in range(len(transcripts))), found)]
 
 # %% ../../nbs/data/builtin.ipynb #48208dbe
 def make(
@@ -239,21 +239,21 @@ def make(
             troubles.append(f"{clip.id}: {e}")
     limit = TOLERANCE.get(clips[0].engine) if checked else None
     checked = count_errors([w for _, w in made], [c.text for c, _ in made]) if limit and made else [(0, 0, "")] * len(made)
-    for (clip, wave), (wrong, n, heard) in zip(made, checked):
+    for (clip, wave), (wrong, n, hypothesis) in zip(made, checked):
         tries, speed = 1, clip.speed
         while limit and wrong > 1 and wrong > limit * n:
-            wrong, n, heard = count_errors([wave], [clip.text])[0]  # alone: a neighbour may have been to blame
+            wrong, n, hypothesis = count_errors([wave], [clip.text])[0]  # alone: a neighbour may have been to blame
             if wrong > limit * n and tries < 3:
                 speed = round(0.95 if speed == 1.0 else (1.0 + speed) / 2, 3)
                 wave, tries = speak(VOICES[clip.voice], clip.source, speed), tries + 1
-                wrong, n, heard = count_errors([wave], [clip.text])[0]
+                wrong, n, hypothesis = count_errors([wave], [clip.text])[0]
             else:
                 break
         kept = not limit or wrong <= 1 or wrong <= limit * n
         if kept:
             rough = roughen(wave, clip.condition, clip.id)
             atomic_write(path_of(folder, clip), lambda temp_path: soundfile.write(temp_path, rough.numpy(), SAMPLE_RATE, format="FLAC"))
-        lines.append(dict(id=clip.id, kept=kept, words=n, wrong=wrong, tries=tries, speed=speed, seconds=round(len(wave) / SAMPLE_RATE, 3), heard=heard if wrong else "",
+        lines.append(dict(id=clip.id, kept=kept, words=n, wrong=wrong, tries=tries, speed=speed, seconds=round(len(wave) / SAMPLE_RATE, 3), hypothesis=hypothesis if wrong else "",
                           made_of=fingerprint(clip)))
     return lines, troubles
 
@@ -363,7 +363,7 @@ def build(
                 journal.write(json.dumps(line, ensure_ascii=False) + "\n")
                 done[line["id"]] = line
                 if not line["kept"]:
-                    bar.write(f"dropped {line['id']}: {line['wrong']} of {line['words']} words wrong after {line['tries']} tries: {line['heard'][:80]}")
+                    bar.write(f"dropped {line['id']}: {line['wrong']} of {line['words']} words wrong after {line['tries']} tries: {line['hypothesis'][:80]}")
             journal.flush()
             troubles += trouble
             bar.update(len(jobs[i][0]))

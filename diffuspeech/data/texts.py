@@ -59,8 +59,8 @@ def is_plain(text: str) -> bool:
     "Is it letters and simple punctuation, each word in the lexicon, and no abbreviation or shouted word?"
     if not re.fullmatch(r"[A-Za-z',.?!;: -]+", text) or re.search(r"\b[A-Z]{2,}\b|\b[B-HJ-Zb-hj-z]\.", text):
         return False
-    said = words(text)
-    return bool(said) and set(said) <= lexicon()
+    found = words(text)
+    return bool(found) and set(found) <= lexicon()
 
 # %% ../../nbs/data/texts.ipynb #dbbb2407
 PLAIN_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": "", "”": "", '"': "", "—": ", ", "`": "'"})
@@ -162,8 +162,8 @@ def ngrams(
     n: int = 5,
 ) -> set[str]:
     "Each run of n words; the whole text when it is shorter"
-    said = words(text)
-    return {" ".join(said[i : i + n]) for i in range(max(1, len(said) - n + 1))}
+    found = words(text)
+    return {" ".join(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
 
 # %% ../../nbs/data/texts.ipynb #47381113
 class Dealer:

@@ -36,11 +36,6 @@ class Voice:
     styles: tuple[str, ...] = ()  # of Kokoro: mixed in equal parts; of flite: its own name for the voice
     licence: str = ""
 
-    @property
-    def british(self) -> bool:
-        "Does the voice take British phonemes?"
-        return self.engine == "kokoro" and self.styles[0].startswith("b")
-
 # %% ../../nbs/data/voices.ipynb #0bdafa54
 HUMAN = "allison"
 TRAIN_VOICES = ("af_heart af_bella af_nicole af_aoede af_alloy af_jessica af_river af_sky am_michael am_puck am_echo am_liam am_onyx am_santa am_adam "

@@ -98,7 +98,7 @@ class Psi(ReMDM):
 # %% ../../nbs/diffusion/remask.ipynb #3673d2e2
 @dataclass
 class P2(Rule):
-    "Score all places, keep the best as the pace allows, mask the rest"
+    "Score all places, keep the best as the masking schedule allows, mask the rest"
     eta: float = 1.0
     name = "p2"
     remasks = True

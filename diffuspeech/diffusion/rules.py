@@ -61,7 +61,7 @@ MODEL_FREE = ("random", "left_to_right")
 
 @dataclass
 class ConfTopK(Rule):
-    "Commit the K most confident tokens, K by the pace"
+    "Commit the K most confident tokens, K by the masking schedule"
     score: str = "max"  # max, candidate, margin, entropy, random, left_to_right
 
     def __post_init__(self):
