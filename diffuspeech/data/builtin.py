@@ -91,6 +91,7 @@ class Pool:
     def __init__(self, kinds: Sequence[str], seed: int):
         self.kinds, self.seed, self.dealer = kinds, seed, texts.Dealer()
         self.left: dict[tuple, list[str]] = {}
+        self.next: dict[tuple, int] = {}  # where each split goes on looking
         for kind in kinds:
             if kind not in patterns.PATTERNS:
                 found = getattr(texts, kind)(seed)
@@ -114,12 +115,12 @@ class Pool:
         least = 3 if split == "train" else 5  # words
         for other in ("longest", "long") if size == "longest" else (size,):
             for kind in [kind, *self.kinds]:  # a kind that has none of this length is stood in for by the next
-                left = self.left.get((split if kind in patterns.PATTERNS else "prose", kind, other), [])
-                for place in range(len(left) - 1, -1, -1):
-                    text = left[place]
-                    if len(texts.words(text)) >= least and self.dealer.take(text, split):
-                        del left[place]
-                        return text, kind
+                key = (split if kind in patterns.PATTERNS else "prose", kind, other)
+                left = self.left.get(key, [])
+                while (place := self.next.get((split, key), len(left) - 1)) >= 0:
+                    self.next[split, key] = place - 1  # what this split may not have now, it may never have
+                    if len(texts.words(left[place])) >= least and self.dealer.take(left[place], split):
+                        return left.pop(place), kind
         raise ValueError(f"no {size} text is left for {split}")
 
 # %% ../../nbs/data/builtin.ipynb #2263e8cc
