@@ -326,7 +326,7 @@ BUILD = "from diffuspeech.data.builtin import build\nif __name__ == '__main__': 
 def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
     script, folder = tmp_path / "b.py", tmp_path / "corpus"
     script.write_text(BUILD.format(folder=str(folder)))
-    for kill_at in (1, 5):
+    for kill_at in (1, 12):
         p = subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         end = time.time() + 60
         while len(list(folder.rglob("*.flac"))) < kill_at and time.time() < end and p.poll() is None:
@@ -336,9 +336,12 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
         for file in folder.rglob("[!.]*.flac"):
             assert soundfile.info(file).frames > 8000  # whole, whenever it was
         assert not list(folder.glob("t*.jsonl")), "the manifests come last"
-    before = {f: f.stat().st_mtime_ns for f in folder.rglob("[!.]*.flac")}
+    clips = builtin.plan_corpus("tiny")
+    listed = [builtin.path_of(folder, c) for c in clips if c.id in builtin.read_journal(folder, clips)]  # the others were made, and not yet written down
+    times, contents = {f: f.stat().st_mtime_ns for f in listed}, {f: f.read_bytes() for f in folder.rglob("[!.]*.flac")}
     subprocess.run([sys.executable, script], check=True, capture_output=True)
-    assert all(f.stat().st_mtime_ns == t for f, t in before.items())
+    assert listed and all(f.stat().st_mtime_ns == t for f, t in times.items()), "what the journal lists is not made again"
+    assert all(f.read_bytes() == content for f, content in contents.items()), "and what is made again is the same"
     n = {split.name: len(Manifest(folder / f"{split.name}.jsonl")) for split in builtin.PLANS["tiny"]}
     assert n == {split.name: sum(split.clips.values()) for split in builtin.PLANS["tiny"]}
 
