@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 REPO = Path(__file__).resolve().parent.parent
-SHOTS = REPO / "_build" / "screenshots"
+SCREENSHOTS = REPO / "_build" / "screenshots"
 CHROMIUM = shutil.which("chromium")
 
 
@@ -129,9 +129,9 @@ class Page:
     "One notebook in JupyterLab. `page.tab` is Playwright's page, for what is not here"
 
     def __init__(self, browser, server: Server, path: str):
-        self.server, self.path, self.troubles = server, path, []
+        self.server, self.path, self.errors = server, path, []
         self.tab = browser.new_page(viewport=dict(width=1280, height=1400))
-        self.tab.on("pageerror", lambda error: self.troubles.append(f"page error: {error}"))
+        self.tab.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
         self.tab.on("request", lambda request: self._visit(request.url))
         self.tab.on("websocket", lambda socket: self._visit(socket.url.replace("ws", "http", 1)))
         answer = self.tab.goto(f"{server.url}lab/tree/{path}?token={server.token}&reset")
@@ -140,7 +140,7 @@ class Page:
 
     def _visit(self, url: str):
         if not url.startswith((self.server.url, "data:", "blob:")):
-            self.troubles.append(f"request to another machine: {url}")
+            self.errors.append(f"request to another machine: {url}")
 
     def _idle(self, seconds: float):
         self.tab.wait_for_function(IDLE, timeout=1000 * seconds, polling=100)
@@ -220,22 +220,22 @@ class Page:
 
     def screenshot(self, name: str) -> Path:
         "The whole notebook, in _build/screenshots/"
-        SHOTS.mkdir(parents=True, exist_ok=True)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         size = self.tab.viewport_size
         self.tab.set_viewport_size(dict(width=size["width"], height=min(self.tab.evaluate(HEIGHT) + 150, 12000)))
         self.tab.evaluate(TOP)
         self.settled()  # plots are drawn anew for the new size
-        self.tab.screenshot(path=SHOTS / f"{name}.png")
+        self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")
         self.tab.set_viewport_size(size)
-        return SHOTS / f"{name}.png"
+        return SCREENSHOTS / f"{name}.png"
 
     def close(self):
         "Close the tab and end its kernel; what went wrong in the page, if anything"
-        self.troubles += [f"error box: {text}" for text in self.tab.evaluate(ERRORS)]
+        self.errors += [f"error box: {text}" for text in self.tab.evaluate(ERRORS)]
         self.tab.close()
         for session in self.server.rest("api/sessions"):
             self.server.rest(f"api/sessions/{session['id']}", "DELETE")
-        return [f"{self.path}: {trouble}" for trouble in self.troubles]
+        return [f"{self.path}: {error}" for error in self.errors]
 
 
 class Lab:

@@ -7,8 +7,8 @@ from diffuspeech.evaluate.metrics import MissingDependency
 
 
 @pytest.fixture(scope="session")
-def present():
-    "present(Judge, ...): the judge, or a skip that names it"
+def judge_or_skip():
+    "judge_or_skip(Judge, ...): the judge, or a skip that names it"
     def make(judge, *args):
         try:
             return judge(*args)
@@ -39,6 +39,6 @@ def lab(request):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         lab = Lab(server, browser)
         yield lab
-        troubles = [trouble for page in lab.pages for trouble in page.close()]
+        errors = [error for page in lab.pages for error in page.close()]
         browser.close()
-    assert not troubles, "\n".join(troubles)
+    assert not errors, "\n".join(errors)

@@ -10,17 +10,17 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from diffuspeech.tasks import decoder
-from diffuspeech.train.config import Run
+from diffuspeech.train.config import TrainConfig
 from diffuspeech.train.loop import train
 
-SHAPE = dict(dim=48, inner=64, narrow=32)
+SHAPE = dict(dim=48, ffn_dim=64, embedding_dim=32)
 
 
-class OnProcessors(accelerate.Accelerator):
+class CpuFsdpAccelerator(accelerate.Accelerator):
     "Accelerate spreads weights over GPUs only. The code by which it does so runs on processors too, with gloo between them"
 
-    def __init__(self, **how):
-        super().__init__(**how)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.state.distributed_type = accelerate.DistributedType.FSDP
         self.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin()  # as the environment says
         if self.mixed_precision != "no":
@@ -37,17 +37,17 @@ def main(place: Path, corpus: Path, **changes):
     file = place / f"masked-{os.environ.get('RANK', 0)}.jsonl"
     real, rows = decoder.corrupt, []
 
-    def corrupt(tokens, row_keys, mask, t, lengths, **how):
-        found = real(tokens, row_keys, mask, t, lengths, **how)
+    def corrupt(tokens, row_keys, mask, t, lengths, **kwargs):
+        found = real(tokens, row_keys, mask, t, lengths, **kwargs)
         rows.extend((key, hashlib.sha256(x[:n].numpy().tobytes()).hexdigest()) for key, x, n in zip(row_keys.tolist(), found.x_t, lengths.tolist()))
         return found
 
     decoder.corrupt = corrupt
     if "ACCELERATE_USE_FSDP" in os.environ:
-        accelerate.Accelerator = OnProcessors
-    run = Run("diffuspeech.tasks.decoder:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
-              **dict(steps=6, lr=3e-3, warmup=2, ema=0.9, precision="fp32", seconds=12.0, batches=2, validate_every=100, save_every=100) | changes)
-    train(run, place, "cpu", progress=False)
+        accelerate.Accelerator = CpuFsdpAccelerator
+    run = TrainConfig("diffuspeech.tasks.decoder:DecoderTask", str(corpus), SHAPE, dict(tokenizer=f"{corpus}/tokenizer", recogniser=f"{corpus}/recogniser", taste=dict(quantizer=dict(kind="fsq", layers=2))),
+              **dict(steps=6, lr=3e-3, warmup_steps=2, ema_decay=0.9, precision="fp32", batch_seconds=12.0, batches_per_update=2, validate_every=100, save_every=100) | changes)
+    train(run, place, "cpu", progress_bar=False)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

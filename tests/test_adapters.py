@@ -12,8 +12,8 @@ pytest.importorskip("soundfile")
 from safetensors.torch import load_file, save_file
 
 from diffuspeech.data import audio
-from diffuspeech.tokenizers.codecs import Adapter
-from diffuspeech.tokenizers.public import KINDS, S3, S3Tokens, import_s3tokenizer, load_tokenizer, tiny
+from diffuspeech.tokenizers.codecs import CodecTokenizer
+from diffuspeech.tokenizers.public import S3_HOPS, TOKENIZERS, S3Tokenizer, import_s3tokenizer, load_tokenizer, tiny_tokenizer
 
 try:
     import_s3tokenizer()
@@ -24,18 +24,18 @@ except ImportError as e:
 S3_ONE = dict(n_codebook_size=64)
 MADE = {
     "s3 v1": ("s3", dict(name="speech_tokenizer_v1", **S3_ONE), {}), "s3 v1 slow": ("s3", dict(name="speech_tokenizer_v1_25hz", **S3_ONE), {}), "s3 v2": ("s3", {}, {}), "s3 v3": ("s3", dict(name="speech_tokenizer_v3_25hz"), {}),
-    "mimi": ("mimi", {}, {}), "mimi two": ("mimi", {}, dict(codebooks=2)), "mimi one": ("mimi", {}, dict(codebooks=1)), "encodec": ("encodec", {}, dict(bandwidth=1.5)), "encodec one": ("encodec", {}, {}),
-    "dac": ("dac", {}, {}), "dac two": ("dac", {}, dict(codebooks=2)), "dac odd": ("dac", dict(sampling_rate=44_100, downsampling_ratios=[2, 4, 8, 8]), {}), "xcodec": ("xcodec", {}, {}), "xcodec low": ("xcodec", {}, dict(bandwidth=0.5)), "xcodec2": ("xcodec2", {}, {}),
+    "mimi": ("mimi", {}, {}), "mimi two": ("mimi", {}, dict(num_codebooks=2)), "mimi one": ("mimi", {}, dict(num_codebooks=1)), "encodec": ("encodec", {}, dict(bandwidth=1.5)), "encodec one": ("encodec", {}, {}),
+    "dac": ("dac", {}, {}), "dac two": ("dac", {}, dict(num_codebooks=2)), "dac odd": ("dac", dict(sampling_rate=44_100, downsampling_ratios=[2, 4, 8, 8]), {}), "xcodec": ("xcodec", {}, {}), "xcodec low": ("xcodec", {}, dict(bandwidth=0.5)), "xcodec2": ("xcodec2", {}, {}),
 }
 CODEBOOKS = {"mimi": 4, "mimi two": 2, "encodec": 4, "dac": 3, "dac two": 2, "dac odd": 3, "xcodec": 4, "xcodec low": 2}
 RATES = {"s3 v1": 50, "s3 v1 slow": 25, "s3 v2": 25, "s3 v3": 25, "mimi": 12.5, "mimi two": 12.5, "mimi one": 12.5, "encodec": 75, "encodec one": 75, "dac odd": 44_100 / 512}
 
 
-def made(name) -> Adapter:
+def make_adapter(name) -> CodecTokenizer:
     kind, config, options = MADE[name]
     if kind == "s3" and no_s3:
         pytest.skip(no_s3)
-    return tiny(kind, options=options, **config)
+    return tiny_tokenizer(kind, options=options, **config)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def tokenizers():
 
     def get(name):
         if name not in cache:
-            cache[name] = made(name)
+            cache[name] = make_adapter(name)
         return cache[name]
     return get
 
@@ -64,8 +64,8 @@ def test_shapes_and_rates(name, tokenizers, batch):
     t = tokenizers(name)
     waves, lengths = batch
     ids, n = t.encode(waves, lengths)
-    assert t.codebooks == CODEBOOKS.get(name, 1) and t.frame_rate == RATES.get(name, 50) == t.rate / t.hop
-    assert ids.dtype == n.dtype == torch.int64 and ids.shape == (4, n.max(), *([t.codebooks] if t.codebooks > 1 else []))
+    assert t.num_codebooks == CODEBOOKS.get(name, 1) and t.frame_rate == RATES.get(name, 50) == t.sample_rate / t.hop
+    assert ids.dtype == n.dtype == torch.int64 and ids.shape == (4, n.max(), *([t.num_codebooks] if t.num_codebooks > 1 else []))
     wanted = [math.ceil(s / audio.SAMPLE_RATE * t.frame_rate - 0.5) for s in lengths.tolist()]  # S3 drops a last half frame, the others fill it up
     assert all(w <= got <= w + 1 for w, got in zip(wanted, n.tolist())) and n[2] == 1 and n[3] == 0
     for row, length in zip(ids, n.tolist()):
@@ -111,9 +111,9 @@ def test_there_and_back(name, tokenizers, batch):
 @decoding
 def test_ids_that_are_none(name, tokenizers):
     t = tokenizers(name)
-    many = t.codebooks > 1
-    ids = torch.zeros(2, 4, *([t.codebooks] if many else []), dtype=torch.long)
-    at = (1, 2, t.codebooks - 1) if many else (1, 2)
+    many = t.num_codebooks > 1
+    ids = torch.zeros(2, 4, *([t.num_codebooks] if many else []), dtype=torch.long)
+    at = (1, 2, t.num_codebooks - 1) if many else (1, 2)
     for bad in (t.vocab_size, -2, -1):
         wrong = ids.clone()
         wrong[at] = bad
@@ -160,20 +160,20 @@ def test_fewer_codebooks_are_the_first(tokenizers, batch):
     for some, every in (("mimi two", "mimi"), ("dac two", "dac"), ("encodec one", "encodec")):
         a, b = tokenizers(some), tokenizers(every)
         ids = a.encode(*batch)[0]
-        assert torch.equal(ids if ids.ndim == 3 else ids[..., None], b.encode(*batch)[0][..., : a.codebooks])
+        assert torch.equal(ids if ids.ndim == 3 else ids[..., None], b.encode(*batch)[0][..., : a.num_codebooks])
 
 
 def test_each_says_its_numbers_and_its_weights():
-    a, b, other = tiny("dac"), tiny("dac"), tiny("dac", seed=1)
+    a, b, other = tiny_tokenizer("dac"), tiny_tokenizer("dac"), tiny_tokenizer("dac", seed=1)
     assert a.version == b.version != other.version and a.version.startswith("dac-50hz-3x32-") and len(a.version.rsplit("-", 1)[1]) == 8
     state = torch.get_rng_state()
-    tiny("encodec", seed=3)
+    tiny_tokenizer("encodec", seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(p.requires_grad for p in a.parameters())
 
 
 def test_codebooks_computed_at_first_use_follow_a_move(tokenizers, batch):
-    t = made("mimi")
+    t = make_adapter("mimi")
     t.encode(*batch)
     assert any(m._embed is not None for m in t.model.modules() if hasattr(m, "_embed"))
     t.to("cpu")
@@ -207,7 +207,7 @@ def test_folders_that_are_none(tokenizers, tmp_path):
     with pytest.raises(ValueError, match="preprocessor_config.json says 24000 Hz, and config.json 16000 Hz"):
         load_tokenizer(f"dac:{tmp_path}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000}))
-    load_tokenizer(f"dac:{tmp_path}", codebooks=1)
+    load_tokenizer(f"dac:{tmp_path}", num_codebooks=1)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no \*.safetensors; pytorch_model.bin is a pickle, which is never read"):
         load_tokenizer(f"dac:{tmp_path}")
@@ -226,7 +226,7 @@ def test_the_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("no route")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
     with pytest.raises(ValueError) as said:
-        load_tokenizer("mimi:kyutai/mimi", codebooks=8)
+        load_tokenizer("mimi:kyutai/mimi", num_codebooks=8)
     assert "\n" not in str(said.value) and all(words in str(said.value) for words in ("mimi:kyutai/mimi", "the hub did not give it (ConnectionError)", "mimi:path/to/folder"))
 
 
@@ -234,9 +234,9 @@ def test_names_and_options_that_are_none(tokenizers):
     for name in ("snac:x/y", "kyutai/mimi", "mimi:", ""):
         with pytest.raises(ValueError, match="one of the kinds s3, mimi, encodec, dac, xcodec, xcodec2"):
             load_tokenizer(name)
-    for kind, options, words in (("mimi", dict(codebooks=5), "codebooks=5 must be from 1 to 4"), ("dac", dict(codebooks=0), "codebooks=0 must be from 1 to 3"), ("encodec", dict(bandwidth=2.0), "bandwidth=2.0 must be one of 0.375, 1.5, 3.0"), ("xcodec", dict(bandwidth=9), "bandwidth=9 must be one of")):
+    for kind, options, words in (("mimi", dict(num_codebooks=5), "num_codebooks=5 must be from 1 to 4"), ("dac", dict(num_codebooks=0), "num_codebooks=0 must be from 1 to 3"), ("encodec", dict(bandwidth=2.0), "bandwidth=2.0 must be one of 0.375, 1.5, 3.0"), ("xcodec", dict(bandwidth=9), "bandwidth=9 must be one of")):
         with pytest.raises(ValueError, match=words):
-            tiny(kind, options=options)
+            tiny_tokenizer(kind, options=options)
 
 
 def test_an_option_of_another_kind(tokenizers, tmp_path):
@@ -248,11 +248,11 @@ def test_an_option_of_another_kind(tokenizers, tmp_path):
 def test_configs_whose_ids_would_not_be_enough():
     for config in (dict(normalize=True), dict(audio_channels=2), dict(chunk_length_s=1.0, overlap=0.01)):
         with pytest.raises(ValueError, match="take the 24 kHz one"):
-            tiny("encodec", **config)
+            tiny_tokenizer("encodec", **config)
     with pytest.raises(ValueError, match="frames of 160 samples, and its spectrogram has frames of 320"):
-        tiny("xcodec2", downsampling_ratios=[2, 2, 2, 4, 5])
+        tiny_tokenizer("xcodec2", downsampling_ratios=[2, 2, 2, 4, 5])
     with pytest.raises(ValueError, match="24000 Hz and 10.0 frames a second, and its strides make frames of 1920 samples"):
-        tiny("mimi", frame_rate=10.0)
+        tiny_tokenizer("mimi", frame_rate=10.0)
 
 
 s3 = pytest.mark.skipif(bool(no_s3), reason=str(no_s3))
@@ -285,9 +285,9 @@ def test_s3_files_and_names(tmp_path, monkeypatch):
         load_tokenizer("s3:whisper")
     with pytest.raises(ValueError, match="neither config.json and model.safetensors, nor a speech_tokenizer"):
         load_tokenizer(f"s3:{tmp_path}")
-    real = public._network
-    monkeypatch.setattr(public, "_network", lambda name, **sizes: real(name, **(dict(n_audio_state=64, n_audio_head=1, n_audio_layer=1) | sizes)))
-    t = tiny("s3", n_mels=128)
+    real = public._build_model
+    monkeypatch.setattr(public, "_build_model", lambda name, **sizes: real(name, **(dict(n_audio_state=64, n_audio_head=1, n_audio_layer=1) | sizes)))
+    t = tiny_tokenizer("s3", n_mels=128)
     file = tmp_path / "speech_tokenizer_v2.pt"
     torch.save(t.model.state_dict(), file)
     for name in (file, tmp_path):  # as CosyVoice names it, the file or its folder
@@ -307,7 +307,7 @@ def test_s3_files_and_names(tmp_path, monkeypatch):
 @s3
 def test_s3_published_without_onnx_or_network(monkeypatch, tmp_path):
     from diffuspeech.tokenizers import public
-    monkeypatch.setattr(public, "_onnx", lambda what: None)
+    monkeypatch.setattr(public, "_require_onnx", lambda what: None)
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def nothing(name, root):
@@ -329,9 +329,9 @@ def test_s3_config_that_is_none(tokenizers, tmp_path):
     for wrong in (made | {"layers": 3}, made | {"name": "v9"}, {"n_mels": 80}):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match="not that of an S3 tokenizer"):
-            S3Tokens.from_pretrained(tmp_path)
+            S3Tokenizer.from_pretrained(tmp_path)
 
 
 def test_every_kind_is_tried():
-    assert {kind for kind, _, _ in MADE.values()} == set(KINDS)
-    assert {config.get("name", "speech_tokenizer_v2_25hz") for kind, config, _ in MADE.values() if kind == "s3"} == set(S3)
+    assert {kind for kind, _, _ in MADE.values()} == set(TOKENIZERS)
+    assert {config.get("name", "speech_tokenizer_v2_25hz") for kind, config, _ in MADE.values() if kind == "s3"} == set(S3_HOPS)

@@ -44,7 +44,7 @@ def as_path(spans, ids, T, blank):
     return path
 
 
-def brute(log_probs, ids, blank):
+def brute_force(log_probs, ids, blank):
     T, V = log_probs.shape
     return max(sum(log_probs[t, s].item() for t, s in enumerate(path)) for path in itertools.product(range(V), repeat=T) if collapse(path, blank) == ids)
 
@@ -61,7 +61,7 @@ def test_the_best_of_all_paths(T, V, blank, symbols, seed):
         return
     path = as_path(ctc_align(log_probs, torch.tensor(ids), blank), ids, T, blank)
     assert collapse(path, blank) == ids
-    assert sum(log_probs[t, s].item() for t, s in enumerate(path)) == pytest.approx(brute(log_probs, ids, blank), abs=1e-4)
+    assert sum(log_probs[t, s].item() for t, s in enumerate(path)) == pytest.approx(brute_force(log_probs, ids, blank), abs=1e-4)
 
 
 @pytest.mark.parametrize("ids", [[1, 1], [1, 1, 1], [1, 2, 2, 1], [2, 2, 1, 1]])
@@ -126,16 +126,16 @@ def test_a_word_outside_the_dictionary():
             guess_pronunciation(word)
 
 
-def clip_of(*spans):
+def alignment_of(*spans):
     return Alignment([Word(f"w{i}", start, end, 1.0) for i, (start, end) in enumerate(spans)], [], 9.0)
 
 
 def test_rhythm():
-    a, b = clip_of((0, 1), (1, 3), (4, 7)), clip_of((0, 2), (2, 6), (6, 12))
+    a, b = alignment_of((0, 1), (1, 3), (4, 7)), alignment_of((0, 2), (2, 6), (6, 12))
     assert word_durations(a).tolist() == [1, 2, 3] and speaking_rate(a)["words"] == pytest.approx(3 / 7) and speaking_rate(a)["pause"] == pytest.approx(1 / 7)
-    assert duration_correlation(a, b) == pytest.approx(1) and duration_correlation(a, clip_of((0, 3), (3, 5), (5, 6))) == pytest.approx(-1)
+    assert duration_correlation(a, b) == pytest.approx(1) and duration_correlation(a, alignment_of((0, 3), (3, 5), (5, 6))) == pytest.approx(-1)
     assert duration_correlation([a, a], [b, a]) < 1
-    for x, y, words in ((a, clip_of((0, 1)), "same words"), ([a], [a, a], "1 clips against 2"), (clip_of((0, 1)), clip_of((0, 1)), "three words")):
+    for x, y, words in ((a, alignment_of((0, 1)), "same words"), ([a], [a, a], "1 clips against 2"), (alignment_of((0, 1)), alignment_of((0, 1)), "three words")):
         with pytest.raises(ValueError, match=words):
             duration_correlation(x, y)
 

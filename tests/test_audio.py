@@ -28,7 +28,7 @@ def part(kind, share, subtype=None):
     return lambda wave: (data := sound(wave, kind, subtype))[: int(len(data) * share)]
 
 
-def spoiled(value, rate=16_000, at=1.0):
+def with_value(value, rate=16_000, at=1.0):
     def make(wave):
         wave = wave.clone()
         wave[int(at * rate)] = value
@@ -60,10 +60,10 @@ BAD = {
     "four bytes of ogg": ("a.ogg", lambda w: b"OggS", "breaks off inside its last page"),
     "ogg and then something else": ("a.ogg", lambda w: sound(w, "OGG")[:4000] + bytes(4000), "breaks off|not an audio file|holds no audio"),
     "flac with a hole": ("a.flac", lambda w: (d := sound(w, "FLAC"))[:40_000] + bytes(20_000) + d[60_000:], "breaks off or is damaged|holds no audio"),
-    "a NaN": ("a.wav", spoiled(float("nan")), r"the sample at 1.000 s is nan; write the file again"),
-    "a NaN at the end": ("a.wav", spoiled(float("nan"), at=5.65), r"the sample at 5.650 s is nan"),
-    "an infinity": ("a.wav", spoiled(float("inf")), r"the sample at 1.000 s is inf"),
-    "minus infinity at 8 kHz": ("a.wav", spoiled(-float("inf"), 8_000), r"the sample at 1.000 s is -inf"),
+    "a NaN": ("a.wav", with_value(float("nan")), r"the sample at 1.000 s is nan; write the file again"),
+    "a NaN at the end": ("a.wav", with_value(float("nan"), at=5.65), r"the sample at 5.650 s is nan"),
+    "an infinity": ("a.wav", with_value(float("inf")), r"the sample at 1.000 s is inf"),
+    "minus infinity at 8 kHz": ("a.wav", with_value(-float("inf"), 8_000), r"the sample at 1.000 s is -inf"),
     "a rate of 1 Hz": ("a.wav", lambda w: sound(w, "WAV", rate=1), "1 samples a second, where 4000 to 768000 are wanted"),
     "a rate of 3999 Hz": ("a.wav", lambda w: sound(w, "WAV", rate=3_999), "3999 samples a second"),
     "a rate of 2 GHz": ("a.wav", lambda w: sound(w, "WAV", rate=2**31 - 1), "2147483647 samples a second"),

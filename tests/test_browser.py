@@ -86,7 +86,7 @@ def kernel(server):
 
 
 @pytest.fixture
-def look(server):
+def edit_notebook(server):
     "Change a cell of nbs/base/style.ipynb, saved as JupyterLab saves it; as it was when the test ends"
     path = "api/contents/nbs/base/style.ipynb"
     start = server.rest(path)["content"]
@@ -102,7 +102,7 @@ def look(server):
     server.rest(path, "PUT", {"type": "notebook", "format": "json", "content": start})
 
 
-def test_autoreload(kernel, look):
+def test_autoreload(kernel, edit_notebook):
     "Each saved change of a library notebook is seen in an open explore notebook within 5 s"
     def value(expression, code="pass"):  # an empty cell would not reload
         reply = kernel.execute(code, user_expressions={"it": expression}, reply=True, timeout=60)["content"]
@@ -114,7 +114,7 @@ def test_autoreload(kernel, look):
     assert value("style.COLORMAP, plot_style('').dash") == "('cividis', 'solid')"
     for old, new, seen in [('COLORMAP = "cividis"', 'COLORMAP = "gray_r"', "('gray_r', 'solid')"), ("PlotStyle(GREY))", "PlotStyle(GREY, 'dot'))", "('cividis', 'dot')")]:
         start = time.monotonic()
-        look(old, new)
+        edit_notebook(old, new)
         saved = time.monotonic() - start
         while (now := value("style.COLORMAP, plot_style('').dash")) != seen and time.monotonic() < start + 10:
             time.sleep(0.1)
@@ -123,12 +123,12 @@ def test_autoreload(kernel, look):
         assert now == seen and took < 5
 
 
-def test_saving_is_safe(server, look):
+def test_saving_is_safe(server, edit_notebook):
     "A save leaves no noise in the diff; one that cannot be exported is still a save, and the module stays whole"
     notebook, module = (server.root / path for path in ("nbs/base/style.ipynb", "diffuspeech/base/style.py"))
     before = notebook.read_bytes(), module.read_bytes()
-    look('COLORMAP = "cividis"', 'COLORMAP = "cividis"', execution_count=7)
+    edit_notebook('COLORMAP = "cividis"', 'COLORMAP = "cividis"', execution_count=7)
     assert (notebook.read_bytes(), module.read_bytes()) == before
-    look('COLORMAP = "cividis"', "COLORMAP = = 1")
+    edit_notebook('COLORMAP = "cividis"', "COLORMAP = = 1")
     assert "COLORMAP = = 1" in notebook.read_text() and module.read_bytes() == before[1]
     assert "style.ipynb was saved but not exported" in server.log.read_text()

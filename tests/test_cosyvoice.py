@@ -15,19 +15,19 @@ pytest.importorskip("soundfile")
 
 from diffuspeech.base.checkpoint import find_checkpoint
 from diffuspeech.data import audio
-from diffuspeech.tokenizers.public import import_s3tokenizer, tiny
-from diffuspeech.tokenizers.quantize import own_randomness
-from diffuspeech.voice.cosyvoice import BEFORE, FADE, PIECE, PUBLISHED, CosyVoice, Speaker, read
-from diffuspeech.voice.cosyvoice_flow import CosyFlow, CosyFlowConfig, stretch
+from diffuspeech.tokenizers.public import import_s3tokenizer, tiny_tokenizer
+from diffuspeech.tokenizers.quantize import seeded_rng
+from diffuspeech.voice.cosyvoice import CHUNK, CROSSFADE, FILE_PATTERNS, LEFT_CONTEXT, CosyVoice, SpeakerEncoder, load_published
+from diffuspeech.voice.cosyvoice_flow import CosyFlow, CosyFlowConfig, interpolate
 from diffuspeech.voice.hift import Hift, HiftConfig, mel_frames
 
-FLOW = CosyFlowConfig(vocab=64, dim=32, heads=4, inner=64, layers=2, channels=(32, 32), blocks=1, middle=1, estimator_heads=2, head_dim=16)
-HIFT = HiftConfig(width=32, pitch_width=16)
+FLOW = CosyFlowConfig(vocab_size=64, dim=32, heads=4, ffn_dim=64, layers=2, channels=(32, 32), num_blocks=1, num_mid_blocks=1, estimator_heads=2, head_dim=16)
+HIFT = HiftConfig(base_channels=32, f0_channels=16)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    with own_randomness(torch.device("cpu"), 0, "test"):
+    with seeded_rng(torch.device("cpu"), 0, "test"):
         return CosyFlow(FLOW).eval(), Hift(HIFT).eval()
 
 
@@ -116,12 +116,12 @@ def test_published_names_and_shapes(made, table, tensors, parameters):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 20, 40, 41, 50, 255, 256, 1024, 1500])
 def test_frames_of_tokens(parts, n):
-    assert parts[0].frames(n) == int(n / 50 * 22050 / 256)
-    assert stretch(torch.zeros(1, n, 4), parts[0].frames(n), parts[0].frames(20)).shape == (1, 4, parts[0].frames(n))
+    assert parts[0].num_frames(n) == int(n / 50 * 22050 / 256)
+    assert interpolate(torch.zeros(1, n, 4), parts[0].num_frames(n), parts[0].num_frames(20)).shape == (1, 4, parts[0].num_frames(n))
 
 
 def test_pieces_fall_on_whole_frames(parts):
-    assert all(parts[0].frames(BEFORE * k) == 441 * k for k in (1, 2, 3, 4)) and PIECE == 4 * BEFORE and FADE < 441
+    assert all(parts[0].num_frames(LEFT_CONTEXT * k) == 441 * k for k in (1, 2, 3, 4)) and CHUNK == 4 * LEFT_CONTEXT and CROSSFADE < 441
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 41, 70])
@@ -158,12 +158,12 @@ def test_seed_and_global_generator(codec, ids):
 def test_guidance(parts, ids):
     flow = parts[0]
     with torch.no_grad():
-        mu = flow.mean(ids[:1], ids[:1, :0], 0)
-        voice, zero = flow.voice(torch.ones(1, 192)), torch.zeros_like(mu)
+        mu = flow.prior_mean(ids[:1], ids[:1, :0], 0)
+        voice, zero = flow.embed_speaker(torch.ones(1, 192)), torch.zeros_like(mu)
         noise, net = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0)), flow.decoder["estimator"]
-        given, free = net(noise, mu, torch.zeros(1), voice, zero), net(noise, zero, torch.zeros(1), torch.zeros_like(voice), zero)
+        cond, uncond = net(noise, mu, torch.zeros(1), voice, zero), net(noise, zero, torch.zeros(1), torch.zeros_like(voice), zero)
         for w in (0.0, 0.7, 2.0):
-            assert torch.allclose(flow.sample(mu, voice, zero, noise, 1, w), noise + given + w * (given - free), atol=1e-5)
+            assert torch.allclose(flow.sample(mu, voice, zero, noise, 1, w), noise + cond + w * (cond - uncond), atol=1e-5)
 
 
 def test_steps_go_from_zero_to_one(parts):
@@ -184,9 +184,9 @@ def test_source_is_the_sum_of_its_harmonics(parts):
     sines = 0.1 * torch.stack([torch.sin(2 * torch.pi * h * each.cumsum(1) / 22050 + offset[:, h - 1]) for h in range(1, 10)], -1)
     voiced = (each > 10)[..., None]
     mixed = torch.where(voiced, sines + 0.003 * noise, 0.1 / 3 * noise).float()
-    begin = torch.nn.functional.pad((pitch.double() * 256 / 22050).cumsum(1), (1, 0))[:, :-1]
+    start_phase = torch.nn.functional.pad((pitch.double() * 256 / 22050).cumsum(1), (1, 0))[:, :-1]
     with torch.no_grad():
-        assert torch.allclose(hift.source(pitch, begin, offset, noise)[0, 0], torch.tanh(hift.m_source["l_linear"](mixed))[0, :, 0], atol=1e-6)
+        assert torch.allclose(hift.source(pitch, start_phase, offset, noise)[0, 0], torch.tanh(hift.m_source["l_linear"](mixed))[0, :, 0], atol=1e-6)
 
 
 def test_vocoder_pieces_are_the_whole(parts):
@@ -194,8 +194,8 @@ def test_vocoder_pieces_are_the_whole(parts):
     with torch.no_grad():  # half of the frames voiced, so that both kinds of source are heard
         weight = hift.f0_predictor["classifier"].weight
         kept, hift.f0_predictor["classifier"].weight.data = weight.data.clone(), weight.data * 1000
-        pitch = hift.pitch(mel.mT[None])
-        whole, apart = hift.synthesise(mel), [hift.synthesise(mel, piece=n) for n in (37, 64, 149)]
+        pitch = hift.predict_f0(mel.mT[None])
+        whole, apart = hift.synthesize(mel), [hift.synthesize(mel, chunk=n) for n in (37, 64, 149)]
         weight.data = kept
     assert 0.1 < (pitch > 10).float().mean() < 1 and whole.abs().max() > 1e-3
     assert all((one - whole).abs().max() < 1e-4 * whole.abs().max() for one in apart)
@@ -213,26 +213,26 @@ class Drifting(torch.nn.Module):
 def test_flow_pieces_have_no_seams(parts):
     flow = CosyFlow(FLOW).eval()
     flow.decoder["estimator"] = Drifting()
-    mel = CosyVoice(flow, parts[1]).features(torch.zeros(700, dtype=torch.long), steps=3, piece=256)
-    assert len(mel) == flow.frames(700)
-    for i, (start, stop) in enumerate(((0, 441 - FADE), (441, 882 - FADE), (882, len(mel)))):  # each piece starts from the one before
+    mel = CosyVoice(flow, parts[1]).features(torch.zeros(700, dtype=torch.long), steps=3, chunk=256)
+    assert len(mel) == flow.num_frames(700)
+    for i, (start, stop) in enumerate(((0, 441 - CROSSFADE), (441, 882 - CROSSFADE), (882, len(mel)))):  # each piece starts from the one before
         assert torch.allclose(mel[start:stop], torch.tensor(1.5 + 0.5 * i), atol=0.03)
-    assert (mel[1:] - mel[:-1]).abs().max() < 0.5 / FADE  # and gets there in small steps
+    assert (mel[1:] - mel[:-1]).abs().max() < 0.5 / CROSSFADE  # and gets there in small steps
 
 
 def test_a_piece_knows_what_came_before(codec):
     ids = torch.randint(64, (600,), generator=torch.Generator().manual_seed(1))
     other = ids.clone()
     other[:200] = (other[:200] + 1) % 64
-    a, b = codec.features(ids, steps=2, piece=256), codec.features(other, steps=2, piece=256)
+    a, b = codec.features(ids, steps=2, chunk=256), codec.features(other, steps=2, chunk=256)
     assert (a[441:800] - b[441:800]).abs().max() > 1e-4  # through the prompt
-    assert torch.equal(codec.features(ids[:256], steps=2), codec.features(ids[:256], steps=2, piece=256))
+    assert torch.equal(codec.features(ids[:256], steps=2), codec.features(ids[:256], steps=2, chunk=256))
 
 
 def test_memory_is_that_of_a_piece(codec):
     longest = []
     handle = codec.flow.decoder["estimator"].register_forward_pre_hook(lambda module, args: longest.append(args[0].shape[2]))
-    codec.features(torch.zeros(1400, dtype=torch.long), steps=1, piece=256)
+    codec.features(torch.zeros(1400, dtype=torch.long), steps=1, chunk=256)
     handle.remove()
     assert len(longest) == 6 and max(longest) == 2 * 441
 
@@ -256,7 +256,7 @@ def published(folder, parts, old=True, prefix=""):
 def test_both_spellings(tmp_path, parts, old, prefix):
     published(tmp_path, parts, old, prefix)
     for model, name, first in ((CosyFlow(FLOW), "flow.pt", parts[0]), (Hift(HIFT), "hift.pt", parts[1])):
-        assert all(torch.equal(p, q) for p, q in zip(read(model, tmp_path / name).state_dict().values(), first.state_dict().values()))
+        assert all(torch.equal(p, q) for p, q in zip(load_published(model, tmp_path / name).state_dict().values(), first.state_dict().values()))
 
 
 def test_folder_without_pickles(tmp_path, parts, codec, ids):
@@ -270,7 +270,7 @@ class Code:
         return os.mkdir, ("ran",)
 
 
-def spoil(kind, folder, parts):
+def corrupt_files(kind, folder, parts):
     "A bad flow.pt, and what the error says"
     path, weights = folder / "flow.pt", dict(parts[0].state_dict())
     name = "encoder.encoders.0.norm_ff.bias"
@@ -309,9 +309,9 @@ def spoil(kind, folder, parts):
 @pytest.mark.parametrize("kind", ["truncated", "half", "empty", "text", "code", "raw pickle", "list", "missing", "extra", "shape", "number"])
 def test_bad_files(tmp_path, monkeypatch, parts, kind):
     monkeypatch.chdir(tmp_path)
-    words = spoil(kind, tmp_path, parts)
+    words = corrupt_files(kind, tmp_path, parts)
     with pytest.raises(ValueError, match=words) as e:
-        read(CosyFlow(FLOW), tmp_path / "flow.pt")
+        load_published(CosyFlow(FLOW), tmp_path / "flow.pt")
     assert "flow.pt" in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "ran").exists()
 
 
@@ -322,10 +322,10 @@ def test_missing_files(tmp_path, parts):
     with pytest.raises(ValueError, match="no flow.pt, hift.pt, speech_tokenizer_v1.onnx"):
         CosyVoice.from_pretrained(tmp_path / "..", FLOW, HIFT)
     with pytest.raises(ValueError, match="flow.pt"):
-        read(CosyFlow(FLOW), tmp_path / "elsewhere" / "flow.pt")
+        load_published(CosyFlow(FLOW), tmp_path / "elsewhere" / "flow.pt")
     (tmp_path / "speech_tokenizer_v1.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match="flow.pt: "):  # the published sizes, and a small network in the file
-        CosyVoice.from_pretrained(tmp_path, CosyFlowConfig(vocab=65, dim=32, heads=4, inner=64, layers=3, channels=(32, 32), blocks=1, middle=1), HIFT)
+        CosyVoice.from_pretrained(tmp_path, CosyFlowConfig(vocab_size=65, dim=32, heads=4, ffn_dim=64, layers=3, channels=(32, 32), num_blocks=1, num_mid_blocks=1), HIFT)
 
 
 @pytest.mark.parametrize("name", ["nothing", "/nowhere/at/all", "~/cosyvoice", "./here", "a/b/c", ""])
@@ -333,7 +333,7 @@ def test_no_such_folder(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     if name:
         with pytest.raises(ValueError, match="no such folder"):
-            find_checkpoint(name, PUBLISHED)
+            find_checkpoint(name, FILE_PATTERNS)
     else:
         with pytest.raises(ValueError, match="no flow.pt"):  # an empty name is the folder one is in
             CosyVoice.from_pretrained(name)
@@ -346,7 +346,7 @@ def test_only_what_is_read_is_fetched(monkeypatch, tmp_path):
         asked[name] = allow_patterns
         return tmp_path
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert find_checkpoint("FunAudioLLM/CosyVoice-300M", PUBLISHED) == tmp_path and set(asked) == {"FunAudioLLM/CosyVoice-300M"}
+    assert find_checkpoint("FunAudioLLM/CosyVoice-300M", FILE_PATTERNS) == tmp_path and set(asked) == {"FunAudioLLM/CosyVoice-300M"}
     assert {"flow.pt", "hift.pt", "speech_tokenizer_v1.onnx", "campplus.onnx"} <= set(asked.popitem()[1])
 
 
@@ -363,7 +363,7 @@ def test_bad_ids(codec, bad, words):
 def test_bad_arguments(codec, ids):
     with pytest.raises(ValueError, match="lengths="):
         codec.decode(ids, torch.tensor([70, 71, 3]))
-    for options in (dict(steps=0), dict(piece=300), dict(piece=0)):
+    for options in (dict(steps=0), dict(chunk=300), dict(chunk=0)):
         with pytest.raises(ValueError, match="steps is 1 or more"):
             codec.features(ids[0], **options)
     with pytest.raises(ValueError, match="reference holds 1 waves, and ids 3 rows"):
@@ -410,13 +410,13 @@ def voiced(tmp_path_factory, parts):
         import_s3tokenizer()
     except ImportError as e:
         pytest.skip(str(e))
-    return CosyVoice(*parts, tiny("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path_factory.mktemp("cosyvoice") / "campplus.onnx"))
+    return CosyVoice(*parts, tiny_tokenizer("s3", name="speech_tokenizer_v1", n_codebook_size=64), small_campplus(tmp_path_factory.mktemp("cosyvoice") / "campplus.onnx"))
 
 
 def test_reference(voiced, ids):
     wave = audio.load_clip()[:24_000]
-    said, heard, vector = voiced.prompt(wave)
-    assert said.shape == (1, 75) and heard.shape == (1, 80, 1.5 * 22050 // 256) and vector.shape == (1, 192) and vector.abs().max() > 0
+    prompt_ids, prompt_mel, vector = voiced.prompt(wave)
+    assert prompt_ids.shape == (1, 75) and prompt_mel.shape == (1, 80, 1.5 * 22050 // 256) and vector.shape == (1, 192) and vector.abs().max() > 0
     alone = voiced.decode(ids[:1], steps=2)
     one, other = voiced.decode(ids[:2], reference=[wave, wave.flip(0)], steps=2), voiced.decode(ids[:1], reference=[wave.flip(0)], steps=2)
     assert one.shape == (2, 70 * 320) and not torch.equal(one[:1], alone) and not torch.equal(one[:1], other)
@@ -443,9 +443,9 @@ def test_bad_campplus(parts, voiced, tmp_path):
     wave = audio.load_clip()[:16_000]
     (tmp_path / "campplus.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="campplus.onnx: not an ONNX model") as e:
-        Speaker(tmp_path / "campplus.onnx")
+        SpeakerEncoder(tmp_path / "campplus.onnx")
     assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="makes 64 numbers, and the flow reads 192"):
         CosyVoice(*parts, voiced.tokenizer, small_campplus(tmp_path / "small.onnx", 64)).prompt(wave)
     with pytest.raises(ValueError, match="makes 64 ids at 25 a second, and the flow reads 64 at 50"):
-        CosyVoice(*parts, tiny("s3", name="speech_tokenizer_v1_25hz", n_codebook_size=64))
+        CosyVoice(*parts, tiny_tokenizer("s3", name="speech_tokenizer_v1_25hz", n_codebook_size=64))

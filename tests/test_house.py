@@ -233,7 +233,7 @@ def test_wheel_in_a_bare_environment(tmp_path):
             (site / name).symlink_to(here / name)
     code = ("import diffuspeech, importlib.util as u, sys; from diffuspeech.data import audio; from diffuspeech.tokenizers import spectral; import torch;"
             "from diffuspeech.diffusion.sample import sample; from diffuspeech.diffusion.rules import ConfTopK; from diffuspeech.diffusion.oracle import MarkovChain;"
-            "w = audio.load_clip(); c = spectral.SpectralTokens(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
+            "w = audio.load_clip(); c = spectral.SpectralTokenizer(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
             "o = sample(MarkovChain.fit(ids[0], 64), x, ConfTopK(), 64, steps=4); assert (o.tokens != 64).all(); c.decode(o.tokens[0]);"
             "assert not any(u.find_spec(m) for m in ('IPython', 'jupyterlab', 'ipywidgets', 'nbdev', 'fastcore')); print(diffuspeech.__file__)")
     work = tmp_path / "elsewhere"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from small import prepared as prepared_clips
+from small import prepare_clips
 
 from diffuspeech import cli
 from diffuspeech.base.pretrained import MissingDependency
@@ -21,12 +21,12 @@ from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
 from diffuspeech.data.voices import missing
-from diffuspeech.tokenizers.public import tiny
+from diffuspeech.tokenizers.public import tiny_tokenizer
 from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
 from diffuspeech.voice import prepared
 from diffuspeech.voice.codec import SpeechCodec, check_ids
 from diffuspeech.voice.flow import Flow, FlowConfig
-from diffuspeech.voice.jobs import gather, load_codec
+from diffuspeech.voice.jobs import collect_utterances, load_codec
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def model(tmp_path_factory):
     "A codec with random weights, in folders as the real one"
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("codec")
-    Tokenizer(TokenizerConfig(hidden=32, before=1, after=1, heads=2, inner=32, channels=8)).save_pretrained(folder / "speech-tokens")
-    flow = Flow(FlowConfig(dim=32, layers=1, heads=2, inner=32))
-    torch.nn.init.normal_(flow.finish.weight, std=0.1)
-    torch.nn.init.normal_(flow.moves.weight, std=0.1)
-    world = SpeechCodec(Tokenizer.from_pretrained(folder / "speech-tokens"), flow).vocoder.analyse(audio.load_clip())
-    flow.moments.copy_(torch.stack([world.mean(0), world.std(0).clamp_min(1e-3)]))
+    Tokenizer(TokenizerConfig(hidden=32, encoder_layers=1, ctc_layers=1, heads=2, ffn_dim=32, channels=8)).save_pretrained(folder / "speech-tokens")
+    flow = Flow(FlowConfig(dim=32, layers=1, heads=2, ffn_dim=32))
+    torch.nn.init.normal_(flow.out_proj.weight, std=0.1)
+    torch.nn.init.normal_(flow.modulation.weight, std=0.1)
+    world = SpeechCodec(Tokenizer.from_pretrained(folder / "speech-tokens"), flow).vocoder.analyze(audio.load_clip())
+    flow.feature_stats.copy_(torch.stack([world.mean(0), world.std(0).clamp_min(1e-3)]))
     flow.save_pretrained(folder / "flow")
     return folder
 
@@ -88,7 +88,7 @@ def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
     make, said = BAD[name]
     make(tmp_path / name)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["encode", str(tmp_path / name), str(good), "-o", str(tmp_path / "out.jsonl"), "--model", str(model)])
+        cli.main(["encode", str(tmp_path / name), str(good), "-o", str(tmp_path / "out.jsonl"), "--codec", str(model)])
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
     assert stop.value.code == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
@@ -102,7 +102,7 @@ def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
     wave = audio.load_clip()[:16000].numpy()
     soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
     audio.save(tmp_path / "one.wav", audio.load_clip()[:16000])
-    cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+    cli.main(["encode", str(tmp_path / "eight.wav"), str(tmp_path / "one.wav"), "-o", str(tmp_path / "t.jsonl"), "--codec", str(model)])
     eight, one = [json.loads(x)["ids"] for x in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert eight == one
 
@@ -113,7 +113,7 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
     wave = audio.load_clip().repeat(25)
     soundfile.write(tmp_path / "long.flac", wave.numpy(), 16000)
     from diffuspeech.voice.jobs import encode_utterance
-    u, = gather([tmp_path / "long.flac"]).todo
+    u, = collect_utterances([tmp_path / "long.flac"]).utterances
     assert u.duration > 120
     ids, whole = encode_utterance(tokenizer, u), tokenizer.encode(wave[None])[0][0]
     assert len(ids) == len(whole) and (ids == whole).float().mean() > 0.97
@@ -122,7 +122,7 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
 LONG = """
 import sys, torch
 from diffuspeech.data import audio
-from diffuspeech.voice.jobs import encode_utterance, gather
+from diffuspeech.voice.jobs import encode_utterance, collect_utterances
 class Stub:
     frame_rate = 25.0
     def encode(self, waves):
@@ -130,7 +130,7 @@ class Stub:
 audio.resample(audio.load_clip(), 8_000)  # what is loaded once
 peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
 before = peak()
-ids = encode_utterance(Stub(), gather([sys.argv[1]]).todo[0])
+ids = encode_utterance(Stub(), collect_utterances([sys.argv[1]]).utterances[0])
 print(len(ids), peak() - before)
 """
 
@@ -147,9 +147,9 @@ def test_three_hours_in_bounded_memory(tmp_path):
 
 
 def test_there_and_back(model, good, tmp_path):
-    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--codec", str(model)])
     for k, extra in enumerate(([], ["--reference", str(good)])):
-        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / f"out{k}"), "--model", str(model), "--steps", "2", *extra])
+        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / f"out{k}"), "--codec", str(model), "--flow-steps", "2", *extra])
     a, b = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(2)]
     assert len(a) == len(b) == 32000 and not torch.equal(a, b)
 
@@ -159,7 +159,7 @@ def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
     whole = (tmp_path / "long.wav").read_bytes()
     (tmp_path / "long.wav").write_bytes(whole[: len(whole) * 9 // 10])
     with pytest.raises(SystemExit):
-        cli.main(["encode", str(tmp_path / "long.wav"), str(good), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+        cli.main(["encode", str(tmp_path / "long.wav"), str(good), "-o", str(tmp_path / "t.jsonl"), "--codec", str(model)])
     err = capsys.readouterr().err
     assert "long.wav: breaks off" in err and "1 encoded" in err and "1 skipped" in err
 
@@ -168,10 +168,10 @@ def test_no_result_replaces_another(model, good, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     audio.save(tmp_path / "other" / "good.wav", audio.load_clip()[16000:])
     with pytest.raises(SystemExit):
-        cli.main(["encode", str(good), str(tmp_path / "other" / "good.wav"), "-o", str(tmp_path / "t.jsonl"), "--model", str(model)])
+        cli.main(["encode", str(good), str(tmp_path / "other" / "good.wav"), "-o", str(tmp_path / "t.jsonl"), "--codec", str(model)])
     err = capsys.readouterr().err
     assert "other/good.wav: its name, good, is that of" in err and "1 encoded" in err
-    assert [u.id for u in gather([tmp_path]).todo] == ["good", "other/good"], "below one folder they have names of their own"
+    assert [u.id for u in collect_utterances([tmp_path]).utterances] == ["good", "other/good"], "below one folder they have names of their own"
 
 
 def test_rows_of_different_columns_make_a_table(capsys):
@@ -182,9 +182,9 @@ def test_rows_of_different_columns_make_a_table(capsys):
 def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
     (tmp_path / "m.jsonl").write_text('{"audio_filepath": "good.wav", "duration": 2.0, "text": "hello"}\n{"audio_filepath": \n')
     (tmp_path / "LICENCE").write_text("ours")
-    for k, extra in enumerate(([], ["--tokens", str(model)])):
+    for k, extra in enumerate(([], ["--codec", str(model)])):
         with pytest.raises(SystemExit) as stop:
-            cli.main(["corpus", "pack", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / f"pack{k}"), "--licence", str(tmp_path / "LICENCE"), "--workers", "1", *extra])
+            cli.main(["corpus", "pack", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / f"pack{k}"), "--license", str(tmp_path / "LICENCE"), "--workers", "1", *extra])
         err = capsys.readouterr().err
         assert stop.value.code == 1 and "m.jsonl:2" in err and "1 skipped" in err
     index = json.loads((tmp_path / "pack1" / "index.json").read_text())
@@ -192,16 +192,16 @@ def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
 
 
 def test_a_public_codec_there_and_back(good, tmp_path, capsys):
-    tiny("dac").save_pretrained(tmp_path / "dac")
+    tiny_tokenizer("dac").save_pretrained(tmp_path / "dac")
     name = f"dac:{tmp_path / 'dac'}"
-    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--model", name])
+    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--codec", name])
     line = json.loads((tmp_path / "t.jsonl").read_text())
     assert line["tokenizer"] == load_codec(name).version and len(line["ids"][0]) == 3, "three codebooks"
-    cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--model", name])
+    cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--codec", name])
     assert abs(len(audio.load(tmp_path / "out" / "good.wav")) - 32000) <= load_codec(name).hop
     (tmp_path / "flat.jsonl").write_text(json.dumps(line | {"ids": [1, 2]}))
     with pytest.raises(SystemExit):
-        cli.main(["decode", str(tmp_path / "flat.jsonl"), "-o", str(tmp_path / "out"), "--model", name])
+        cli.main(["decode", str(tmp_path / "flat.jsonl"), "-o", str(tmp_path / "out"), "--codec", name])
     assert "of 3 for each frame" in capsys.readouterr().err
 
 
@@ -220,23 +220,23 @@ def test_a_flow_of_other_ids_is_refused(model, tmp_path):
 def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
     (tmp_path / "t.jsonl").write_bytes(line + b'\n{"id": "fine", "ids": [1, 2, 3]}\n')
     with pytest.raises(SystemExit) as stop:
-        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--model", str(model), "--steps", "1"])
+        cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--codec", str(model), "--flow-steps", "1"])
     err = capsys.readouterr().err
     assert stop.value.code == 1 and "1 decoded" in err and "1 skipped" in err and "t.jsonl:1" in err and said in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.wav"]
 
 
 @pytest.mark.parametrize("words, said", [
-    (["decode", "gone.jsonl", "-o", "out"], "gone.jsonl"), (["encode", "x.wav", "-o", "o.jsonl", "--model", "./nowhere"], "nowhere: no such folder"),
+    (["decode", "gone.jsonl", "-o", "out"], "gone.jsonl"), (["encode", "x.wav", "-o", "o.jsonl", "--codec", "./nowhere"], "nowhere: no such folder"),
     (["train", "speech-tokns"], "nearest is speech-tokens"), (["train", "speech-tokens", "--set", "stepz=1"], "steps"), (["train", "speech-tokens", "--set", "steps"], "key=value|="),
-    (["fetch", "whisper-huge"], "none of"), (["corpus", "build", "huge"], "no corpus"), (["corpus", "check"], "wants a manifest"), (["corpus", "check", "gone.jsonl"], "gone.jsonl"),
-    (["corpus", "pack", "m.jsonl"], "--licence"), (["judge", "gone.wav"], "1 skipped"),
+    (["fetch", "whisper-huge"], "none of"), (["corpus", "build", "huge"], "no corpus"), (["corpus", "check"], "needs a manifest"), (["corpus", "check", "gone.jsonl"], "gone.jsonl"),
+    (["corpus", "pack", "m.jsonl"], "--license"), (["judge", "gone.wav"], "1 skipped"),
 ])
 def test_one_line_for_what_cannot_be(words, said, model, tmp_path, monkeypatch, capsys):
     import re
     monkeypatch.chdir(tmp_path)
     if words[0] == "decode":
-        words = [*words, "--model", str(model)]
+        words = [*words, "--codec", str(model)]
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     text = (stop.value.code if isinstance(stop.value.code, str) else "") + capsys.readouterr().err
@@ -286,29 +286,29 @@ def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
 
 def test_tuning_refuses_test_clips(tmp_path):
     "What chooses on dev is given train and dev by name; a manifest with a test clip in it is refused"
-    from diffuspeech.voice.prepared import Prepared
+    from diffuspeech.voice.prepared import PreparedCorpus
     tmp_path.joinpath("index.json").write_text(json.dumps({"manifest": "dev.jsonl", "features": True, "shards": {"shard-0000.safetensors": [
         {"id": "test-clean-allison-00001", "seconds": 1.0, "text": "x", "speaker": "allison"}]}}))
     with pytest.raises(ValueError, match="test-clean-allison-00001.*test"):
-        Prepared(tmp_path)
+        PreparedCorpus(tmp_path)
 
 
 def test_a_shard_that_was_analysed_otherwise_is_made_again(tmp_path):
     from safetensors.torch import load_file, save_file
-    from small import prepared
-    prepared(tmp_path, dev=1)
+    from small import prepare_clips
+    prepare_clips(tmp_path, dev=1)
     shard = tmp_path / "prepared/dev/shard-0000.safetensors"
     was, tensors = shard.stat().st_mtime_ns, load_file(shard)
-    prepared(tmp_path, dev=1)
+    prepare_clips(tmp_path, dev=1)
     assert shard.stat().st_mtime_ns == was
-    save_file({name: 0 * t for name, t in tensors.items()}, shard, {"analysis": "World(envelope=40, tracker='dio')", "twins": "0"})
-    prepared(tmp_path, dev=1)
+    save_file({name: 0 * t for name, t in tensors.items()}, shard, {"analysis": "World(envelope=40, tracker='dio')", "speed_copies": "0"})
+    prepare_clips(tmp_path, dev=1)
     assert all(torch.equal(t, tensors[name]) for name, t in load_file(shard).items())
 
 
 def test_the_pack_is_of_tests_with_licences():
-    from diffuspeech.evaluate.speech import pack_utterances
-    clips = pack_utterances()
+    from diffuspeech.evaluate.speech import load_bundled_clips
+    clips = load_bundled_clips()
     folder = clips[0].audio.parent.parent
     assert 50 <= len(clips) <= 70 and {u.split for u in clips} == {"test-clean", "test-other"}
     assert sum(u.extra["human"] for u in clips) >= 10
@@ -372,18 +372,18 @@ def test_who_works_for_a_killed_process_ends_too(tmp_path):
 
 
 def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
-    prepared_clips(tmp_path, train=3)
+    prepare_clips(tmp_path, train=3)
     folder = tmp_path / "prepared" / "train"
-    assert len(prepared.Prepared(folder)) == 3
+    assert len(prepared.PreparedCorpus(folder)) == 3
 
     def full(*_):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(prepared, "run_jobs", full)
     with pytest.raises(OSError):
-        prepared.prepare(tmp_path / "train.jsonl")
+        prepared.prepare_corpus(tmp_path / "train.jsonl")
     with pytest.raises(ValueError, match="no prepared corpus; make it"):
-        prepared.Prepared(folder)
+        prepared.PreparedCorpus(folder)
 
 
 def test_what_cannot_be_prepared(tmp_path):
@@ -391,17 +391,17 @@ def test_what_cannot_be_prepared(tmp_path):
     for lines, said in (([dict(audio_filepath="a.flac")], "train.jsonl: nothing of it can be used; .*train.jsonl:1: .*text"), ([dict(audio_filepath="a.flac", text="hello", id="a")] * 2, "a is the id of 2 clips; each wants its own"), ([], "train.jsonl")):
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(line | dict(duration=1.0)) + "\n" for line in lines))
         with pytest.raises(ValueError, match=said):
-            prepared.prepare(tmp_path / "train.jsonl", twins=0, vocoder="none", workers=1)
+            prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=0, vocoder="none", workers=1)
         assert not (tmp_path / "prepared/train/index.json").exists()
 
 
 def test_an_id_is_one_clip(tmp_path):
-    prepared_clips(tmp_path, train=3, dev=2)
-    train, dev = (prepared.Prepared(tmp_path / "prepared" / split) for split in ("train", "dev"))
-    prepared.one_clip_an_id(train, dev)
+    prepare_clips(tmp_path, train=3, dev=2)
+    train, dev = (prepared.PreparedCorpus(tmp_path / "prepared" / split) for split in ("train", "dev"))
+    prepared.check_unique_ids(train, dev)
     dev.rows[1]["text"] = "something else"
     with pytest.raises(ValueError, match="c1 is one clip in train and another in dev"):
-        prepared.one_clip_an_id(train, dev)
+        prepared.check_unique_ids(train, dev)
 
 
 def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from diffuspeech.data import audio
 from diffuspeech.data.audio import SAMPLE_RATE, import_torchaudio
 from diffuspeech.evaluate import judges, metrics
-from diffuspeech.evaluate.judges import ELSEWHERE, Dnsmos, FastConformer, Phonemes, Plcmos, Squim, Utmos, WavLM, elsewhere, per
+from diffuspeech.evaluate.judges import UNSUPPORTED, Dnsmos, FastConformer, Phonemes, Plcmos, Squim, Utmos, WavLM, per, raise_unsupported
 from diffuspeech.evaluate.metrics import Cache, MissingDependency, cosine
 
 TEXT = "Please leave your message after the tone. When done, hang up or press the pound key."
@@ -29,8 +29,8 @@ def clip():
 ])
 def test_phoneme_errors_by_hand(said, heard, ins, dele, sub):
     e = per([said], [heard])
-    assert [e.inserted.item(), e.deleted.item(), e.substituted.item()] == [ins, dele, sub]
-    assert e.rate == pytest.approx((ins + dele + sub) / len(said.split())) == pytest.approx(sum(e.parts[k] for k in ("ins", "del", "sub")))
+    assert [e.insertions.item(), e.deletions.item(), e.substitutions.item()] == [ins, dele, sub]
+    assert e.rate == pytest.approx((ins + dele + sub) / len(said.split())) == pytest.approx(sum(e.rates[k] for k in ("ins", "del", "sub")))
 
 
 def test_rates_are_of_the_table():
@@ -47,20 +47,20 @@ def test_phonemes_that_cannot_be_counted():
         per("p l i z", "p l i z")
 
 
-def test_texts_are_read_as_bare_words(present):
-    judge = present(Phonemes)
-    assert judge.read(["hang up"]) == judge.read(["Hang up."]) == judge.read(["“HANG - up!”"]) == ["h æ ŋ ʌ p"]
-    assert judge.read(["don't"]) == judge.read(["don’t"]) != judge.read(["don t"])
+def test_texts_are_read_as_bare_words(judge_or_skip):
+    judge = judge_or_skip(Phonemes)
+    assert judge.phonemize(["hang up"]) == judge.phonemize(["Hang up."]) == judge.phonemize(["“HANG - up!”"]) == ["h æ ŋ ʌ p"]
+    assert judge.phonemize(["don't"]) == judge.phonemize(["don’t"]) != judge.phonemize(["don t"])
     for bad, word in {"press 1": "digits", "...": "no words"}.items():
         with pytest.raises(ValueError, match=f"text 1 has {word}"):
-            judge.read(["fine", bad])
+            judge.phonemize(["fine", bad])
 
 
-def test_what_is_heard_is_what_is_written(clip, present):
-    judge = present(Phonemes)
+def test_what_is_heard_is_what_is_written(clip, judge_or_skip):
+    judge = judge_or_skip(Phonemes)
     noise = torch.randn(len(clip), generator=torch.Generator().manual_seed(0)) * clip.std()
     heard = judge([clip, clip[:40000], clip + noise])
-    said = judge.read([TEXT])
+    said = judge.phonemize([TEXT])
     assert per(said, heard[:1]).rate < 0.15 < 0.4 < per(said, heard[2:]).rate
     assert heard[1] == judge([clip[:40000]])[0] and heard[1][:11] == heard[0][:11]
     assert judge([torch.full((100,), 0.1)]) == [""]  # too short for a phoneme: nothing is heard
@@ -68,8 +68,8 @@ def test_what_is_heard_is_what_is_written(clip, present):
 
 # Quality
 
-def test_dnsmos_is_the_package(clip, present):
-    judge, clip = present(Dnsmos), clip[: 5 * SAMPLE_RATE]  # twice this is one window; a shorter one is repeated into many
+def test_dnsmos_is_the_package(clip, judge_or_skip):
+    judge, clip = judge_or_skip(Dnsmos), clip[: 5 * SAMPLE_RATE]  # twice this is one window; a shorter one is repeated into many
     noisy = clip + 0.05 * torch.randn(len(clip), generator=torch.Generator().manual_seed(0))
     answers = judge([clip, noisy.clamp(-1, 1)])
     from speechmos import dnsmos
@@ -78,8 +78,8 @@ def test_dnsmos_is_the_package(clip, present):
     assert answers[0]["p808_mos"] > answers[1]["p808_mos"] and answers[0]["bak_mos"] > answers[1]["bak_mos"] + 1
 
 
-def test_plcmos_says_the_same_twice(clip, present):
-    judge = present(Plcmos)
+def test_plcmos_says_the_same_twice(clip, judge_or_skip):
+    judge = judge_or_skip(Plcmos)
     lost = clip.clone()
     for start in range(0, len(clip), 3200):
         lost[start : start + 960] = 0  # 60 ms of each 200 ms never came
@@ -88,8 +88,8 @@ def test_plcmos_says_the_same_twice(clip, present):
 
 
 @pytest.mark.parametrize("make", [Dnsmos, Plcmos], ids=lambda m: m.__name__)
-def test_waves_beyond_one_are_refused(make, clip, present):
-    judge = present(make)
+def test_waves_beyond_one_are_refused(make, clip, judge_or_skip):
+    judge = judge_or_skip(make)
     with pytest.raises(ValueError, match=r"wave 1 reaches 1\.500.*\.clamp"):
         judge([clip, 1.5 * clip / clip.abs().max()])
 
@@ -111,7 +111,7 @@ def test_squim_reads_its_file(squim_file, clip):
     assert judge.name == f"SQUIM-torchaudio{metadata.version('torchaudio')}-{metrics.sha256(squim_file)[:8]}"
     short, shorter = clip[:SAMPLE_RATE], clip[: SAMPLE_RATE // 2]
     answers = judge([short, shorter])
-    model = judges.read_weights(sys.modules["torchaudio"].models.squim_objective_base(), squim_file, "SQUIM")
+    model = judges.load_weights(sys.modules["torchaudio"].models.squim_objective_base(), squim_file, "SQUIM")
     with torch.inference_mode():
         assert list(answers[0].values()) == [s.item() for s in model(short[None])]
     assert list(answers[0]) == ["squim_stoi", "squim_pesq", "squim_si_sdr"] and answers[1] == judge([shorter])[0] != answers[0]
@@ -150,7 +150,7 @@ def test_squim_that_cannot_be_fetched_is_missing(monkeypatch, tmp_path, squim_fi
     assert Squim().name == Squim(squim_file).name
 
 
-class Network(torch.nn.Module):
+class FakeUtmos(torch.nn.Module):
     "What UTMOSModel is from outside: frames of one grade around 0"
 
     def __init__(self):
@@ -164,11 +164,11 @@ class Network(torch.nn.Module):
 
 def test_utmos_reads_strictly_and_scales(monkeypatch, tmp_path, clip):
     module = types.ModuleType("utmos_pytorch.utmos_torch")
-    module.UTMOSModel = Network
-    monkeypatch.setattr(judges, "package", lambda name, *about: module)
+    module.UTMOSModel = FakeUtmos
+    monkeypatch.setattr(judges, "require_package", lambda name, *about: module)
     monkeypatch.setattr(judges.metadata, "version", lambda name: "0")
     torch.manual_seed(0)
-    state = Network().state_dict()
+    state = FakeUtmos().state_dict()
     torch.save(state | {"feature_extractors.0.ssl_model.mask_emb": torch.ones(3)}, tmp_path / "utmos_state_dict.pt")
     judge = Utmos(tmp_path / "utmos_state_dict.pt")
     frames = torch.nn.functional.conv1d(clip[None, None], state["layer.weight"], state["layer.bias"], 320)
@@ -223,7 +223,7 @@ def wavlm(tmp_path_factory):
 
 
 def test_fastconformer_is_transformers(parakeet, clip):
-    judge = FastConformer(parakeet, batch=2)
+    judge = FastConformer(parakeet, batch_size=2)
     waves = [clip[:32000], clip[32000:48000], clip[:24000]]
     texts = judge(waves)
     assert judge.name.startswith(f"tiny-parakeet-{metrics.sha256(parakeet / 'model.safetensors')[:8]}-transformers")
@@ -238,15 +238,15 @@ def test_fastconformer_is_transformers(parakeet, clip):
 
 def test_wavlm_is_transformers(wavlm, clip):
     judge = WavLM(wavlm)
-    assert judge.least == 5200  # 16 frames, of which two are left behind the last layer
-    points = judge([clip, clip[: judge.least], clip])
+    assert judge.min_samples == 5200  # 16 frames, of which two are left behind the last layer
+    embeddings = judge([clip, clip[: judge.min_samples], clip])
     from transformers import WavLMForXVector
     with torch.inference_mode():
-        want = WavLMForXVector.from_pretrained(wavlm).eval()(clip[None]).embeddings
-    assert torch.allclose(torch.tensor(points[0]), torch.nn.functional.normalize(want[0], dim=0), atol=1e-5)
-    assert cosine(points[:1], points[2:]).item() == pytest.approx(1) and all(p == p for p in points[1])
+        expected = WavLMForXVector.from_pretrained(wavlm).eval()(clip[None]).embeddings
+    assert torch.allclose(torch.tensor(embeddings[0]), torch.nn.functional.normalize(expected[0], dim=0), atol=1e-5)
+    assert cosine(embeddings[:1], embeddings[2:]).item() == pytest.approx(1) and all(p == p for p in embeddings[1])
     with pytest.raises(ValueError, match="wave 0 has 5199 samples, and WavLM needs at least 5200"):
-        judge([clip[: judge.least - 1]])
+        judge([clip[: judge.min_samples - 1]])
 
 
 def test_half_a_network_is_refused(wavlm, parakeet, tmp_path):
@@ -294,17 +294,17 @@ def test_absent_packages_are_named(make, needs, monkeypatch):
         make()
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_judges_elsewhere_have_a_way_out(name):
-    with pytest.raises(MissingDependency, match=f"^{name}: .*Way out: "):
-        elsewhere(name)
+    with pytest.raises(MissingDependency, match=f"^{name}: .*Instead: "):
+        raise_unsupported(name)
     with pytest.raises(ValueError, match=f"{name.lower()}.*known and missing: .*{name}"):
-        elsewhere(name.lower())
+        raise_unsupported(name.lower())
 
 
 @pytest.mark.parametrize("make", [Phonemes, Dnsmos, Plcmos], ids=lambda m: m.__name__)
-def test_bad_waves_and_the_cache(make, tmp_path, clip, present):
-    judge, cache = present(make), Cache(tmp_path)
+def test_bad_waves_and_the_cache(make, tmp_path, clip, judge_or_skip):
+    judge, cache = judge_or_skip(make), Cache(tmp_path)
     for bad, word in ((torch.zeros(16000), "silent"), (torch.ones(0), "empty"), (clip * torch.nan, "not finite"), (clip[None], "one-dimensional")):
         with pytest.raises(ValueError, match=f"wave 1.*{word}"):
             judge([clip, bad])

@@ -31,22 +31,22 @@ def network(tokens, lengths, t=None, where=None, batch=None, gap=0.0):
     return logits if where is None else logits.flatten(0, 1)[where]
 
 
-def block_refinement(diffusers, denoiser, x, T, mask_id=MASK, generator=None, **how):
+def block_refinement_canvases(diffusers, denoiser, x, T, mask_id=MASK, generator=None, **kwargs):
     "The canvases that diffusers' scheduler goes through"
     scheduler = diffusers.BlockRefinementScheduler(block_length=x.shape[1], num_inference_steps=T)
     scheduler.set_timesteps(T)
     seen = []
     for n in range(T):
         logits = denoiser(x, torch.full((len(x),), x.shape[1]))
-        x = scheduler.step(logits, n, x, mask_token_id=mask_id, generator=generator, **how).prev_sample
+        x = scheduler.step(logits, n, x, mask_token_id=mask_id, generator=generator, **kwargs).prev_sample
         seen.append(x)
         if (x != mask_id).all():
             break
     return seen
 
 
-def ours(denoiser, x, rule, T, **how):
-    return [now.canvas.clone() for now in steps(denoiser, x, rule, MASK, steps=T, **how)]
+def our_canvases(denoiser, x, rule, T, **kwargs):
+    return [now.canvas.clone() for now in steps(denoiser, x, rule, MASK, steps=T, **kwargs)]
 
 
 def same(a, b):
@@ -60,9 +60,9 @@ def same(a, b):
 def test_most_confident_first(diffusers, L, T):
     "Greedy, by count: the same canvas after every step"
     blank = torch.full((6, L), MASK)
-    theirs = block_refinement(diffusers, network, blank, T, temperature=0.0, threshold=2.0)
-    assert same(theirs, ours(network, blank, ConfTopK(), T))
-    assert same(theirs, ours(network, blank, ConfTopK("candidate"), T)), "greedy, the drawn token is the likeliest"
+    theirs = block_refinement_canvases(diffusers, network, blank, T, temperature=0.0, threshold=2.0)
+    assert same(theirs, our_canvases(network, blank, ConfTopK(), T))
+    assert same(theirs, our_canvases(network, blank, ConfTopK("candidate"), T)), "greedy, the drawn token is the likeliest"
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6, 0.95])
@@ -70,8 +70,8 @@ def test_threshold(diffusers, threshold):
     "At a quota of one both commit all that are sure, or the best one: ConfTopP with fallback='best'"
     blank = torch.full((6, 24), MASK)
     blank[3:, :7] = 2  # at a quota of one, what is given does not matter
-    theirs = block_refinement(diffusers, network, blank, 24, temperature=0.0, threshold=threshold)
-    assert same(theirs, ours(network, blank, ConfTopP(threshold), None))
+    theirs = block_refinement_canvases(diffusers, network, blank, 24, temperature=0.0, threshold=threshold)
+    assert same(theirs, our_canvases(network, blank, ConfTopP(threshold), None))
 
 
 class SureOrQuota(Rule):
@@ -85,9 +85,9 @@ class SureOrQuota(Rule):
 
 def test_threshold_with_quota(diffusers):
     blank = torch.full((6, 24), MASK)
-    theirs = block_refinement(diffusers, network, blank, 8, temperature=0.0, threshold=0.35)
-    assert same(theirs, ours(network, blank, SureOrQuota(), None))
-    assert not same(theirs, ours(network, blank, ConfTopP(0.35, fallback="schedule"), 8))
+    theirs = block_refinement_canvases(diffusers, network, blank, 8, temperature=0.0, threshold=0.35)
+    assert same(theirs, our_canvases(network, blank, SureOrQuota(), None))
+    assert not same(theirs, our_canvases(network, blank, ConfTopP(0.35, fallback="schedule"), 8))
 
 
 @pytest.mark.parametrize("top_k, top_p, temperature", [(None, 0.9, 1.0), (None, 0.3, 1.0), (4, 1.0, 1.0), (6, 0.7, 0.8), (1, 1.0, 1.3)])
@@ -101,7 +101,7 @@ def test_shaping(diffusers, top_k, top_p, temperature):
 
 # In law. All three draw a token everywhere and commit where the drawn one is likeliest; BlockRefinement and aMUSEd can do nothing else, ours is asked to.
 
-def two_samples(a, b):
+def two_sample_p_value(a, b):
     "Chance of two histograms of equal size so far apart, if they have one law; cells with few are put together"
     few = a + b < 20
     a, b = (torch.cat([h[~few], h[few].sum()[None]]) for h in (a, b))
@@ -109,7 +109,7 @@ def two_samples(a, b):
     return torch.special.gammaincc(torch.tensor((len(a) - 1) / 2, dtype=torch.float64), ((a - b) ** 2 / (a + b)).sum() / 2).item()
 
 
-def amused(diffusers, denoiser, x, T, mask_id, schedule, temperature, seed=0):
+def amused_canvases(diffusers, denoiser, x, T, mask_id, schedule, temperature, seed=0):
     "The canvases that diffusers' aMUSEd scheduler goes through"
     scheduler = diffusers.AmusedScheduler(mask_token_id=mask_id, masking_schedule=schedule)
     scheduler.set_timesteps(T, temperature=temperature)
@@ -125,31 +125,31 @@ def test_lucky_draws_come_first(diffusers):
     "One token a step with exact conditionals: diffusers' two and our 'drawn' have one law, far from the joint; our default has the joint's"
     joint, n = JointDistribution(), 10_000
     blank = torch.full((n, 4), joint.mask_id)
-    theirs = block_refinement(diffusers, joint, blank, 4, joint.mask_id, torch.Generator().manual_seed(0), temperature=1.0, threshold=2.0)[-1]
+    theirs = block_refinement_canvases(diffusers, joint, blank, 4, joint.mask_id, torch.Generator().manual_seed(0), temperature=1.0, threshold=2.0)[-1]
     laws = {
         "block refinement": theirs,
-        "aMUSEd": amused(diffusers, joint, blank, 4, joint.mask_id, "linear", (0, 0))[-1],
+        "aMUSEd": amused_canvases(diffusers, joint, blank, 4, joint.mask_id, "linear", (0, 0))[-1],
         "low_confidence": sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0).tokens,
         "max": sample(joint, blank, ConfTopK(), joint.mask_id, steps=4, temperature=1.0).tokens,
     }
     h = {name: joint.histogram(x) for name, x in laws.items()}
     away = {name: tv(x, joint.p) for name, x in h.items()}
     print("distance to the joint:", {name: round(d, 3) for name, d in away.items()})
-    assert two_samples(h["block refinement"], h["low_confidence"]) > 0.001
-    assert two_samples(h["aMUSEd"], h["low_confidence"]) > 0.001
+    assert two_sample_p_value(h["block refinement"], h["low_confidence"]) > 0.001
+    assert two_sample_p_value(h["aMUSEd"], h["low_confidence"]) > 0.001
     assert all(0.3 < away[name] < 0.5 for name in ("block refinement", "aMUSEd", "low_confidence")) and away["max"] < 0.04
-    assert two_samples(h["block refinement"], h["max"]) < 1e-6, "the test can tell"
+    assert two_sample_p_value(h["block refinement"], h["max"]) < 1e-6, "the test can tell"
 
 
 def test_noise_on_positions(diffusers):
     "aMUSEd's temperature is a Gumbel variable on the log score, our position_temperature; (2, 2) keeps it constant"
     joint, n = JointDistribution(), 20_000
     blank = torch.full((n, 4), joint.mask_id)
-    theirs = amused(diffusers, joint, blank, 4, joint.mask_id, "linear", (2, 2))[-1]
+    theirs = amused_canvases(diffusers, joint, blank, 4, joint.mask_id, "linear", (2, 2))[-1]
     mine = sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0, position_temperature=2.0).tokens
-    assert two_samples(joint.histogram(theirs), joint.histogram(mine)) > 0.001
+    assert two_sample_p_value(joint.histogram(theirs), joint.histogram(mine)) > 0.001
     still = sample(joint, blank, ConfTopK("candidate"), joint.mask_id, steps=4, temperature=1.0).tokens
-    assert two_samples(joint.histogram(theirs), joint.histogram(still)) < 1e-6, "the test can tell"
+    assert two_sample_p_value(joint.histogram(theirs), joint.histogram(still)) < 1e-6, "the test can tell"
 
 
 # AmusedScheduler always draws, so it is made sure of itself: the likeliest token has nearly all the mass, and no two places the same. Its cosine leaves
@@ -158,17 +158,17 @@ def test_noise_on_positions(diffusers):
 
 @pytest.mark.parametrize("L, T", [(24, 8), (40, 11), (17, 5)])
 def test_cosine(diffusers, L, T):
-    def sure(*args, **how):
-        return network(*args, **how, gap=8.0)
+    def sure(*args, **kwargs):
+        return network(*args, **kwargs, gap=8.0)
 
     blank = torch.full((3, L), MASK)
-    theirs = amused(diffusers, sure, blank, T, MASK, "cosine", (0, 0))
+    theirs = amused_canvases(diffusers, sure, blank, T, MASK, "cosine", (0, 0))
 
     def floored(x):
         return ((L * torch.cos(torch.pi / 2 * x)).floor().clamp_min(1) / L).masked_fill(x >= 1, 0)
 
-    assert same(theirs, ours(sure, blank, ConfTopK(), T, masking_schedule=floored))
-    left = [[int((x[0] == MASK).sum()) for x in run] for run in (theirs, ours(sure, blank, ConfTopK(), T, masking_schedule="cosine"))]
+    assert same(theirs, our_canvases(sure, blank, ConfTopK(), T, masking_schedule=floored))
+    left = [[int((x[0] == MASK).sum()) for x in run] for run in (theirs, our_canvases(sure, blank, ConfTopK(), T, masking_schedule="cosine"))]
     assert all(0 <= b - a <= 1 for a, b in zip(*left)), left
 
 

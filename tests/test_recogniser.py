@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from small import prepared
+from small import prepare_clips
 
 from diffuspeech.asr import nemo
 from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig, LogMelFeatures, repetition_length
 from diffuspeech.data import text
 from diffuspeech.data.audio import load_clip
 from diffuspeech.tasks.asr import RecogniserTask
-from diffuspeech.train.config import Run, preset
+from diffuspeech.train.config import TrainConfig, load_preset
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
 
-TINY = CanaryConfig(hidden=24, layers=2, heads=2, inner=48, channels=4, bands=40, decoder_hidden=32, decoder_layers=2, decoder_heads=4, decoder_inner=40, positions=64)
+TINY = CanaryConfig(hidden=24, layers=2, heads=2, ffn_dim=48, channels=4, n_mels=40, decoder_hidden=32, decoder_layers=2, decoder_heads=4, decoder_ffn_dim=40, max_positions=64)
 
 
 def random_canary(config=TINY, seed=0):
@@ -64,7 +64,7 @@ def test_layers_are_counted_from_the_subsampling(canary):
     every, mask = canary.encode(batch, lengths, (0, 1, 2))
     assert torch.equal(canary.encode(batch, lengths, (-1, 0))[0][0], every[2]) and torch.equal(canary.encode(batch, lengths, (-3,))[0][0], every[0])
     features, inside = canary.features(batch, lengths)
-    assert torch.allclose(canary.body.encoder.subsampling(features, inside), every[0])
+    assert torch.allclose(canary.model.encoder.subsampling(features, inside), every[0])
     for bad in (3, -4):
         with pytest.raises(ValueError, match=f"no {bad}$"):
             canary.encode(batch, lengths, (0, bad))
@@ -83,9 +83,9 @@ def test_the_decoder_ends_goes_round_or_is_stopped(canary):
     _, batch, lengths = rows(9_000, 5_000)
     model = random_canary()
     with torch.no_grad():
-        model.bias[TINY.end] = 100
+        model.output_bias[TINY.eos_token_id] = 100
         assert model.generate(batch, lengths) == ([[], []], ["end", "end"]) and model.transcribe(batch, lengths) == ["", ""]
-        model.bias[TINY.end], model.bias[9] = 0, 100
+        model.output_bias[TINY.eos_token_id], model.output_bias[9] = 0, 100
         assert model.generate(batch, lengths, max_tokens_per_second=40) == ([[9], [9]], ["loop", "loop"])
         assert model.generate(batch, lengths, max_tokens_per_second=1) == ([[9] * 5, [9] * 5], ["cap", "cap"])
     assert repetition_length([1, 2] + [3, 4, 5] * 4) == 9 and not repetition_length([3, 4, 5] * 3) and not repetition_length([3] * 11)
@@ -107,7 +107,7 @@ def test_saved_and_loaded(canary, tmp_path):
     again = Canary.from_pretrained(tmp_path / "a")
     assert again.config == TINY and torch.equal(again.encode(batch, lengths)[0][0], canary.encode(batch, lengths)[0][0]) and again.transcribe(batch, lengths) == canary.transcribe(batch, lengths)
     canary.save_pretrained(tmp_path / "half", bf16=True)
-    assert torch.equal(Canary.from_pretrained(tmp_path / "half").bridge.weight, canary.bridge.weight.bfloat16().float())
+    assert torch.equal(Canary.from_pretrained(tmp_path / "half").enc_to_dec_proj.weight, canary.enc_to_dec_proj.weight.bfloat16().float())
     (tmp_path / "a" / "pieces.json").write_text("{}")
     with pytest.raises(ValueError, match="not the pieces of a tokenizer"):
         Canary.from_pretrained(tmp_path / "a")
@@ -127,7 +127,7 @@ def test_the_size_of_the_paper():
     with torch.device("meta"):
         model = Canary(CANARY_180M_FLASH)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 183 and sum(p.numel() for p in model.parameters()) == 182_643_840  # the card cuts to 182
-    assert len(model.body.encoder.layers) == 17 and len(model.body.decoder.layers) == 4
+    assert len(model.model.encoder.layers) == 17 and len(model.model.decoder.layers) == 4
     with pytest.raises(ValueError, match="no CTC head"):
         model.ctc_log_probs(None)
 
@@ -135,20 +135,20 @@ def test_the_size_of_the_paper():
 # Training
 
 def test_both_losses_fall(tmp_path):
-    shape = dict(hidden=48, layers=2, heads=2, inner=96, channels=8, decoder_hidden=48, decoder_layers=1, decoder_heads=2, decoder_inner=96, dropout=0.0)
-    prepared(tmp_path, second=4, dev=4)
-    run = Run(task="diffuspeech.tasks.asr:RecogniserTask", data=str(tmp_path), model=shape, options={"clean": 20},
-              steps=40, lr=4e-3, warmup=4, floor=0.5, ema=0, precision="fp32", seconds=20, seed=1, validate_every=1000, save_every=1000)
-    said = train(run, tmp_path / "run", device="cpu", progress=False)
+    shape = dict(hidden=48, layers=2, heads=2, ffn_dim=96, channels=8, decoder_hidden=48, decoder_layers=1, decoder_heads=2, decoder_ffn_dim=96, dropout=0.0)
+    prepare_clips(tmp_path, second=4, dev=4)
+    run = TrainConfig(task="diffuspeech.tasks.asr:RecogniserTask", data=str(tmp_path), model=shape, options={"augment_after": 20},
+              steps=40, lr=4e-3, warmup_steps=4, min_lr_ratio=0.5, ema_decay=0, precision="fp32", batch_seconds=20, seed=1, validate_every=1000, save_every=1000)
+    said = train(run, tmp_path / "run", device="cpu", progress_bar=False)
     log = history(tmp_path / "run")["train"]
     for name in ("loss", "ctc", "attention"):
         assert sum(log[name][-5:]) / 5 < 0.8 * sum(log[name][:3]) / 3, (name, log[name])
-    assert {"score", "ctc", "attention", "wer", "wer_ctc", "endless"} <= said.keys() and said["score"] == said["loss"]
+    assert {"score", "ctc", "attention", "wer", "wer_ctc", "no_eos"} <= said.keys() and said["score"] == said["loss"]
     assert Canary.from_pretrained(tmp_path / "run" / "model").config.hidden == 48
 
 
 def test_the_preset():
-    run, tokenizer = preset("recogniser"), preset("speech-tokens")
+    run, tokenizer = load_preset("recogniser"), load_preset("speech-tokens")
     assert run.seed != tokenizer.seed and run.options["split"] == "second" != tokenizer.options.get("split", "train")  # they share nothing
     assert CanaryConfig(**run.model) == CanaryConfig() and run.task.endswith(f":{RecogniserTask.__name__}")
 
@@ -158,7 +158,7 @@ def test_the_preset():
 SPECIALS = ["<unk>", "<|nospeech|>", "<pad>", "<|endoftext|>", *dict.fromkeys(nemo.PROMPT), "<|de|>", "▁"]
 ENGLISH = ["<unk>", "th", "▁t", "▁a", "▁th", "▁the", "in", *"▁abcdefghijklmnopqrstuvwxyz'"]
 GERMAN = ["<unk>", "en", "▁the", "ß"]
-SMALL = replace(TINY, vocabulary=len(SPECIALS) + len(ENGLISH) + len(GERMAN), pad=2, end=3, prompt=tuple(map(SPECIALS.index, nemo.PROMPT)), split=0)
+SMALL = replace(TINY, vocab_size=len(SPECIALS) + len(ENGLISH) + len(GERMAN), pad_token_id=2, eos_token_id=3, prompt_ids=tuple(map(SPECIALS.index, nemo.PROMPT)), ctc_upsampling=0)
 
 
 def message(*pairs):
@@ -186,18 +186,18 @@ def parts(model):
         sample_rate: 16000
         prompt_format: canary2
         tokenizer: {{type: agg, langs: {{spl_tokens: {{type: bpe, model_path: "nemo:s_tokenizer.model"}}, en: {{type: bpe, model_path: "nemo:e_tokenizer.model"}}, de: {{model_path: "nemo:d_tokenizer.model"}}}}}}
-        preprocessor: {{sample_rate: 16000, normalize: per_feature, window_size: 0.025, window_stride: 0.01, window: hann, features: {c.bands}, n_fft: 512, log: true, frame_splicing: 1, dither: 1.0e-05}}
-        encoder: {{feat_in: {c.bands}, feat_out: -1, n_layers: {c.layers}, d_model: {c.hidden}, subsampling: dw_striding, subsampling_factor: {c.factor}, subsampling_conv_channels: {c.channels}, causal_downsampling: false,
-          reduction: null, ff_expansion_factor: {c.inner // c.hidden}, self_attention_model: rel_pos, n_heads: {c.heads}, att_context_size: [-1, -1], xscaling: false, untie_biases: true,
+        preprocessor: {{sample_rate: 16000, normalize: per_feature, window_size: 0.025, window_stride: 0.01, window: hann, features: {c.n_mels}, n_fft: 512, log: true, frame_splicing: 1, dither: 1.0e-05}}
+        encoder: {{feat_in: {c.n_mels}, feat_out: -1, n_layers: {c.layers}, d_model: {c.hidden}, subsampling: dw_striding, subsampling_factor: {c.subsampling_factor}, subsampling_conv_channels: {c.channels}, causal_downsampling: false,
+          reduction: null, ff_expansion_factor: {c.ffn_dim // c.hidden}, self_attention_model: rel_pos, n_heads: {c.heads}, att_context_size: [-1, -1], xscaling: false, untie_biases: true,
           conv_kernel_size: {c.kernel}, conv_norm_type: batch_norm, conv_context_size: null}}
         transf_encoder: {{num_layers: 0}}
-        transf_decoder: {{pre_ln_final_layer_norm: true, config_dict: {{max_sequence_length: {c.positions}, learn_positional_encodings: false, hidden_size: {c.decoder_hidden}, inner_size: {c.decoder_inner},
+        transf_decoder: {{pre_ln_final_layer_norm: true, config_dict: {{max_sequence_length: {c.max_positions}, learn_positional_encodings: false, hidden_size: {c.decoder_hidden}, inner_size: {c.decoder_ffn_dim},
           num_layers: {c.decoder_layers}, num_attention_heads: {c.decoder_heads}, hidden_act: relu, pre_ln: true}}}}
-        head: {{num_layers: 1, num_classes: {c.vocabulary}}}""")
+        head: {{num_layers: 1, num_classes: {c.vocab_size}}}""")
     back = nemo.deinterleave(c.decoder_hidden).argsort()
     weights = {nemo.nemo_name(n): nemo.reorder_channels(nemo.nemo_name(n), t, back).clone() for n, t in model.state_dict().items()}
     weights["preprocessor.featurizer.fb"] = weights["preprocessor.featurizer.fb"][None]
-    weights[nemo.POSITIONS], weights[nemo.OUTPUT_WEIGHT] = nemo.interleaved_positions(c.positions, c.decoder_hidden), weights[nemo.EMBEDDING].clone()
+    weights[nemo.POSITIONS], weights[nemo.OUTPUT_WEIGHT] = nemo.interleaved_positions(c.max_positions, c.decoder_hidden), weights[nemo.EMBEDDING].clone()
     return settings, weights, {"s_tokenizer.model": sentencepiece_model(SPECIALS), "e_tokenizer.model": sentencepiece_model(ENGLISH), "d_tokenizer.model": sentencepiece_model(GERMAN), "s_vocab.txt": b"not read"}
 
 
@@ -251,7 +251,7 @@ def test_an_archive_becomes_the_same_recogniser(tmp_path, mode, start):
     _, batch, lengths = rows(20_000, 9_999)
     (a,), mask = model.encode(batch, lengths)
     (b,), _ = again.encode(batch, lengths)
-    ids = torch.tensor([SMALL.prompt + (30, 31, 32)]).expand(2, -1)
+    ids = torch.tensor([SMALL.prompt_ids + (30, 31, 32)]).expand(2, -1)
     with torch.no_grad():
         assert (a - b).abs().max() < 1e-6 and (model.decoder_logits(a, mask, ids)[0] - again.decoder_logits(b, mask, ids)[0]).abs().max() < 1e-6
         theirs = nemo_decoder(weights, ids[:1], F.linear(b[:1], weights["encoder_decoder_proj.weight"], weights["encoder_decoder_proj.bias"]), SMALL.decoder_heads)
@@ -259,7 +259,7 @@ def test_an_archive_becomes_the_same_recogniser(tmp_path, mode, start):
     said = again.text_tokenizer.encode("The cat, in a hat")
     first = len(SPECIALS)
     assert again.text_tokenizer.decode(said) == "the cat in a hat" and said[0] == first + ENGLISH.index("▁the") and all(first <= i < first + len(ENGLISH) for i in said)
-    assert again.text_tokenizer.decode([*SMALL.prompt, *said, SMALL.end]) == "the cat in a hat" and len(again.text_tokenizer) == SMALL.vocabulary
+    assert again.text_tokenizer.decode([*SMALL.prompt_ids, *said, SMALL.eos_token_id]) == "the cat in a hat" and len(again.text_tokenizer) == SMALL.vocab_size
 
 
 class Code:
@@ -352,4 +352,4 @@ def test_an_archive_may_leave_what_can_be_computed(tmp_path, whole):
     settings, weights, others = whole
     lean = without(weights, nemo.POSITIONS, nemo.OUTPUT_WEIGHT, "preprocessor.featurizer.fb", "preprocessor.featurizer.window")
     nemo.convert(pack(tmp_path / "a.nemo", settings, lean, others), tmp_path / "out")
-    assert torch.allclose(Canary.from_pretrained(tmp_path / "out").features.bank, weights["preprocessor.featurizer.fb"][0])
+    assert torch.allclose(Canary.from_pretrained(tmp_path / "out").features.mel_filters, weights["preprocessor.featurizer.fb"][0])

@@ -27,7 +27,7 @@ SPECIAL = {"pc": lambda: PC(torch.arange(1.0, V + 1)), "conf_topp": lambda: Conf
            "wino": lambda: WINO(0.3, 0.35), "entropy_bound": lambda: EntropyBound(1.0)}
 RULES = {name: SPECIAL.get(name, entry.factory)() for name, entry in CATALOGUE.items()}
 RULES |= {"blocks": Blocks(ConfTopK(), 3), "blocks(ancestral)": Blocks(Ancestral(), 4), "blocks(remdm)": Blocks(ReMDM(), 4), "blocks(threshold)": Blocks(ConfTopP(0.4), 3)}
-few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few_examples = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 class TableNet:
@@ -63,17 +63,17 @@ OPTIONS = st.fixed_dictionaries({}, optional=dict(temperature=st.sampled_from([0
 
 
 @pytest.mark.parametrize("name", RULES)
-@few
-@given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), how=OPTIONS)
-def test_rows_are_independent(name, seed, T, how):
+@few_examples
+@given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), kwargs=OPTIONS)
+def test_rows_are_independent(name, seed, T, kwargs):
     "A batch of one = a batch of many = permuted = padded, bit for bit; no mask is left, nothing given is changed"
     rule, n, width = RULES[name], 6, 9
     x, lengths = rows_of(seed, n, width)
     seeds = torch.arange(n) + seed
     if rule.uses_predictions and seed % 2:
-        how = how | dict(position_temperature=1.0)
+        kwargs = kwargs | dict(position_temperature=1.0)
     def run(x, lengths, seeds):
-        return sample(TableNet(), x, rule, M, steps=T, seed=seeds, lengths=lengths, **how)
+        return sample(TableNet(), x, rule, M, steps=T, seed=seeds, lengths=lengths, **kwargs)
     whole = run(x, lengths, seeds)
     inside = torch.arange(width) < lengths[:, None]
     assert (whole.tokens[inside] != M).all(), "a mask was left over"
@@ -88,7 +88,7 @@ def test_rows_are_independent(name, seed, T, how):
         alone = run(x[i : i + 1], lengths[i : i + 1], seeds[i : i + 1])
         assert torch.equal(alone.tokens[0], whole.tokens[i]) and alone.calls[0] == whole.calls[i]
         a, b = alone.trajectory, whole.trajectory.row(i)
-        assert torch.equal(a.committed, b.committed) and torch.equal(a.confidence.nan_to_num(9), b.confidence.nan_to_num(9)) and torch.equal(a.entropy.nan_to_num(9), b.entropy.nan_to_num(9))
+        assert torch.equal(a.commit_step, b.commit_step) and torch.equal(a.confidence.nan_to_num(9), b.confidence.nan_to_num(9)) and torch.equal(a.entropy.nan_to_num(9), b.entropy.nan_to_num(9))
     repeated = run(x.repeat_interleave(6, 0)[:32], lengths.repeat_interleave(6)[:32], seeds.repeat_interleave(6)[:32])
     assert torch.equal(repeated.tokens, whole.tokens.repeat_interleave(6, 0)[:32])
 
@@ -128,7 +128,7 @@ def test_rows_are_independent_with_a_network(name):
         assert torch.equal(alone.tokens[0], whole.tokens[i, :n])
 
 
-@few
+@few_examples
 @given(seed=st.integers(0, 10**6))
 @torch.no_grad()
 def test_logits_do_not_depend_on_padding(seed):
@@ -241,7 +241,7 @@ def test_waiting_end_is_committed_last(name):
         blocks = torch.arange(9) // 3 if isinstance(RULES[name], Blocks) else torch.zeros(9)
         mate = blocks[:, None] == blocks
         real, end = out.tokens != eos, out.tokens == eos
-        later = (t.committed[:, None, :] > t.committed[:, :, None]) & real[:, None, :] & mate & end[:, :, None]
+        later = (t.commit_step[:, None, :] > t.commit_step[:, :, None]) & real[:, None, :] & mate & end[:, :, None]
         return int(later.sum())
     assert early(last) == 0 and (early(free) > 0 or name == "left_to_right")
     barred = sample(net, x, RULES[name], M, steps=9, temperature=1.0, eos_id=eos, eos="suppress")
@@ -263,7 +263,7 @@ def test_counts_are_not_pooled_over_the_batch():
     x[2, ::2] = 3
     out = sample(TableNet(), x, ConfTopK(), M, steps=4)
     assert (out.tokens != M).all() and (out.tokens == x)[x != M].all()
-    per_step = [[int((out.trajectory.committed[i] == k).sum()) for k in range(4)] for i in range(3)]
+    per_step = [[int((out.trajectory.commit_step[i] == k).sum()) for k in range(4)] for i in range(3)]
     assert per_step[0] == [3, 3, 3, 3] and sum(per_step[1]) == 1 and sorted(per_step[2]) == [1, 1, 2, 2]
 
 
@@ -273,7 +273,7 @@ def test_no_call_without_a_commit(name):
     net, x = TableNet(), torch.full((1, 9), M)
     x[0, 4:] = 1
     out = sample(net, x, RULES[name], M, steps=50, temperature=1.0)
-    steps_that_commit = len(set(out.trajectory.committed[out.trajectory.committed >= 0].tolist()))
+    steps_that_commit = len(set(out.trajectory.commit_step[out.trajectory.commit_step >= 0].tolist()))
     assert out.nfe == steps_that_commit <= 4 and out.nfe == len(net.calls)
 
 
@@ -282,7 +282,7 @@ def test_lowest_entropy_first():
     logits = torch.zeros(1, 3, V)
     logits[0, 0, 1], logits[0, 1, 1], logits[0, 2, 1] = 1.0, 6.0, 3.0
     out = sample(lambda x, n, where=None, **c: logits.flatten(0, 1)[where].clone(), torch.full((1, 3), M), ConfTopK("entropy"), M, steps=3)
-    assert out.trajectory.committed[0].tolist() == [2, 0, 1]
+    assert out.trajectory.commit_step[0].tolist() == [2, 0, 1]
 
 
 def test_scores_come_from_clean_logits():
@@ -308,7 +308,7 @@ def test_factor_is_not_off_by_one():
     for i, p in enumerate((0.9, 0.7, 0.6, 0.5)):  # (n + 1)(1 - c): 0.2, 0.9, 1.6, 2.5
         logits[0, i, 1] = torch.tensor(p / (1 - p) * (V - 2)).log()
     out = sample(lambda x, n, where=None, **c: logits.flatten(0, 1)[where].clone(), torch.full((1, 4), M), Factor(1.0), M)
-    assert (out.trajectory.committed[0] == 0).tolist() == [True, True, False, False]
+    assert (out.trajectory.commit_step[0] == 0).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("rule", [Ancestral, ReMDM, FirstHitting], ids=lambda r: r.__name__)
@@ -353,9 +353,9 @@ def test_a_result_stays_as_it_was():
     for _ in zip(range(3), run):
         pass
     early = run.result()
-    tokens, committed = early.tokens.clone(), early.trajectory.committed.clone()
+    tokens, committed = early.tokens.clone(), early.trajectory.commit_step.clone()
     late = run.finish()
-    assert torch.equal(early.tokens, tokens) and torch.equal(early.trajectory.committed, committed) and (late.tokens != M).all()
+    assert torch.equal(early.tokens, tokens) and torch.equal(early.trajectory.commit_step, committed) and (late.tokens != M).all()
 
 
 @pytest.mark.parametrize("name", ["ancestral", "conf_topk", "klass", "remdm_cap", "blocks(conf_topk)"])
@@ -405,6 +405,6 @@ def test_bench_law_from_the_shell(tmp_path):
     rows = json.loads(out.read_text())
     assert {r["rule"] for r in rows} == set(CATALOGUE)
     assert all({"rule", "steps", "tv", "keeps_law"} <= r.keys() for r in rows)
-    assert all(r["keeps_law"] for r in rows if r["should"] == "T"), [r for r in rows if r["should"] == "T" and not r["keeps_law"]]
+    assert all(r["keeps_law"] for r in rows if r["expected"] == "T"), [r for r in rows if r["expected"] == "T" and not r["keeps_law"]]
     bad = subprocess.run([Path(sys.executable).parent / "diffuspeech", "bench", "lore"], capture_output=True, text=True)
     assert bad.returncode == 2 and "invalid choice: 'lore'" in bad.stderr

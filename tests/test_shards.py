@@ -32,7 +32,7 @@ def manifest(tmp_path_factory):
     return Manifest(folder / "corpus.jsonl")
 
 
-make = partial(pack, licence="ours", megabytes=0.05)
+make = partial(pack, licence="ours", max_megabytes=0.05)
 
 
 def contents(folder):
@@ -73,7 +73,7 @@ def test_tokens(manifest, tmp_path):
 
 
 def test_processes_and_runs_make_the_same_bytes(manifest, tmp_path):
-    tokens = partial(make, manifest, kind="tokens", encode=ids, megabytes=0.06)  # an Opus file has a serial number, drawn anew each time
+    tokens = partial(make, manifest, kind="tokens", encode=ids, max_megabytes=0.06)  # an Opus file has a serial number, drawn anew each time
     assert tokens(tmp_path / "one")["ranges"] == tokens(tmp_path / "two", workers=2)["ranges"]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -101,7 +101,7 @@ def test_goes_on_where_it_was(manifest, tmp_path, monkeypatch):
     assert 0 < index["written"] < index["ranges"] and len(calls) - done < N
     assert contents(tmp_path / "cut").keys() == contents(tmp_path / "whole").keys()
     assert all(torch.equal(Shards(tmp_path / "cut").wave(i), wave) for i, wave in enumerate(waves))
-    assert make(manifest, tmp_path / "cut")["written"] == 0 and make(manifest, tmp_path / "cut", kbits=24)["written"] == whole["ranges"]
+    assert make(manifest, tmp_path / "cut")["written"] == 0 and make(manifest, tmp_path / "cut", kbps=24)["written"] == whole["ranges"]
 
 
 def test_a_changed_line_is_packed_again(manifest, tmp_path):
@@ -161,7 +161,7 @@ def test_damaged_packs(manifest, tmp_path, damage):
 def test_a_changed_byte(manifest, tmp_path):
     make(manifest, tmp_path)
     shards = Shards(tmp_path)
-    shard, start, size, *_ = shards.places[5].tolist()
+    shard, start, size, *_ = shards.offsets[5].tolist()
     path = tmp_path / shards.shards[shard]["name"]
     data = bytearray(path.read_bytes())
     data[start + size // 2] ^= 1
@@ -204,8 +204,8 @@ def test_silence_is_no_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("settings, trouble", [
-    (dict(kind="mp3"), "opus or tokens"), (dict(kind="tokens"), "tokens need encode"), (dict(encode=ids), "tokens need encode"), (dict(kbits=2), "6 to 256"),
-    (dict(megabytes=0), "0.05 to 4000"), (dict(workers=0), "at least 1"), (dict(licence=" "), "the licence is empty"),
+    (dict(kind="mp3"), "opus or tokens"), (dict(kind="tokens"), "tokens need encode"), (dict(encode=ids), "tokens need encode"), (dict(kbps=2), "6 to 256"),
+    (dict(max_megabytes=0), "0.05 to 4000"), (dict(workers=0), "at least 1"), (dict(licence=" "), "the licence is empty"),
 ])
 def test_bad_settings(manifest, tmp_path, settings, trouble):
     with pytest.raises(ValueError, match=trouble):

@@ -10,21 +10,21 @@ from diffuspeech.evaluate import reconstruct, speech, speed
 
 
 @pytest.fixture
-def few(monkeypatch):
+def short_clips(monkeypatch):
     "The two shortest clips of each split in the place of the whole pack"
-    clips = sorted(speech.pack_utterances(), key=lambda u: u.duration)
+    clips = sorted(speech.load_bundled_clips(), key=lambda u: u.duration)
     clips = [u for split in ("test-clean", "test-other") for u in [u for u in clips if u.split == split][:2]]
-    monkeypatch.setattr(speech, "pack_utterances", lambda: clips)
+    monkeypatch.setattr(speech, "load_bundled_clips", lambda: clips)
     return clips
 
 
-def test_reconstruct_and_foreign(few, tmp_path, monkeypatch, capsys):
-    ours = ["evaluate", "reconstruct", "--pack", "--graded", "2", "--json", str(tmp_path / "ours.json"), "--protocol", str(tmp_path / "protocol.json"), "--keep", str(tmp_path / "kept")]
-    main(ours)
+def test_reconstruct_and_external(short_clips, tmp_path, monkeypatch, capsys):
+    command = ["evaluate", "reconstruct", "--bundled", "--mos-clips", "2", "--json", str(tmp_path / "ours.json"), "--protocol", str(tmp_path / "protocol.json"), "--cache-dir", str(tmp_path / "kept")]
+    main(command)
     rows = json.loads((tmp_path / "ours.json").read_text())
     with monkeypatch.context() as m:
-        m.setattr(reconstruct, "make", lambda system, codec, waves, *rest, **how: reconstruct.Made(list(waves)) if system.name == "Original" else 1 / 0)
-        main(ours)
+        m.setattr(reconstruct, "run_system", lambda system, codec, waves, *rest, **how: reconstruct.SystemResult(list(waves)) if system.name == "Original" else 1 / 0)
+        main(command)
     assert json.loads((tmp_path / "ours.json").read_text()) == rows, "what was made is not made again"
     ways = {(r["system"], r["steps"], r["length_mode"]) for r in rows}
     name = "DDM-4L-FSQ"
@@ -34,21 +34,21 @@ def test_reconstruct_and_foreign(few, tmp_path, monkeypatch, capsys):
         assert 0 <= r["wer_low"] <= r["wer"] <= r["wer_high"] and 1 <= r["distillmos"] <= 5
         assert r["steps"] not in (1, 10) or r["length_mode"] != "given" or r["nfe"] == r["steps"]
         assert (r["bitrate"] is None) == (r["system"] == "Original" or "text only" in r["system"]) and (r["wer_over_ar"] is None) == (r["system"] in ("Original", "S3-Oracle") or r["system"].startswith("AR") and r["length_mode"] == "eos")
-        kinds = {speech.kind_of(u) for u in few if u.split == r["split"]}
-        assert {kind for kind in speech.KINDS if r[f"wer_{kind}"] is not None} == kinds and (len(kinds) > 1 or r[f"wer_{next(iter(kinds))}"] == r["wer"])
+        kinds = {speech.voice_kind(u) for u in short_clips if u.split == r["split"]}
+        assert {kind for kind in speech.VOICE_KINDS if r[f"wer_{kind}"] is not None} == kinds and (len(kinds) > 1 or r[f"wer_{next(iter(kinds))}"] == r["wer"])
     original = {r["split"]: r for r in rows if r["system"] == "Original"}
     assert all(r["spksim"] > 0.99 for r in original.values())
-    for u in few:
+    for u in short_clips:
         audio.save(tmp_path / "theirs" / f"{u.id}.wav", load_audio(u))
-    theirs = ["evaluate", "foreign", "--pack", "--graded", "2", "--waves", str(tmp_path / "theirs"), "--protocol", str(tmp_path / "protocol.json")]
+    theirs = ["evaluate", "external", "--bundled", "--mos-clips", "2", "--waves", str(tmp_path / "theirs"), "--protocol", str(tmp_path / "protocol.json")]
     main([*theirs, "--length", "given", "--json", str(tmp_path / "theirs.json")])
     found = [r for r in json.loads((tmp_path / "theirs.json").read_text()) if r["system"] == str(tmp_path / "theirs")]
     assert len(found) == 2 and all(r["length_mode"] == "given" and r["wer"] == original[r["split"]]["wer"] for r in found), "the recordings themselves are judged as the recordings"
     capsys.readouterr()
-    with pytest.raises(SystemExit, match="wants --length, too"):
+    with pytest.raises(SystemExit, match="needs --length, too"):
         main(theirs)
-    (tmp_path / "theirs" / f"{few[0].id}.wav").unlink()
-    with pytest.raises(SystemExit, match=f"no wave for 1 of 4 clips, {few[0].id} among them"):
+    (tmp_path / "theirs" / f"{short_clips[0].id}.wav").unlink()
+    with pytest.raises(SystemExit, match=f"no wave for 1 of 4 clips, {short_clips[0].id} among them"):
         main([*theirs, "--length", "given"])
     held = json.loads((tmp_path / "protocol.json").read_text())
     (tmp_path / "protocol.json").write_text(json.dumps(held | dict(lengths=["eos"])))
@@ -58,9 +58,9 @@ def test_reconstruct_and_foreign(few, tmp_path, monkeypatch, capsys):
 
 def test_the_cost_of_decoders(monkeypatch, tmp_path):
     "The command's own columns, on sizes that a test can wait for"
-    small = dict(seconds=(1.0,), steps=(2,), ways=("fp32",), repeats=1)
+    small = dict(seconds=(1.0,), steps=(2,), variants=("fp32",), repeats=1)
     monkeypatch.setattr(speed, "decoder_table", lambda real=speed.decoder_table, **how: real(**how | small | dict(batches=(1, 2)[: 2 - ("frame_rate" in how)])))
-    tiny = dict(dim=32, narrow=16, inner=48)
+    tiny = dict(dim=32, embedding_dim=16, ffn_dim=48)
     monkeypatch.setattr(speed, "SIZES", (tiny, tiny, tiny | dict(frame_rate=50.0)))
     main(["bench", "decoder", "--json", str(tmp_path / "cost.json")])
     rows = json.loads((tmp_path / "cost.json").read_text())
@@ -70,9 +70,9 @@ def test_the_cost_of_decoders(monkeypatch, tmp_path):
         assert (r["total_ms"] is None) == (r["tokens"] == 50) and (r["total_ms"] is None or r["total_ms"] > r["decoder_ms"])
 
 
-def test_the_cost_of_training_and_a_plan(few, tmp_path):
+def test_the_cost_of_training_and_a_plan(short_clips, tmp_path):
     main(["bench", "training", "--json", str(tmp_path / "cost.json")])
-    assert [r["loop"] for r in json.loads((tmp_path / "cost.json").read_text())] == ["ours", "ours, output of all places", "plain"]
+    assert [r["loop"] for r in json.loads((tmp_path / "cost.json").read_text())] == ["bucketed", "bucketed, output at all positions", "plain"]
     main(["plan", "paper-vectors", "--gpus", "32", "--json", str(tmp_path / "plan.json")])
     (row,) = json.loads((tmp_path / "plan.json").read_text())
     assert row["gpus"] == 32 and abs(row["trained"] / 316e6 - 1) < 0.05 and row["fits"]

@@ -21,12 +21,12 @@ from diffuspeech.base import checkpoint as folder_room
 from diffuspeech.base import random
 from diffuspeech.data.batches import LazyMap
 from diffuspeech.train import config, state
-from diffuspeech.train.config import Run, override, preset
+from diffuspeech.train.config import TrainConfig, load_preset, override
 from diffuspeech.train.journal import history
-from diffuspeech.train.launch import bf16_pays
-from diffuspeech.train.loop import adam, rate, start, train
+from diffuspeech.train.launch import bf16_is_faster
+from diffuspeech.train.loop import learning_rate, make_optimizer, train, train_preset
 
-RUN = Run("tests", steps=24, lr=1e-2, warmup=4, floor=0.1, ema=0.9, precision="fp32", validate_every=10, save_every=5, keep=2)
+RUN = TrainConfig("tests", steps=24, lr=1e-2, warmup_steps=4, min_lr_ratio=0.1, ema_decay=0.9, precision="fp32", validate_every=10, save_every=5, save_total_limit=2)
 
 
 class Toy:
@@ -58,11 +58,11 @@ class Toy:
         (folder / "weights.json").write_text(json.dumps({n: t.tolist() for n, t in self.model.state_dict().items()}))
 
 
-def go(run, folder, task=Toy, **kw):
-    return train(run, folder, "cpu", progress=False, task=task, **kw)
+def run_training(run, folder, task=Toy, **kw):
+    return train(run, folder, "cpu", progress_bar=False, task=task, **kw)
 
 
-def stopping(*at, sign=signal.SIGTERM, base=Toy):
+def stop_at(*at, sign=signal.SIGTERM, base=Toy):
     "A task that gets a signal at some steps, as it would from outside"
     class Stopping(base):
         def loss(self, batch, step):
@@ -72,9 +72,9 @@ def stopping(*at, sign=signal.SIGTERM, base=Toy):
     return Stopping
 
 
-def what_is_left(folder):
+def final_state(folder):
     "All that a run leaves, less the clock"
-    last = state.newest(folder)
+    last = state.last_checkpoint(folder)
     said = state.read_state(last)
     said["progress"].pop("seconds")
     said["run"] = None
@@ -92,10 +92,10 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def reference_run(tmp_path_factory):
     "A run that nothing happened to"
     folder = tmp_path_factory.mktemp("whole")
-    go(RUN, folder)
+    run_training(RUN, folder)
     return folder
 
 
@@ -103,25 +103,25 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_bit_for_bit(tmp_path, ema, precision):
     "Stopped in mid-epoch, at an epoch's end and at a step that is saved anyway"
-    run = replace(RUN, ema=ema, precision=precision)
-    done = go(run, tmp_path / "a")
+    run = replace(RUN, ema_decay=ema, precision=precision)
+    done = run_training(run, tmp_path / "a")
     for at in (3, 7, 10):
-        assert go(run, tmp_path / "b", stopping(at)) == {"stopped": at}
-        assert not (tmp_path / "b/model").exists() and state.newest(tmp_path / "b").name == f"step-{at:08d}"
-    assert go(run, tmp_path / "b") == done
-    assert what_is_left(tmp_path / "a") == what_is_left(tmp_path / "b")
+        assert run_training(run, tmp_path / "b", stop_at(at)) == {"stopped": at}
+        assert not (tmp_path / "b/model").exists() and state.last_checkpoint(tmp_path / "b").name == f"step-{at:08d}"
+    assert run_training(run, tmp_path / "b") == done
+    assert final_state(tmp_path / "a") == final_state(tmp_path / "b")
 
 
-def test_how_often_one_validates_and_saves_changes_no_weight(tmp_path, whole):
-    go(replace(RUN, validate_every=3, save_every=4, keep=9), tmp_path)
-    assert what_is_left(tmp_path)[3:] == what_is_left(whole)[3:]
+def test_how_often_one_validates_and_saves_changes_no_weight(tmp_path, reference_run):
+    run_training(replace(RUN, validate_every=3, save_every=4, save_total_limit=9), tmp_path)
+    assert final_state(tmp_path)[3:] == final_state(reference_run)[3:]
 
 
 def test_the_global_generator_of_the_caller_is_left_alone(tmp_path):
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
-    go(replace(RUN, steps=2), tmp_path)
+    run_training(replace(RUN, steps=2), tmp_path)
     assert torch.equal(torch.rand(3), want)
 
 
@@ -129,14 +129,14 @@ SERVER = multiprocessing.get_context("forkserver")  # imports torch once, and th
 SERVER.set_forkserver_preload(["diffuspeech.train.loop", "torch._dynamo", "pytest"])  # the optimizer imports the second when it is made
 
 
-def work(folder, pause, run):
+def run_in_process(folder, pause, run):
     torch.set_num_threads(1)
     Toy.pause = pause
-    go(run, folder)
+    run_training(run, folder)
 
 
 def process(folder, pause=0.0, run=RUN):
-    job = SERVER.Process(target=work, args=(folder, pause, run))
+    job = SERVER.Process(target=run_in_process, args=(folder, pause, run))
     job.start()
     return job
 
@@ -144,8 +144,8 @@ def process(folder, pause=0.0, run=RUN):
 def test_killed_twenty_times(tmp_path):
     "SIGKILL at random moments, in the middle of a save or not; what is there under a final name is whole each time, and whoever goes on from there, after one kill or after all, ends as a run which nobody touched, bit for bit"
     dice, long = Random(), replace(RUN, steps=400, save_every=3)
-    whole, folder, steps = tmp_path / "whole", tmp_path / "killed", []
-    go(long, whole)
+    reference_run, folder, steps = tmp_path / "whole", tmp_path / "killed", []
+    run_training(long, reference_run)
     for kill in range(20):
         before = (folder / "log.jsonl").stat().st_mtime_ns if (folder / "log.jsonl").exists() else 0
         job = process(folder, 0.01, long)
@@ -160,14 +160,14 @@ def test_killed_twenty_times(tmp_path):
         for path in state.checkpoints(folder):
             state.read_state(path)
             assert all(load_file(path / f"{name}.safetensors") for name in ("model", "ema", "moments"))
-        steps.append(state.number(state.newest(folder)) if state.newest(folder) else 0)
+        steps.append(state.checkpoint_step(state.last_checkpoint(folder)) if state.last_checkpoint(folder) else 0)
         shutil.copytree(folder, tmp_path / f"{kill}")
-        go(long, tmp_path / f"{kill}")
-        assert what_is_left(tmp_path / f"{kill}") == what_is_left(whole), f"killed after {steps}"
+        run_training(long, tmp_path / f"{kill}")
+        assert final_state(tmp_path / f"{kill}") == final_state(reference_run), f"killed after {steps}"
     assert steps == sorted(steps) and 0 < steps[-1] < 400, "each life goes on where the last one saved"
     job = process(folder, run=long)
     job.join(120)
-    assert job.exitcode == 0 and what_is_left(folder) == what_is_left(whole)
+    assert job.exitcode == 0 and final_state(folder) == final_state(reference_run)
 
 
 def test_two_processes_in_one_folder(tmp_path):
@@ -175,16 +175,16 @@ def test_two_processes_in_one_folder(tmp_path):
     while job.is_alive() and not (tmp_path / "log.jsonl").exists():
         time.sleep(0.01)
     with pytest.raises(ValueError, match="another process is training there"):
-        go(RUN, tmp_path)
+        run_training(RUN, tmp_path)
     job.terminate()  # TERM: the step is finished and saved
     job.join(30)
-    assert job.exitcode == 0 and state.newest(tmp_path) is not None and not (tmp_path / "model").exists()
+    assert job.exitcode == 0 and state.last_checkpoint(tmp_path) is not None and not (tmp_path / "model").exists()
 
 
 @pytest.fixture
 def stopped(tmp_path):
     "A run with checkpoints at 5, 10 and 12"
-    go(replace(RUN, keep=9), tmp_path, stopping(12))
+    run_training(replace(RUN, save_total_limit=9), tmp_path, stop_at(12))
     return tmp_path
 
 
@@ -195,18 +195,18 @@ def test_truncated(stopped, name, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     log = (stopped / "log.jsonl").read_bytes()
     with pytest.raises(ValueError, match=f"step-00000012/{name}: truncated.*; delete the folder step-00000012 to go on from step-00000010") as e:
-        go(RUN, stopped)
+        run_training(RUN, stopped)
     assert "\n" not in str(e.value) and (stopped / "log.jsonl").read_bytes() == log, "a refused run changes nothing"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "moments.safetensors", "state.json"])
-def test_missing_and_the_way_out(stopped, whole, name):
+def test_missing_and_the_way_out(stopped, reference_run, name):
     (stopped / "step-00000012" / name).unlink()
     with pytest.raises(ValueError, match=f"{name}: missing; delete the folder step-00000012 to go on from step-00000010"):
-        go(RUN, stopped)
+        run_training(RUN, stopped)
     (stopped / "step-00000012").rename(stopped.parent / f"{stopped.name}-gone")
-    go(RUN, stopped)
-    assert what_is_left(stopped)[3:] == what_is_left(whole)[3:]
+    run_training(RUN, stopped)
+    assert final_state(stopped)[3:] == final_state(reference_run)[3:]
 
 
 def test_other_version_pickle_and_config(stopped):
@@ -214,22 +214,22 @@ def test_other_version_pickle_and_config(stopped):
     text = path.read_text()
     path.write_text(text.replace('"format": 1', '"format": 2'))
     with pytest.raises(ValueError, match="state.json: format 2, and this version of diffuspeech reads 1"):
-        go(RUN, stopped)
+        run_training(RUN, stopped)
     path.write_text(text)
     for name in ("step-00000012/model.pt", "last.ckpt", "model.bin"):
         (stopped / name).write_bytes(b"\x80\x04")
         with pytest.raises(ValueError, match=f"{name}: a pickle, which is never read"):
-            go(RUN, stopped)
+            run_training(RUN, stopped)
         (stopped / name).unlink()
     with pytest.raises(ValueError, match=r"belongs to another run: lr=0.01 \(now 0.02\), model=\{\} \(now \{\"n\": 1\}\), seed=0 \(now 3\); start in another folder"):
-        go(replace(RUN, lr=0.02, seed=3, model={"n": 1}), stopped)
+        run_training(replace(RUN, lr=0.02, seed=3, model={"n": 1}), stopped)
 
     path.write_text(text.replace('"best_step"', '"best_stepp"'))
     with pytest.raises(ValueError, match="state.json: truncated, or not a state"):
-        go(RUN, stopped)
+        run_training(RUN, stopped)
     path.write_text(text.replace('"versions": {}', '"versions": {"tokenizer": "s3-small-1"}'))
     with pytest.raises(ValueError, match="step-00000012: was trained with the tokenizer s3-small-1, and the one at hand is None"):
-        go(RUN, stopped)
+        run_training(RUN, stopped)
     path.write_text(text)
 
     class Wider(Toy):
@@ -237,8 +237,8 @@ def test_other_version_pickle_and_config(stopped):
             super().__init__(run)
             self.model[4] = nn.Linear(16, 2)
     with pytest.raises(ValueError, match=r"model.safetensors: does not fit the model at 4.bias, 4.weight"):
-        go(RUN, stopped, Wider)
-    assert go(replace(RUN, steps=14, validate_every=7, save_every=7, keep=1, doc="shorter"), stopped)["score"] > 0, "these may change"
+        run_training(RUN, stopped, Wider)
+    assert run_training(replace(RUN, steps=14, validate_every=7, save_every=7, save_total_limit=1, description="shorter"), stopped)["score"] > 0, "these may change"
 
 
 def test_half_written_is_ignored_and_removed(stopped):
@@ -254,13 +254,13 @@ def test_half_written_is_ignored_and_removed(stopped):
     with open(stopped / "log.jsonl", "a") as f:
         f.write('{"step": 13, "lo')
     lines = []
-    go(RUN, stopped, on_step=lines.append)
+    run_training(RUN, stopped, on_step=lines.append)
     assert [line["step"] for line in lines] == list(range(13, 25))
     assert [p.parent for p in stopped.rglob(".*.part*")] == [other], "what another run is writing in a folder below is its own"
     assert history(stopped)["train"]["step"] == list(range(1, 25))
 
 
-def test_full_disk(tmp_path, monkeypatch, whole):
+def test_full_disk(tmp_path, monkeypatch, reference_run):
     "While any of its files is written: no folder under a final name, the old checkpoint stands, and the run goes on later"
     real, calls = folder_room.save_file, []
 
@@ -275,7 +275,7 @@ def test_full_disk(tmp_path, monkeypatch, whole):
         folder = tmp_path / failing
         calls.clear()
         with pytest.raises(OSError, match="disk is full: step 10 of .* could not be saved, step-00000005 is whole") as e:
-            go(RUN, folder)
+            run_training(RUN, folder)
         assert e.value.errno == errno.ENOSPC and [p.name for p in folder.iterdir() if "step" in p.name] == ["step-00000005"]
     monkeypatch.undo()
     folder, write_text = tmp_path / "state.json", Path.write_text
@@ -287,11 +287,11 @@ def test_full_disk(tmp_path, monkeypatch, whole):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="disk is full: step 10 of .* could not be saved, step-00000005 is whole"):
-        go(RUN, folder)
+        run_training(RUN, folder)
     assert [p.name for p in folder.iterdir() if "step" in p.name] == ["step-00000005"]
     monkeypatch.undo()
-    go(RUN, folder)
-    assert what_is_left(folder) == what_is_left(whole)
+    run_training(RUN, folder)
+    assert final_state(folder) == final_state(reference_run)
 
 
 @pytest.mark.parametrize("name", ["loss", "norm of the gradient"])
@@ -303,7 +303,7 @@ def test_not_a_number(tmp_path, name):
                 loss = loss * math.nan if name == "loss" else loss + (self.model[0].weight[0, 0] * 0).sqrt()
             return {"loss": loss}
     with pytest.raises(FloatingPointError, match=f"step 8: the {name} is (nan|inf) with the rows 1-0-0, 1-0-1, "):
-        go(RUN, tmp_path, Bad)
+        run_training(RUN, tmp_path, Bad)
     assert [p.name for p in state.checkpoints(tmp_path)] == ["step-00000005"]
     assert all(t.isfinite().all() for t in load_file(tmp_path / "step-00000005/model.safetensors").values())
 
@@ -313,11 +313,11 @@ def test_keeps_the_last_and_the_best(tmp_path):
         def validate(self, model):
             return {"score": float(scores.pop(0))}
     scores = [5, 1, 2, 3, 4, 5]
-    go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse)
-    assert [state.number(p) for p in state.checkpoints(tmp_path)] == [8, 20, 24]
-    progress = state.read_state(state.newest(tmp_path))["progress"]
+    run_training(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse)
+    assert [state.checkpoint_step(p) for p in state.checkpoints(tmp_path)] == [8, 20, 24]
+    progress = state.read_state(state.last_checkpoint(tmp_path))["progress"]
     assert progress["best"] == 1 and progress["best_step"] == 8 and not scores
-    assert go(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse) == {"score": 1.0}, "a finished run is only exported again"
+    assert run_training(replace(RUN, validate_every=4, save_every=4), tmp_path, Worse) == {"score": 1.0}, "a finished run is only exported again"
     exported, best, last = json.loads((tmp_path / "model/weights.json").read_text()), *(load_file(tmp_path / f"step-{k:08d}/ema.safetensors") for k in (8, 24))
     assert all(exported[name] == best[name].tolist() for name in best) and not any(exported[name] == last[name].tolist() for name in last), "what is exported is the best"
 
@@ -327,19 +327,19 @@ def test_empty_batches(tmp_path, nothing):
     class Holes(Toy):
         def batches(self, epoch):
             return [nothing if i in (2, 6) else batch for i, batch in enumerate(super().batches(epoch))]
-    go(RUN, tmp_path / "a", Holes)
-    go(RUN, tmp_path / "b", stopping(5, 12, base=Holes))
-    go(RUN, tmp_path / "b", stopping(12, base=Holes))
-    go(RUN, tmp_path / "b", Holes)
-    assert what_is_left(tmp_path / "a") == what_is_left(tmp_path / "b")
-    progress = state.read_state(state.newest(tmp_path / "a"))["progress"]
+    run_training(RUN, tmp_path / "a", Holes)
+    run_training(RUN, tmp_path / "b", stop_at(5, 12, base=Holes))
+    run_training(RUN, tmp_path / "b", stop_at(12, base=Holes))
+    run_training(RUN, tmp_path / "b", Holes)
+    assert final_state(tmp_path / "a") == final_state(tmp_path / "b")
+    progress = state.read_state(state.last_checkpoint(tmp_path / "a"))["progress"]
     assert (progress["epoch"], progress["batch"], progress["empty"]) == (4, 5, 9) and progress["audio"] == 24 * 8
 
     class Nothing(Toy):
         def batches(self, epoch):
             return [nothing] * 3
     with pytest.raises(ValueError, match="epoch 0 has no batch with anything in it"):
-        go(RUN, tmp_path / "c", Nothing)
+        run_training(RUN, tmp_path / "c", Nothing)
 
 
 def test_ema_by_hand(tmp_path):
@@ -350,7 +350,7 @@ def test_ema_by_hand(tmp_path):
         def loss(self, batch, step):
             seen.append(self.model[0].weight.detach().clone())
             return super().loss(batch, step)
-    go(replace(RUN, save_every=24, validate_every=24, ema=0.5), tmp_path, Watched)
+    run_training(replace(RUN, save_every=24, validate_every=24, ema_decay=0.5), tmp_path, Watched)
     seen.append(load_file(tmp_path / "step-00000024/model.safetensors")["0.weight"])
     by_hand = seen[0].double()
     for k, now in enumerate(seen[1:], 1):
@@ -362,17 +362,17 @@ def test_ema_by_hand(tmp_path):
     assert exported["0.weight"] == ema.tolist(), "the finished model has the averaged weights"
     assert exported["1.running_mean"] == load_file(tmp_path / "step-00000024/model.safetensors")["1.running_mean"].tolist(), "and the buffers as they are"
     metadata = json.loads((tmp_path / "model/about.json").read_text())
-    assert metadata["step"] == 24 and metadata["run"]["ema"] == 0.5 and metadata["validation"]["score"] > 0
+    assert metadata["step"] == 24 and metadata["run"]["ema_decay"] == 0.5 and metadata["validation"]["score"] > 0
 
 
 def test_the_rate(tmp_path):
-    run = Run("tests", steps=110, lr=0.5, warmup=10, floor=0.1)
-    assert [rate(run, k) for k in (1, 5, 10)] == [0.05, 0.25, 0.5]
-    assert rate(run, 60) == pytest.approx(0.5 * 0.55) and rate(run, 110) == pytest.approx(0.05) == rate(run, 200)
-    assert rate(run, 35) == pytest.approx(0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
-    assert rate(replace(run, warmup=0), 1) < 0.5 and rate(replace(run, warmup=200), 110) == pytest.approx(0.5 * 110 / 200)
-    go(RUN, tmp_path)
-    assert history(tmp_path)["train"]["lr"] == [rate(RUN, k) for k in range(1, 25)]
+    run = TrainConfig("tests", steps=110, lr=0.5, warmup_steps=10, min_lr_ratio=0.1)
+    assert [learning_rate(run, k) for k in (1, 5, 10)] == [0.05, 0.25, 0.5]
+    assert learning_rate(run, 60) == pytest.approx(0.5 * 0.55) and learning_rate(run, 110) == pytest.approx(0.05) == learning_rate(run, 200)
+    assert learning_rate(run, 35) == pytest.approx(0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert learning_rate(replace(run, warmup_steps=0), 1) < 0.5 and learning_rate(replace(run, warmup_steps=200), 110) == pytest.approx(0.5 * 110 / 200)
+    run_training(RUN, tmp_path)
+    assert history(tmp_path)["train"]["lr"] == [learning_rate(RUN, k) for k in range(1, 25)]
 
 
 def test_clipping_and_decay(tmp_path):
@@ -380,38 +380,38 @@ def test_clipping_and_decay(tmp_path):
     norms = {}
     for clip in (0.0, 0.01):
         folder = tmp_path / str(clip)
-        go(replace(RUN, steps=1, clip=clip), folder)
+        run_training(replace(RUN, steps=1, max_grad_norm=clip), folder)
         moments = load_file(folder / "step-00000001/moments.safetensors")
         norms[clip] = math.sqrt(sum((t / 0.1).pow(2).sum().item() for n, t in moments.items() if n.startswith("exp_avg/")))
-        assert history(folder)["train"]["norm"][0] == pytest.approx(norms[0.0], rel=1e-3), "the log has the norm before it is cut"
+        assert history(folder)["train"]["grad_norm"][0] == pytest.approx(norms[0.0], rel=1e-3), "the log has the norm before it is cut"
     assert norms[0.01] == pytest.approx(0.01, rel=1e-2) and norms[0.0] > 0.1
     model = Toy(RUN).model
-    assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in adam(RUN, model).param_groups] == [(0.01, {2}), (0.0, {1})]
+    assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in make_optimizer(RUN, model).param_groups] == [(0.01, {2}), (0.0, {1})]
 
 
 def test_names_and_the_nearest(tmp_path, monkeypatch):
     for name in ("decoder-small", "tokenizer-small"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "diffuspeech.tokenizers.s3:X", "model": {"hidden": 8}, "doc": "ten minutes"}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task": "diffuspeech.tokenizers.s3:X", "model": {"hidden": 8}, "description": "ten minutes"}))
     monkeypatch.setattr(config, "PRESETS", tmp_path)
-    assert preset("decoder-small").doc == "ten minutes" and config.presets() == ["decoder-small", "tokenizer-small"]
-    for bad, words in ((lambda: preset("tokeniser-small"), "tokeniser-small: no such preset; the nearest is tokenizer-small"),
-                       (lambda: override(RUN, ["warmpu=3"]), "warmpu: no such field; the nearest is warmup"),
-                       (lambda: override(preset("decoder-small"), ["model.hiden=3"]), "model.hiden: no such field; the nearest is model.hidden"),
+    assert load_preset("decoder-small").description == "ten minutes" and config.list_presets() == ["decoder-small", "tokenizer-small"]
+    for bad, words in ((lambda: load_preset("tokeniser-small"), "tokeniser-small: no such preset; the nearest is tokenizer-small"),
+                       (lambda: override(RUN, ["warmpu=3"]), "warmpu: no such field; the nearest is warmup_steps"),
+                       (lambda: override(load_preset("decoder-small"), ["model.hiden=3"]), "model.hiden: no such field; the nearest is model.hidden"),
                        (lambda: override(RUN, ["steps=many"]), 'steps="many": should be a whole number'),
                        (lambda: override(RUN, ["steps=true"]), "steps=true: should be a whole number"),
-                       (lambda: start("decoder-small", ["steps=2"], tmp_path / "x"), "s3 has no X"),
+                       (lambda: train_preset("decoder-small", ["steps=2"], tmp_path / "x"), "s3 has no X"),
                        (lambda: train(replace(RUN, task="os:system"), tmp_path / "x"), "should be diffuspeech"),
                        (lambda: history(tmp_path), "no such log")):
         with pytest.raises(ValueError, match=words):
             bad()
     assert not (tmp_path / "x").exists(), "a wrong name leaves no folder"
-    run = override(preset("decoder-small"), ["lr=1", "betas=[0.9, 0.99]", "data=2024", "model.hidden=9", 'options={"a": 1}', "options.a=2"])
+    run = override(load_preset("decoder-small"), ["lr=1", "betas=[0.9, 0.99]", "data=2024", "model.hidden=9", 'options={"a": 1}', "options.a=2"])
     assert (run.lr, run.betas, run.data, run.model, run.options) == (1.0, (0.9, 0.99), "2024", {"hidden": 9}, {"a": 2})
 
 
-@pytest.mark.parametrize("name", config.presets())
+@pytest.mark.parametrize("name", config.list_presets())
 def test_a_preset_says_what_it_costs_and_what_it_should_reach(name):
-    doc = preset(name).doc
+    doc = load_preset(name).description
     assert re.search(r"minute|hour", doc, re.I) and re.search(r"\bdev\b", doc), doc
 
 
@@ -431,8 +431,8 @@ def test_samples_and_board(tmp_path):
         def samples(self, model):
             assert not model.training and not torch.is_grad_enabled()
             return {name: torch.sin(torch.arange(1600) * 0.2) * 0.5 for name in ("tone", "/data/../a clip.wav-said")}
-    go(RUN, tmp_path, stopping(12, base=Heard), board=True)
-    go(RUN, tmp_path, Heard, board=True)
+    run_training(RUN, tmp_path, stop_at(12, base=Heard), tensorboard=True)
+    run_training(RUN, tmp_path, Heard, tensorboard=True)
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{name}-{step:08d}.wav" for name in ("data-..-a-clip.wav-said", "tone") for step in (10, 20, 24)], "an id may be a path, and a path leads nowhere"
     board = EventAccumulator(str(tmp_path / "board")).Reload()
     log = history(tmp_path)
@@ -448,14 +448,14 @@ def test_batches_in_one_update(tmp_path):
         def loss(self, batch, step):
             seen.append((step, batch.ids[0]))
             return super().loss(batch, step)
-    run = replace(RUN, batches=3, steps=5)
-    go(run, tmp_path, Watched)
+    run = replace(RUN, batches_per_update=3, steps=5)
+    run_training(run, tmp_path, Watched)
     assert seen == [(1 + k // 3, f"{k // 7}-{k % 7}-0") for k in range(15)]
-    progress = state.read_state(state.newest(tmp_path))["progress"]
+    progress = state.read_state(state.last_checkpoint(tmp_path))["progress"]
     assert (progress["epoch"], progress["batch"], progress["audio"]) == (2, 1, 15 * 8)
 
 
 @pytest.mark.parametrize("known, pays", [({"architecture": "x86_64", "amx_bf16": True}, True), ({"architecture": "x86_64", "amx_bf16": False}, False), ({"architecture": "aarch64"}, True), ({}, True)])
 def test_bfloat16_pays_with_amx(monkeypatch, known, pays):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert bf16_pays() == pays
+    assert bf16_is_faster() == pays

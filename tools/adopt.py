@@ -26,20 +26,20 @@ for file in target.rglob("*"):
     file.chmod(0o755 if file.is_dir() else 0o644)
 
 
-def thin(log: Path, to: Path) -> list[dict]:
+def thin_log(log: Path, to: Path) -> list[dict]:
     kept = [line for line in map(json.loads, log.read_text().splitlines()) if "validation" in line or line["step"] % 100 == 0 or line["step"] == 1]
     to.parent.mkdir(exist_ok=True)
     to.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
-kept = thin(run / "log.jsonl", target / "log.jsonl")
+kept = thin_log(run / "log.jsonl", target / "log.jsonl")
 stages, model = [], target
-while start := json.loads(next(model.rglob("config.json")).read_text())["about"]["run"]["options"].get("start"):
+while start := json.loads(next(model.rglob("config.json")).read_text())["metadata"]["run"]["options"].get("init_from"):
     model = Path(start)
     stages.insert(0, model.parent / "log.jsonl")
 for log, place in zip(stages, ("first", "second", "third"), strict=False):
-    thin(log, target / place / "log.jsonl")
+    thin_log(log, target / place / "log.jsonl")
 print(f"{name}: {size(target) / 2**20:.2f} MiB of {BUDGET[name]}, all models {size(models) / 1e6:.1f} MB of {ALL / 1e6:.0f}, {len(kept)} lines of the log; validation {kept[-1].get('validation')}")
 if not (target / "README.md").exists():
     print(f"{target / 'README.md'} is missing: data, licences, command, time, hardware, scores")

@@ -38,19 +38,19 @@ def module(nb) -> str:
 
 
 @cache
-def places() -> dict[str, set[str]]:
+def documented_names() -> dict[str, set[str]]:
     "Where a name is documented, under each of its names: `diffuspeech.base.style.use`, `base.look.use`, `look.use` and `use`"
     found = defaultdict(set)
     for mod, names in importlib.import_module("diffuspeech._modidx").d["syms"].items():
-        rooms = mod.split(".")
+        parts = mod.split(".")
         for full, (href, _) in names.items():
             name = full.removeprefix(f"{mod}.")
             href = names.get(f"{mod}.{name.split('.')[0]}", [href])[0]  # a method is documented with its class
             if not name.startswith("_"):
-                for i in range(len(rooms) + 1):
-                    found[".".join([*rooms[i:], name])].add(f"/{href}")
-            for i in range(len(rooms) - 1):
-                found[".".join(rooms[i:])].add(f"/{href.split('#')[0]}")
+                for i in range(len(parts) + 1):
+                    found[".".join([*parts[i:], name])].add(f"/{href}")
+            for i in range(len(parts) - 1):
+                found[".".join(parts[i:])].add(f"/{href.split('#')[0]}")
     return found
 
 
@@ -60,7 +60,7 @@ class Links(NbdevLookup):
         self.own = own
 
     def doc(self, name):
-        found = places().get(f"{self.own}.{name}") or places().get(name, set())
+        found = documented_names().get(f"{self.own}.{name}") or documented_names().get(name, set())
         return next(iter(found)) if len(found) == 1 else None
 
     def link_line(self, line):
@@ -130,8 +130,8 @@ class fold_source(Processor):
 
 class Page(FilterDefaults):
     def base_procs(self):
-        ours = {"exec_show_docs": document, "add_links": link, "add_fold": fold_source}
-        return [show_source, *(ours.get(p.__name__, p) for p in super().base_procs() if p.__name__ != "mv_exports")]
+        replacements = {"exec_show_docs": document, "add_links": link, "add_fold": fold_source}
+        return [show_source, *(replacements.get(p.__name__, p) for p in super().base_procs() if p.__name__ != "mv_exports")]
 
 
 def plotly_html(figure: dict, name: str) -> str:
@@ -143,7 +143,7 @@ def plotly_html(figure: dict, name: str) -> str:
             f'<script>addEventListener("DOMContentLoaded", () => Plotly.newPlot("{name}", {data}))</script>')
 
 
-def shown(output: dict, name: str) -> bool:
+def make_showable(output: dict, name: str) -> bool:
     "Give a stored output the form that a page can show; False if it has none"
     data = output.get("data", {})
     if figure := data.pop("application/vnd.plotly.v1+json", None):
@@ -166,7 +166,7 @@ def page_sources():
             raise
         for i, cell in enumerate(nb.cells):
             if "outputs" in cell:
-                cell.outputs = [o for j, o in enumerate(cell.outputs) if shown(o, f"plotly-{i}-{j}")]
+                cell.outputs = [o for j, o in enumerate(cell.outputs) if make_showable(o, f"plotly-{i}-{j}")]
         write_nb(nb, path)
 
 
@@ -184,20 +184,20 @@ SEARCH = """<script>if (location.protocol === "file:") window.fetch = url => new
 
 def localise(site: Path):
     "Replace what comes from elsewhere by what is installed here"
-    libs, wanted = site / "site_libs", {}
+    libs, sources = site / "site_libs", {}
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        here = "../" * len(page.relative_to(site).parent.parts) + "site_libs"
+        site_libs = "../" * len(page.relative_to(site).parent.parts) + "site_libs"
         head = [SEARCH]
         text, katex = re.subn(r"<link[^>]*/katex@[^>]*>|<script[^>]*/katex@[^>]*></script>", "", text)
         if katex:  # -full: every TeX extension is in the one file, so MathJax has nothing left to load
-            head.append(MATHS.replace("{libs}", here))
-            wanted["tex-svg-full.js"] = distribution("django-static-mathjax").locate_file("mathjax/static/mathjax/es5/tex-svg-full.js")
+            head.append(MATHS.replace("{libs}", site_libs))
+            sources["tex-svg-full.js"] = distribution("django-static-mathjax").locate_file("mathjax/static/mathjax/es5/tex-svg-full.js")
         if "Plotly.newPlot" in text:
-            head.append(f'<script defer src="{here}/plotly.min.js"></script>')
-            wanted["plotly.min.js"] = Path(plotly.__file__).parent / "package_data/plotly.min.js"
+            head.append(f'<script defer src="{site_libs}/plotly.min.js"></script>')
+            sources["plotly.min.js"] = Path(plotly.__file__).parent / "package_data/plotly.min.js"
         page.write_text(text.replace("</head>", "\n".join(head) + "\n</head>", 1), encoding="utf-8")
-    for name, source in wanted.items():
+    for name, source in sources.items():
         shutil.copy(source, libs / name)
     for css in libs.rglob("*.css"):  # the themes ask Google for a font; the system's own serve
         css.write_text(re.sub(r"@import url\([^)]*\);?", "", css.read_text(encoding="utf-8")), encoding="utf-8")

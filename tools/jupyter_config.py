@@ -18,21 +18,21 @@ nb_export(sys.argv[1])
 """
 
 
-def ours(model: dict, path: Path) -> bool:
+def is_library_notebook(model: dict, path: Path) -> bool:
     "Is this a notebook of nbs/?"
     return model["type"] == "notebook" and REPO / "nbs" in path.parents and ".ipynb_checkpoints" not in path.parts
 
 
 def clean_on_save(model, path, contents_manager, **kwargs):
     "Keep execution counts and the like out of the diff. An error here is logged by the server, and the notebook saved as it is"
-    if ours(model, REPO / path):
+    if is_library_notebook(model, REPO / path):
         from nbdev.clean import clean_nb
         clean_nb(model["content"])
 
 
 def export_on_save(model, os_path, contents_manager, **kwargs):
     "Export a notebook that was just saved, so that `%autoreload` shows the change in open explore notebooks. Never undoes the save"
-    if not ours(model, Path(os_path)):
+    if not is_library_notebook(model, Path(os_path)):
         return
     try:  # a process of its own: an export that fails, hangs or imports something odd does not harm the server
         subprocess.run([sys.executable, "-c", EXPORT, os_path], cwd=REPO, capture_output=True, text=True, timeout=30, check=True)

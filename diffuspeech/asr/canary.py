@@ -28,24 +28,24 @@ WIN_LENGTH, HOP_LENGTH, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the 
 class LogMelFeatures(nn.Module):
     "Log energies in mel bands, each with mean zero and spread one over the utterance"
 
-    def __init__(self, bands: int):
+    def __init__(self, n_mels: int):
         super().__init__()
         with torch.device("cpu"):  # also where the rest is built on the meta device
-            bank = import_torchaudio().functional.melscale_fbanks(N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, bands, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-            self.register_buffer("bank", bank.T.contiguous())
+            mel_filters = import_torchaudio().functional.melscale_fbanks(N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+            self.register_buffer("mel_filters", mel_filters.T.contiguous())
             self.register_buffer("window", torch.hann_window(WIN_LENGTH, periodic=False))
 
     def forward(self,
         waves: Tensor,  # (B, samples), zero in the padding
         lengths: Tensor,  # (B,) samples
-    ) -> tuple[Tensor, Tensor]:  # (B, T, bands), and (B, T) True inside
+    ) -> tuple[Tensor, Tensor]:  # (B, T, n_mels), and (B, T) True inside
         "Features and which of them are no padding"
         with torch.autocast(waves.device.type, enabled=False):  # a log of energies needs its digits
             waves = torch.cat([waves[:, :1], waves[:, 1:] - 0.97 * waves[:, :-1]], 1).float()
             waves = waves.masked_fill(torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0)
             spec = torch.stft(waves, N_FFT, HOP_LENGTH, WIN_LENGTH, self.window, pad_mode="constant", return_complex=True)
             count = (lengths // HOP_LENGTH).clamp_min(1)
-            mel = (self.bank @ torch.view_as_real(spec).square().sum(-1) + 2**-24).log().mT[:, : int(count.max())]
+            mel = (self.mel_filters @ torch.view_as_real(spec).square().sum(-1) + 2**-24).log().mT[:, : int(count.max())]
             mask = torch.arange(mel.shape[1], device=mel.device) < count[:, None]
             mean = (mel * mask[..., None]).sum(1, keepdim=True) / count[:, None, None]
             spread = (((mel - mean) * mask[..., None]).square().sum(1, keepdim=True) / (count - 1).clamp_min(1)[:, None, None]).sqrt()
@@ -58,30 +58,30 @@ class CanaryConfig:
     hidden: int = 144  # of the encoder
     layers: int = 5
     heads: int = 4
-    inner: int = 432
+    ffn_dim: int = 432
     channels: int = 64  # of the convolutions that step down
-    bands: int = 80  # of the features
-    factor: int = 8  # frames of 10 ms in one of the encoder
+    n_mels: int = 80  # of the features
+    subsampling_factor: int = 8  # frames of 10 ms in one of the encoder
     kernel: int = 9
     decoder_hidden: int = 144
     decoder_layers: int = 2
     decoder_heads: int = 4
-    decoder_inner: int = 432
-    positions: int = 1024  # the decoder's longest text
-    vocabulary: int = 258  # pieces, and the specials after them
-    pad: int = 0
-    prompt: tuple[int, ...] = (256,)  # what the decoder has read before its first piece
-    end: int = 257
-    split: int = 2  # letters that CTC may read in one frame; 0: no such head
+    decoder_ffn_dim: int = 432
+    max_positions: int = 1024  # the decoder's longest text
+    vocab_size: int = 258  # pieces, and the specials after them
+    pad_token_id: int = 0
+    prompt_ids: tuple[int, ...] = (256,)  # what the decoder has read before its first piece
+    eos_token_id: int = 257
+    ctc_upsampling: int = 2  # letters that CTC may read in one frame; 0: no such head
     dropout: float = 0.1
 
     def __post_init__(self):
-        object.__setattr__(self, "prompt", tuple(self.prompt))
+        object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
 
 
 CANARY_180M_FLASH = CanaryConfig(  # canary-180m-flash; the prompt asks for English without punctuation
-    hidden=512, layers=17, heads=8, inner=2048, channels=256, bands=128, decoder_hidden=1024, decoder_layers=4, decoder_heads=8, decoder_inner=4096,
-    vocabulary=5248, pad=2, prompt=(7, 4, 16, 62, 62, 6, 9, 11, 13), end=3, split=0)
+    hidden=512, layers=17, heads=8, ffn_dim=2048, channels=256, n_mels=128, decoder_hidden=1024, decoder_layers=4, decoder_heads=8, decoder_ffn_dim=4096,
+    vocab_size=5248, pad_token_id=2, prompt_ids=(7, 4, 16, 62, 62, 6, 9, 11, 13), eos_token_id=3, ctc_upsampling=0)
 
 # %% ../../nbs/asr/canary.ipynb #375a4576
 def build_model(
@@ -91,16 +91,16 @@ def build_model(
     import_torchaudio()
     import transformers as hf
     encoder = hf.ParakeetEncoderConfig(
-        hidden_size=config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads, intermediate_size=config.inner, subsampling_factor=config.factor,
-        subsampling_conv_channels=config.channels, conv_kernel_size=config.kernel, num_mel_bins=config.bands, scale_input=False,
+        hidden_size=config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads, intermediate_size=config.ffn_dim, subsampling_factor=config.subsampling_factor,
+        subsampling_conv_channels=config.channels, conv_kernel_size=config.kernel, num_mel_bins=config.n_mels, scale_input=False,
         dropout=config.dropout, activation_dropout=config.dropout, attention_dropout=config.dropout, layerdrop=0.0)
     decoder = hf.CanaryDecoderConfig(
-        vocab_size=config.vocabulary, hidden_size=config.decoder_hidden, intermediate_size=config.decoder_inner, num_hidden_layers=config.decoder_layers,
+        vocab_size=config.vocab_size, hidden_size=config.decoder_hidden, intermediate_size=config.decoder_ffn_dim, num_hidden_layers=config.decoder_layers,
         num_attention_heads=config.decoder_heads, num_key_value_heads=config.decoder_heads, head_dim=config.decoder_hidden // config.decoder_heads,
-        max_position_embeddings=config.positions, attention_dropout=config.dropout, pad_token_id=config.pad, bos_token_id=config.prompt[0], eos_token_id=config.end)
+        max_position_embeddings=config.max_positions, attention_dropout=config.dropout, pad_token_id=config.pad_token_id, bos_token_id=config.prompt_ids[0], eos_token_id=config.eos_token_id)
     model = hf.CanaryModel(hf.CanaryConfig(
-        encoder_config=encoder.to_dict(), decoder_config=decoder.to_dict(), vocab_size=config.vocabulary,
-        pad_token_id=config.pad, bos_token_id=config.prompt[0], eos_token_id=config.end, decoder_start_token_id=config.prompt[0]))
+        encoder_config=encoder.to_dict(), decoder_config=decoder.to_dict(), vocab_size=config.vocab_size,
+        pad_token_id=config.pad_token_id, bos_token_id=config.prompt_ids[0], eos_token_id=config.eos_token_id, decoder_start_token_id=config.prompt_ids[0]))
     for part in model.encoder.subsampling.modules():
         if hasattr(part, "reset_parameters"):  # transformers starts them so small that, five convolutions deep, a millionth of the signal is left
             part.reset_parameters()
@@ -110,14 +110,15 @@ def build_model(
 class Canary(PretrainedModel):
     "A FastConformer that hears, a transformer that writes, and perhaps a CTC head on letters"
     Config = CanaryConfig
+    renamed = {".body.": ".model.", ".bridge.": ".enc_to_dec_proj.", "bias": "output_bias", ".letters.": ".ctc_head.", ".bank.": ".mel_filters."}
 
     def __init__(self, config: CanaryConfig):
         super().__init__(config)
-        self.features = LogMelFeatures(config.bands)
-        self.body = build_model(config)
-        self.bridge = nn.Linear(config.hidden, config.decoder_hidden) if config.hidden != config.decoder_hidden else nn.Identity()
-        self.bias = nn.Parameter(torch.zeros(config.vocabulary))  # of the reading-out, whose matrix is the embedding
-        self.letters = nn.Linear(config.hidden, config.split * len(text.char_tokenizer)) if config.split else None
+        self.features = LogMelFeatures(config.n_mels)
+        self.model = build_model(config)
+        self.enc_to_dec_proj = nn.Linear(config.hidden, config.decoder_hidden) if config.hidden != config.decoder_hidden else nn.Identity()
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))  # of the reading-out, whose matrix is the embedding
+        self.ctc_head = nn.Linear(config.hidden, config.ctc_upsampling * len(text.char_tokenizer)) if config.ctc_upsampling else None
         self.text_tokenizer = text.load_text_tokenizer()
 
     def encode(self,
@@ -130,16 +131,16 @@ class Canary(PretrainedModel):
         bad = [k for k in layers if not -self.config.layers - 1 <= k <= self.config.layers]
         if bad:
             raise ValueError(f"layers={tuple(layers)}: this encoder has 0 (before the first) to {self.config.layers}, and no {bad[0]}")
-        out = self.body.encoder(*self.features(waves, lengths), output_hidden_states=True)
+        out = self.model.encoder(*self.features(waves, lengths), output_hidden_states=True)
         return [out.hidden_states[k] for k in layers], out.attention_mask.bool()
 
     def ctc_log_probs(self,
         hidden: Tensor,  # (B, T, hidden) of the last layer
     ) -> Tensor:  # (B, split T, letters)
         "CTC's log probabilities"
-        if self.letters is None:
-            raise ValueError("this recogniser has no CTC head (split=0); let its decoder write: transcribe(waves)")
-        return self.letters(hidden).float().unflatten(-1, (self.config.split, -1)).flatten(1, 2).log_softmax(-1)
+        if self.ctc_head is None:
+            raise ValueError("this recogniser has no CTC head (ctc_upsampling=0); let its decoder write: transcribe(waves)")
+        return self.ctc_head(hidden).float().unflatten(-1, (self.config.ctc_upsampling, -1)).flatten(1, 2).log_softmax(-1)
 
     def decoder_logits(self,
         hidden: Tensor,  # (B, T, hidden) of the last layer
@@ -148,8 +149,8 @@ class Canary(PretrainedModel):
         cache: Any = None,  # what the last call returned; then ids are only the new ones
     ) -> tuple[Tensor, Any]:  # (B, N, vocabulary), and the cache
         "What the decoder would write next"
-        out = self.body.decoder(input_ids=ids, encoder_hidden_states=self.bridge(hidden), encoder_attention_mask=mask, past_key_values=cache, use_cache=not self.training)
-        return nn.functional.linear(out.last_hidden_state, self.body.decoder.embed_tokens.weight, self.bias), out.past_key_values
+        out = self.model.decoder(input_ids=ids, encoder_hidden_states=self.enc_to_dec_proj(hidden), encoder_attention_mask=mask, past_key_values=cache, use_cache=not self.training)
+        return nn.functional.linear(out.last_hidden_state, self.model.decoder.embed_tokens.weight, self.output_bias), out.past_key_values
 
     @torch.no_grad()
     def generate(self,
@@ -160,15 +161,15 @@ class Canary(PretrainedModel):
         "The decoder's likeliest piece, again and again. A phrase that goes round is kept once"
         waves, lengths = check_waves(waves, lengths)
         (hidden,), mask = self.encode(waves, lengths)
-        limits = [min(4 + math.ceil(n / SAMPLE_RATE * max_tokens_per_second), self.config.positions - len(self.config.prompt)) for n in lengths.tolist()]
-        new, cache = torch.tensor(self.config.prompt, device=waves.device).expand(len(waves), -1), None
+        limits = [min(4 + math.ceil(n / SAMPLE_RATE * max_tokens_per_second), self.config.max_positions - len(self.config.prompt_ids)) for n in lengths.tolist()]
+        new, cache = torch.tensor(self.config.prompt_ids, device=waves.device).expand(len(waves), -1), None
         rows, stops = [[] for _ in limits], ["" for _ in limits]
         while not all(stops):
             logits, cache = self.decoder_logits(hidden, mask, new, cache)
             new = logits[:, -1:].argmax(-1)
             for i, piece in enumerate(new[:, 0].tolist()):
                 if not stops[i]:
-                    stops[i] = "end" if piece == self.config.end else ""
+                    stops[i] = "end" if piece == self.config.eos_token_id else ""
                     rows[i] += [] if stops[i] else [piece]
                     if repeated := repetition_length(rows[i]):
                         rows[i], stops[i] = rows[i][:-repeated], "loop"
@@ -191,7 +192,7 @@ class Canary(PretrainedModel):
         "What is said, by CTC's likeliest path"
         (hidden,), mask = self.encode(waves, lengths)
         best = self.ctc_log_probs(hidden).argmax(-1)
-        return [text.char_tokenizer.decode(row[: n * self.config.split].unique_consecutive()) for row, n in zip(best, mask.sum(1).tolist())]
+        return [text.char_tokenizer.decode(row[: n * self.config.ctc_upsampling].unique_consecutive()) for row, n in zip(best, mask.sum(1).tolist())]
 
     def save_pretrained(self,
         folder: "str | Path",

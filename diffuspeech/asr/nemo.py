@@ -6,7 +6,7 @@
 __all__ = ['MAX_BYTES', 'HINT', 'CONFIG_PATHS', 'SUPPORTED', 'NORMAL', 'BPE', 'SPECIAL', 'LANGUAGE', 'PROMPT', 'END', 'PAD',
            'PREFIXES', 'RENAMES', 'POSITIONS', 'OUTPUT_WEIGHT', 'EMBEDDING', 'COLUMNS', 'ROWS', 'open_member',
            'get_setting', 'read_sizes', 'protobuf_fields', 'read_sentencepiece', 'merge_tokenizers', 'nemo_name',
-           'interleaved_positions', 'deinterleave', 'reorder_channels', 'read_weights', 'load_nemo_weights', 'convert']
+           'interleaved_positions', 'deinterleave', 'reorder_channels', 'load_weights', 'load_nemo_weights', 'convert']
 
 # %% ../../nbs/asr/nemo.ipynb #8db5c49a
 import math
@@ -62,10 +62,10 @@ def open_member(
 
 # %% ../../nbs/asr/nemo.ipynb #fdb061f8
 CONFIG_PATHS = dict(
-    hidden="encoder.d_model", layers="encoder.n_layers", heads="encoder.n_heads", channels="encoder.subsampling_conv_channels", bands="preprocessor.features",
-    factor="encoder.subsampling_factor", kernel="encoder.conv_kernel_size", decoder_hidden="transf_decoder.config_dict.hidden_size",
+    hidden="encoder.d_model", layers="encoder.n_layers", heads="encoder.n_heads", channels="encoder.subsampling_conv_channels", n_mels="preprocessor.features",
+    subsampling_factor="encoder.subsampling_factor", kernel="encoder.conv_kernel_size", decoder_hidden="transf_decoder.config_dict.hidden_size",
     decoder_layers="transf_decoder.config_dict.num_layers", decoder_heads="transf_decoder.config_dict.num_attention_heads",
-    decoder_inner="transf_decoder.config_dict.inner_size", positions="transf_decoder.config_dict.max_sequence_length", vocabulary="head.num_classes")
+    decoder_ffn_dim="transf_decoder.config_dict.inner_size", max_positions="transf_decoder.config_dict.max_sequence_length", vocab_size="head.num_classes")
 SUPPORTED = {
     "prompt_format": ("canary2",), "tokenizer.type": ("agg",), "head.num_layers": (1, None), "transf_encoder.num_layers": (0, None),
     "preprocessor.sample_rate": (16000,), "preprocessor.normalize": ("per_feature",), "preprocessor.window": ("hann",), "preprocessor.window_size": (0.025,),
@@ -95,11 +95,11 @@ def read_sizes(
     for path, good in SUPPORTED.items():
         if (value := get_setting(settings, path)) not in good:
             raise ValueError(f"{where}: {path} is {value!r}, and only {' or '.join(repr(g) for g in good)} can be converted")
-    found = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()} | {"inner": get_setting(settings, "encoder.ff_expansion_factor")}
+    found = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()} | {"ffn_dim": get_setting(settings, "encoder.ff_expansion_factor")}
     for field, value in found.items():
         if type(value) is not int or not 1 <= value <= 100_000:
             raise ValueError(f"{where}: {CONFIG_PATHS.get(field, 'encoder.ff_expansion_factor')} is {value!r}, and should be a whole number from 1")
-    return found | {"inner": found["inner"] * found["hidden"]}
+    return found | {"ffn_dim": found["ffn_dim"] * found["hidden"]}
 
 # %% ../../nbs/asr/nemo.ipynb #01d8e1bb
 NORMAL, BPE = 1, 2  # a type of piece, a type of model
@@ -176,10 +176,10 @@ def merge_tokenizers(
 
 # %% ../../nbs/asr/nemo.ipynb #1fb5aeb3
 PREFIXES = (
-    ("body.encoder.subsampling.layers.", "encoder.pre_encode.conv."), ("body.encoder.subsampling.linear.", "encoder.pre_encode.out."), ("body.encoder.", "encoder."),
-    ("body.decoder.embed_tokens.", "transf_decoder._embedding.token_embedding."), ("body.decoder.embedding_layernorm.", "transf_decoder._embedding.layer_norm."),
-    ("body.decoder.norm.", "transf_decoder._decoder.final_layer_norm."), ("body.decoder.", "transf_decoder._decoder."), ("bridge.", "encoder_decoder_proj."),
-    ("bias", "log_softmax.mlp.layer0.bias"), ("features.bank", "preprocessor.featurizer.fb"), ("features.window", "preprocessor.featurizer.window"))
+    ("model.encoder.subsampling.layers.", "encoder.pre_encode.conv."), ("model.encoder.subsampling.linear.", "encoder.pre_encode.out."), ("model.encoder.", "encoder."),
+    ("model.decoder.embed_tokens.", "transf_decoder._embedding.token_embedding."), ("model.decoder.embedding_layernorm.", "transf_decoder._embedding.layer_norm."),
+    ("model.decoder.norm.", "transf_decoder._decoder.final_layer_norm."), ("model.decoder.", "transf_decoder._decoder."), ("enc_to_dec_proj.", "encoder_decoder_proj."),
+    ("output_bias", "log_softmax.mlp.layer0.bias"), ("features.mel_filters", "preprocessor.featurizer.fb"), ("features.window", "preprocessor.featurizer.window"))
 RENAMES = {
     "encoder.": ((".q_proj.", ".linear_q."), (".k_proj.", ".linear_k."), (".v_proj.", ".linear_v."), (".o_proj.", ".linear_out."), (".relative_k_proj.", ".linear_pos."),
                  (".bias_u", ".pos_bias_u"), (".bias_v", ".pos_bias_v"), (".conv.norm.", ".conv.batch_norm.")),
@@ -231,7 +231,7 @@ def reorder_channels(
     return tensor[order] if name.endswith(ROWS) or "layer_norm" in name else tensor
 
 # %% ../../nbs/asr/nemo.ipynb #af92fbfe
-def read_weights(
+def load_weights(
     archive: Path,
 ) -> dict[str, Tensor]:
     "The weights in an archive, and nothing but weights"
@@ -253,7 +253,7 @@ def load_nemo_weights(
     expected = {nemo_name(name): (name, t.shape) for name, t in model.state_dict().items()}
     weights = dict(weights)
     positions, reading = weights.pop(POSITIONS, None), weights.pop(OUTPUT_WEIGHT, None)
-    for name, own in (("preprocessor.featurizer.fb", model.features.bank), ("preprocessor.featurizer.window", model.features.window)):
+    for name, own in (("preprocessor.featurizer.fb", model.features.mel_filters), ("preprocessor.featurizer.window", model.features.window)):
         given = weights.get(name, own)  # an archive may leave both to its reader
         weights[name] = given = given.squeeze(0) if given.ndim == own.ndim + 1 else given
         if given.shape == own.shape and (given - own).abs().max() > 1e-2 * own.abs().max():
@@ -265,7 +265,7 @@ def load_nemo_weights(
         if tensor.shape != expected[name][1]:
             raise ValueError(f"{where}: {name} has shape {tuple(tensor.shape)}, and its config makes it {tuple(expected[name][1])}")
     width = model.config.decoder_hidden
-    if positions is not None and (positions.shape != (model.config.positions, width) or (positions - interleaved_positions(*positions.shape)).abs().max() > 1e-4):
+    if positions is not None and (positions.shape != (model.config.max_positions, width) or (positions - interleaved_positions(*positions.shape)).abs().max() > 1e-4):
         raise ValueError(f"{where}: {POSITIONS} holds other positions than sines and cosines in turn; such a decoder is not known here")
     if reading is not None and not torch.equal(reading, weights[EMBEDDING]):
         raise ValueError(f"{where}: {OUTPUT_WEIGHT} is not the embedding; a decoder with two such matrices is not known here")
@@ -295,15 +295,15 @@ def convert(
         file = str(get_setting(settings, f"tokenizer.langs.{language}.model_path")).removeprefix("nemo:")
         models[language] = read_sentencepiece(open_member(archive, file).read(), f"{archive}: {file}")
     count = sum(map(len, models.values()))
-    if list(models)[:1] != [SPECIAL] or LANGUAGE not in models or count != found["vocabulary"]:
-        raise ValueError(f"{archive}: its tokenizers are {', '.join(models) or 'none'} with {count} pieces; {SPECIAL} first, {LANGUAGE} among them, and head.num_classes={found['vocabulary']} pieces are wanted")
+    if list(models)[:1] != [SPECIAL] or LANGUAGE not in models or count != found["vocab_size"]:
+        raise ValueError(f"{archive}: its tokenizers are {', '.join(models) or 'none'} with {count} pieces; {SPECIAL} first, {LANGUAGE} among them, and head.num_classes={found['vocab_size']} pieces are wanted")
     special = {piece: i for i, (piece, *_) in enumerate(models[SPECIAL])}
     if absent := [piece for piece in (*PROMPT, END, PAD) if piece not in special]:
         raise ValueError(f"{archive}: {SPECIAL} has no {', '.join(absent)}; the prompt cannot be written")
-    config = CanaryConfig(**found, pad=special[PAD], end=special[END], prompt=tuple(special[piece] for piece in PROMPT), split=0)
+    config = CanaryConfig(**found, pad_token_id=special[PAD], eos_token_id=special[END], prompt_ids=tuple(special[piece] for piece in PROMPT), ctc_upsampling=0)
     with torch.device("meta"):
         model = Canary(config)
-    load_nemo_weights(model, read_weights(archive), archive)
+    load_nemo_weights(model, load_weights(archive), archive)
     model.text_tokenizer = text.SubwordTokenizer(merge_tokenizers(models))
     model.save_pretrained(folder, source=Path(name).name, licence="that of the archive; canary-180m-flash is CC-BY-4.0, by NVIDIA")
     return Path(folder)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'atomic_write', 'write_json', 'write_tensors', 'safe_join', 'PretrainedModel', 'is_hub_id',
-           'find_checkpoint', 'builtin_checkpoint', 'read_config', 'load_weights', 'load_tensors', 'fingerprint']
+           'find_checkpoint', 'builtin_checkpoint', 'read_config', 'rename', 'load_weights', 'load_tensors',
+           'fingerprint']
 
 # %% ../../nbs/base/checkpoint.ipynb #1261ca4b
 import dataclasses
@@ -79,6 +80,7 @@ FORMAT = 1
 class PretrainedModel(torch.nn.Module):
     "A module with a `config` dataclass that can be saved to a folder and made from one. Subclasses set `Config` and take one in `__init__`"
     Config: type
+    renamed: dict[str, str] = {}  # parameter names of older files: as now; see `rename`
 
     def __init__(self, config):
         super().__init__()
@@ -95,7 +97,7 @@ class PretrainedModel(torch.nn.Module):
         if bf16:
             weights |= {name: weights[name].bfloat16() for name, p in self.named_parameters() if p.ndim > 1}
         atomic_write(folder / "model.safetensors", lambda temp_path: write_tensors(temp_path, weights, {"format": "pt"}))
-        write_json(folder / "config.json", {"diffuspeech": FORMAT, "model": type(self).__name__, "config": dataclasses.asdict(self.config), "about": metadata})
+        write_json(folder / "config.json", {"diffuspeech": FORMAT, "model": type(self).__name__, "config": dataclasses.asdict(self.config), "metadata": metadata})
 
     @classmethod
     def from_pretrained(cls,
@@ -113,6 +115,13 @@ class PretrainedModel(torch.nn.Module):
         model = cls(cls.Config(**saved["config"]))
         load_weights(model, folder / "model.safetensors")
         return model.eval()
+
+    def fingerprint(self,
+        prefixes: tuple[str, ...] = ("",),  # only the parameters whose names begin with one of these
+    ) -> str:
+        "Eight hexadecimal digits of the weights, whatever their type, and however their names have changed since"
+        older = {new: old for old, new in self.renamed.items()}
+        return fingerprint({rename(name, older): tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)})
 
 # %% ../../nbs/base/checkpoint.ipynb #732a344e
 def is_hub_id(
@@ -153,7 +162,7 @@ def builtin_checkpoint(
 # %% ../../nbs/base/checkpoint.ipynb #76a73d92
 def read_config(
     folder: Path,
-) -> dict:  # model, config, about
+) -> dict:  # model, config, metadata
     "What config.json says"
     path = folder / "config.json"
     try:
@@ -168,6 +177,20 @@ def read_config(
     return saved
 
 # %% ../../nbs/base/checkpoint.ipynb #d41fdbd9
+def rename(
+    name: str,  # of a parameter
+    renamed: dict[str, str],  # a whole name, or a part of one between two dots (".old.": ".new.")
+) -> str:
+    "The name of a parameter after a renaming"
+    if name in renamed:
+        return renamed[name]
+    dotted = f".{name}."
+    for old, new in renamed.items():
+        if old.startswith("."):
+            dotted = dotted.replace(old, new)
+    return dotted.strip(".")
+
+
 def load_weights(
     model: torch.nn.Module,
     path: Path,  # a safetensors file
@@ -180,7 +203,7 @@ def load_weights(
         weights = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path}: truncated, or not a safetensors file ({e})") from None
-    load_tensors(model, weights, path)
+    load_tensors(model, {rename(name, getattr(model, "renamed", {})): tensor for name, tensor in weights.items()}, path)
 
 
 def load_tensors(

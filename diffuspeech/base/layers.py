@@ -49,7 +49,7 @@ class Block(nn.Module):
     def __init__(self,
         dim: int,
         heads: int,
-        inner: int,  # width of the feed-forward
+        ffn_dim: int,  # width of the feed-forward
         kernel: int = 7,  # of the convolution
         condition: bool = False,
         dropout: float = 0.0,
@@ -59,8 +59,8 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim, elementwise_affine=not condition) for _ in range(3))
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
         self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        self.up, self.down = nn.Linear(dim, 2 * inner), nn.Linear(inner, dim)
-        self.table = nn.Parameter(torch.zeros(9, dim)) if condition else None
+        self.up, self.down = nn.Linear(dim, 2 * ffn_dim), nn.Linear(ffn_dim, dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(9, dim)) if condition else None
 
     def self_attention(self, x: Tensor, rotary: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -73,12 +73,12 @@ class Block(nn.Module):
         rotary: Tensor,  # (2, L, dim / heads / 2)
         modulation: Tensor | None = None,  # (B, 9, dim) of the condition
     ) -> Tensor:
-        modulation = x.new_zeros(len(x), 9, 1) if modulation is None else self.table + modulation
+        modulation = x.new_zeros(len(x), 9, 1) if modulation is None else self.scale_shift_table + modulation
         shift, scale, gate = modulation[:, :, None].unflatten(1, (3, 3)).unbind(2)  # each (B, 3, 1, dim)
         parts = (lambda y: self.self_attention(y, rotary, mask), lambda y: F.silu(self.conv((y * mask[..., None]).mT).mT), self.feed_forward)
         for i, part in enumerate(parts):
             y = self.drop(part(self.norms[i](x) * (1 + scale[:, i]) + shift[:, i]))
-            x = x + (y if self.table is None else gate[:, i] * y)
+            x = x + (y if self.scale_shift_table is None else gate[:, i] * y)
         return x
 
     def feed_forward(self, x: Tensor) -> Tensor:

@@ -313,11 +313,11 @@ class Player:
 # %% ../../nbs/data/audio.ipynb #b5414c9f
 def log_mel(
     wave: Tensor,  # (..., samples)
-    bands: int = 80,
+    n_mels: int = 80,
     hop: int = 160,  # samples between frames: 10 ms
 ) -> Tensor:  # (..., bands, frames), natural log
     "Log energy in mel bands"
-    spec = import_torchaudio().transforms.MelSpectrogram(SAMPLE_RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=bands).to(wave.device)
+    spec = import_torchaudio().transforms.MelSpectrogram(SAMPLE_RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=n_mels).to(wave.device)
     return spec(wave).clamp_min(1e-8).log()
 
 # %% ../../nbs/data/audio.ipynb #862472af

@@ -51,11 +51,11 @@ class AudioBytes(io.BytesIO):
 # %% ../../nbs/data/shards.ipynb #2cf49545
 def encode_opus(
     wave: Tensor,  # (samples,) at 16 kHz
-    kbits: float = 16.0,  # per second
+    kbps: float = 16.0,  # per second
 ) -> bytes:  # an Ogg file
     "A wave as Opus"
     file = io.BytesIO()
-    soundfile.write(file, wave.clamp(-1, 1).numpy(), audio.SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=(256 - kbits) / 250)
+    soundfile.write(file, wave.clamp(-1, 1).numpy(), audio.SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=(256 - kbps) / 250)
     return file.getvalue()
 
 # %% ../../nbs/data/shards.ipynb #a1da9f41
@@ -75,18 +75,18 @@ def write_tar(
     members: "list[tuple[str, bytes]]",
 ) -> "tuple[list[tuple[int, int, int]], str]":  # (start, size, crc32) of each, and the file's sha256
     "A tar file, the same bytes for the same members"
-    places, file = [], io.BytesIO()
+    offsets, file = [], io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o644
-            places.append((file.tell() + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)))
+            offsets.append((file.tell() + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)))
             tar.addfile(info, io.BytesIO(data))
     atomic_write(path, lambda temp_path: temp_path.write_bytes(file.getbuffer()))
-    return places, hashlib.sha256(file.getbuffer()).hexdigest()
+    return offsets, hashlib.sha256(file.getbuffer()).hexdigest()
 
 # %% ../../nbs/data/shards.ipynb #e160cef2
-def read_table(path: Path) -> "tuple[dict, np.ndarray, np.ndarray] | None":  # what is said of the range, places, seconds
+def read_table(path: Path) -> "tuple[dict, np.ndarray, np.ndarray] | None":  # what is said of the range, offsets, seconds
     "The table of a range, if it can be read"
     try:
         with np.load(path, allow_pickle=False) as table:
@@ -111,7 +111,7 @@ def pack_range(
     number: int,
     first: int,  # the row of the first utterance, for keys
     items: "Sequence[Utterance | ManifestError]",
-    settings: dict,  # kind, kbits, megabytes, on_bad, tokenizer
+    settings: dict,  # kind, kbps, max_megabytes, on_bad, tokenizer
     encode: "Callable[[Tensor], Tensor] | None" = None,
 ) -> bool:  # was it made now? False where it was there
     "One range of a manifest as tar files and a table"
@@ -122,14 +122,14 @@ def pack_range(
     done = read_table(folder / f"{number:05d}.npz")
     if done and done[0]["fingerprint"] == fingerprint and not any(shard_error(folder, shard) for shard in done[0]["shards"]):
         return False
-    shards, skipped, places, seconds = [], [], [], []  # of the range
+    shards, skipped, offsets, seconds = [], [], [], []  # of the range
     shard_members, durations, size = [], [], TAR_END_BYTES  # of the shard
 
     def flush():
         nonlocal shard_members, durations, size
         name = f"{number:05d}-{len(shards):02d}.tar"
         where, digest = write_tar(folder / name, shard_members)
-        places.extend((len(shards), *sound, *text) for sound, text in zip(where[::2], where[1::2]))
+        offsets.extend((len(shards), *sound, *text) for sound, text in zip(where[::2], where[1::2]))
         seconds.extend(durations)
         shards.append({"name": name, "bytes": (folder / name).stat().st_size, "sha256": digest, "utterances": len(durations), "seconds": round(sum(durations), 3)})
         shard_members, durations, size = [], [], TAR_END_BYTES
@@ -140,7 +140,7 @@ def pack_range(
                 raise u
             wave, name = load_audio(u), u.where or u.id
             try:
-                sound = encode_opus(wave, settings["kbits"]) if settings["kind"] == "opus" else encode_tokens(encode(audio.check_speech(wave, name)))
+                sound = encode_opus(wave, settings["kbps"]) if settings["kind"] == "opus" else encode_tokens(encode(audio.check_speech(wave, name)))
                 text = json.dumps(fields(u) | {"duration": len(wave) / audio.SAMPLE_RATE}, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, TypeError) as e:
                 raise ManifestError(str(e) if str(e).startswith(name) else f"{name}: {e}; mend or drop it") from None
@@ -151,22 +151,22 @@ def pack_range(
             continue
         members = [(f"{row:09d}.{'ogg' if settings['kind'] == 'opus' else 'npy'}", sound), (f"{row:09d}.json", text)]
         more = sum(512 + math.ceil(len(data) / 512) * 512 for _, data in members)
-        if shard_members and size + more > settings["megabytes"] * 1_000_000:
+        if shard_members and size + more > settings["max_megabytes"] * 1_000_000:
             flush()
         shard_members += members
         durations.append(len(wave) / audio.SAMPLE_RATE)
         size += more
     if shard_members:
         flush()
-    about = json.dumps({"fingerprint": fingerprint, "shards": shards, "skipped": skipped})
-    atomic_write(folder / f"{number:05d}.npz", lambda temp_path: save_table(temp_path, about, places, seconds))
+    header = json.dumps({"fingerprint": fingerprint, "shards": shards, "skipped": skipped})
+    atomic_write(folder / f"{number:05d}.npz", lambda temp_path: save_table(temp_path, header, offsets, seconds))
     return True
 
 
-def save_table(temp_path: Path, about: str, places: list, seconds: list):
+def save_table(temp_path: Path, header: str, offsets: list, seconds: list):
     "The table of a range"
     with open(temp_path, "wb") as file:
-        np.savez(file, about=np.array(about), places=np.array(places, np.int64).reshape(-1, 7), seconds=np.array(seconds, np.float32))
+        np.savez(file, about=np.array(header), places=np.array(offsets, np.int64).reshape(-1, 7), seconds=np.array(seconds, np.float32))
 
 # %% ../../nbs/data/shards.ipynb #2418d968
 def pack(
@@ -174,9 +174,9 @@ def pack(
     folder: "str | Path",
     licence: "str | Path",  # of the sound: its text, or the file that holds it
     kind: str = "opus",  # or tokens
-    kbits: float = 16.0,  # Opus: bits a second that it aims at, in thousands
+    kbps: float = 16.0,  # Opus: bits a second that it aims at, in thousands
     encode: "Callable[[Tensor], Tensor] | None" = None,  # tokens: wave to ids; with several workers, a function or object that pickles
-    megabytes: float = 100.0,  # that a shard has at most
+    max_megabytes: float = 100.0,  # that a shard has at most
     workers: int = 1,
     progress: Callable = tqdm,
 ) -> dict:  # the index
@@ -184,15 +184,15 @@ def pack(
     folder, on_bad = Path(folder), getattr(manifest, "on_bad", "raise")
     if kind not in ("opus", "tokens") or (kind == "tokens") != (encode is not None):
         raise ValueError(f"kind={kind!r}, encode={encode}: kind is opus or tokens, and tokens need encode, a function from a wave to ids")
-    if not 6 <= kbits <= 256 or not 0.05 <= megabytes <= 4_000 or workers < 1 or len(manifest) == 0:
-        raise ValueError(f"kbits={kbits}, megabytes={megabytes}, workers={workers}, {len(manifest)} utterances: 6 to 256, 0.05 to 4000, at least 1, at least 1")
+    if not 6 <= kbps <= 256 or not 0.05 <= max_megabytes <= 4_000 or workers < 1 or len(manifest) == 0:
+        raise ValueError(f"kbps={kbps}, max_megabytes={max_megabytes}, workers={workers}, {len(manifest)} utterances: 6 to 256, 0.05 to 4000, at least 1, at least 1")
     if not (text := Path(licence).read_text(encoding="utf-8") if isinstance(licence, Path) else licence).strip():
         raise ValueError("the licence is empty; say in a few words whose the sound is, and what may be done with it")
     durations = np.asarray(manifest.durations if hasattr(manifest, "durations") else [u.duration for u in manifest], np.float64)
-    bound = 3_000 + np.nan_to_num(durations) * (kbits * 125 * 1.25 if kind == "opus" else 250)  # bytes that an utterance is likely to stay below
-    number = (np.cumsum(bound) // ((megabytes * 1e6 - TAR_END_BYTES) * 0.98)).astype(int)
+    bound = 3_000 + np.nan_to_num(durations) * (kbps * 125 * 1.25 if kind == "opus" else 250)  # bytes that an utterance is likely to stay below
+    number = (np.cumsum(bound) // ((max_megabytes * 1e6 - TAR_END_BYTES) * 0.98)).astype(int)
     ends = np.append(np.flatnonzero(np.diff(number)) + 1, len(durations)).tolist()
-    settings = {"kind": kind, "kbits": float(kbits) if kind == "opus" else None, "megabytes": float(megabytes), "on_bad": on_bad, "tokenizer": getattr(encode, "version", None), "version": 1}
+    settings = {"kind": kind, "kbps": float(kbps) if kind == "opus" else None, "max_megabytes": float(max_megabytes), "on_bad": on_bad, "tokenizer": getattr(encode, "version", None), "version": 1}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)
 
@@ -254,25 +254,25 @@ class Shards(Sequence):
         for table, found in tables:
             if found is None:
                 raise ManifestError(f"{table}: missing or damaged; copy it again, or run pack again, which makes only what is missing")
-        self.shards = [s for _, (about, _, _) in tables for s in about["shards"]]
+        self.shards = [s for _, (header, _, _) in tables for s in header["shards"]]
         for shard in self.shards:
             if bad := shard_error(self.folder, shard):
                 raise ManifestError(bad)
-        before = np.cumsum([0, *(len(about["shards"]) for _, (about, _, _) in tables)])
-        self.places = np.concatenate([places + [[n, 0, 0, 0, 0, 0, 0]] for n, (_, (_, places, _)) in zip(before, tables)])  # shard; start, size, crc32 of the sound; the same of the text
+        before = np.cumsum([0, *(len(header["shards"]) for _, (header, _, _) in tables)])
+        self.offsets = np.concatenate([offsets + [[n, 0, 0, 0, 0, 0, 0]] for n, (_, (_, offsets, _)) in zip(before, tables)])  # shard; start, size, crc32 of the sound; the same of the text
         self.durations = np.concatenate([seconds for _, (_, _, seconds) in tables])
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.offsets)
 
     def where(self, i: int) -> str:
         "The shard, and the place in it"
-        return f"{self.folder / self.shards[self.places[i, 0]]['name']}:{self.places[i, 1]}"
+        return f"{self.folder / self.shards[self.offsets[i, 0]]['name']}:{self.offsets[i, 1]}"
 
     def _read(self, i: int, at: int) -> bytes:
-        start, size, crc = self.places[i, at : at + 3].tolist()
+        start, size, crc = self.offsets[i, at : at + 3].tolist()
         try:
-            with open(self.folder / self.shards[self.places[i, 0]]["name"], "rb") as file:
+            with open(self.folder / self.shards[self.offsets[i, 0]]["name"], "rb") as file:
                 file.seek(start)
                 data = file.read(size)
         except OSError as e:

@@ -57,7 +57,7 @@ class SamplingRun:
         self.steps_taken, self.nfe, self.seconds, self._uniforms = 0, 0, 0.0, {}
         self.calls = torch.zeros(B, dtype=torch.int64, device=device)
         masked = self.masked
-        self.committed = torch.where(masked | ~self.valid, -1, -2).to(torch.int16)  # -2 given, -1 never was
+        self.commit_step = torch.where(masked | ~self.valid, -1, -2).to(torch.int16)  # -2 given, -1 never was
         self.confidence = torch.full((B, N), torch.nan, device=device)
         self.entropy = torch.full((B, N), torch.nan, device=device)
         self.start, self.canvases = self.x.clone(), []
@@ -130,7 +130,7 @@ class SamplingRun:
             raise ValueError(f"place {place} is outside row {row}, whose length is {int(self.lengths[row])}")
         self.x[row, at] = token
         masked = token == self.mask_id
-        self.committed[row, at] = -1 if masked else -2
+        self.commit_step[row, at] = -1 if masked else -2
         self.confidence[row, at] = self.entropy[row, at] = torch.nan
         if not masked:
             self.group[row, at] = -1
@@ -264,7 +264,7 @@ class SamplingRun:
                 raise ValueError(f"logits are not numbers at step {self.steps_taken}: first in row {int(a[bad // N])}, position {bad % N // self.codebooks}")
             if not whole:
                 at = a[at // N] * N + at % N
-            for tensor, value in ((self.x, tokens), (self.confidence, p), (self.entropy, h), (self.committed, torch.full_like(tokens, self.steps_taken, dtype=torch.int16))):
+            for tensor, value in ((self.x, tokens), (self.confidence, p), (self.entropy, h), (self.commit_step, torch.full_like(tokens, self.steps_taken, dtype=torch.int16))):
                 tensor.view(-1)[at] = value.to(tensor.dtype)
         if remask is not None:
             remask = remask & state.maskable & (state.group_step + 1 < state.steps)[:, None]
@@ -293,7 +293,7 @@ class SamplingRun:
 
     def result(self) -> "Generation":
         "The tokens as they stand, with what they cost"
-        free = int((self.committed >= 0).sum())
+        free = int((self.commit_step >= 0).sum())
         return Generation(self.canvas.clone(), self.lengths, self.nfe, self.calls.clone(), self.seconds, free / max(int(self.calls.sum()), 1), self.trajectory())
 
     def trajectory(self) -> Trajectory:
@@ -301,7 +301,7 @@ class SamplingRun:
         def view(t):
             return t.view(self.shape).clone()  # what is given away does not change when the run goes on
         stack = torch.stack(self.canvases).view(-1, *self.shape) if self.canvases else None
-        return Trajectory(view(self.start), view(self.x), self.lengths, view(self.committed), view(self.confidence), view(self.entropy),
+        return Trajectory(view(self.start), view(self.x), self.lengths, view(self.commit_step), view(self.confidence), view(self.entropy),
                           self.mask_id, self.steps_taken, repr(self.rule), stack)
 
 # %% ../../nbs/diffusion/sample.ipynb #7554d035

@@ -31,11 +31,11 @@ def concat_rows(
 # %% ../../nbs/diffusion/trajectory.ipynb #dda37447
 @dataclass
 class Trajectory:
-    "All tensors have the canvas's shape; `committed` is -2 where a token was given and -1 where none ever was"
+    "All tensors have the canvas's shape; `commit_step` is -2 where a token was given and -1 where none ever was"
     start: Tensor
     final: Tensor
     lengths: Tensor  # (B,)
-    committed: Tensor  # int16, the step of the last commit
+    commit_step: Tensor  # int16, the step of the last commit
     confidence: Tensor  # float32, the network's own probability of the token when committed
     entropy: Tensor  # float32, nats, of the network's answer there and then
     mask_id: int
@@ -53,21 +53,21 @@ class Trajectory:
             return self.start
         if self.canvases is not None:
             return self.canvases[step - 1].long()
-        hidden = (self.committed >= step) | (self.committed == -1) & (self.start == self.mask_id)
+        hidden = (self.commit_step >= step) | (self.commit_step == -1) & (self.start == self.mask_id)
         return torch.where(hidden, self.mask_id, self.final)
 
     def row(self, i: int) -> "Trajectory":
         "One utterance of the batch, as a batch of one"
         pick = slice(i, i + 1)
         stack = None if self.canvases is None else self.canvases[:, pick]
-        return Trajectory(self.start[pick], self.final[pick], self.lengths[pick], self.committed[pick], self.confidence[pick], self.entropy[pick],
+        return Trajectory(self.start[pick], self.final[pick], self.lengths[pick], self.commit_step[pick], self.confidence[pick], self.entropy[pick],
                           self.mask_id, self.steps, self.rule, stack)
 
     def concat_rows(self,
         rows: Tensor,  # (S,) rising from 0: in which utterance each row of this one is said
     ) -> "Trajectory":
         "Rows that were said apart, as one utterance"
-        fills = dict(start=self.mask_id, final=self.mask_id, committed=-1, confidence=torch.nan, entropy=torch.nan)
+        fills = dict(start=self.mask_id, final=self.mask_id, commit_step=-1, confidence=torch.nan, entropy=torch.nan)
         concatenated = {name: concat_rows(getattr(self, name), self.lengths, rows, fill) for name, fill in fills.items()}
         stack = None if self.canvases is None else concat_rows(self.canvases.transpose(0, 1).transpose(1, 2), self.lengths, rows, self.mask_id).transpose(1, 2).transpose(0, 1)
         lengths = self.lengths.new_zeros(int(rows[-1]) + 1).index_add_(0, rows, self.lengths)
@@ -75,7 +75,7 @@ class Trajectory:
 
     def order(self) -> Tensor:
         "Committing order as a share of the run in [0, 1], nan where nothing was committed"
-        return torch.where(self.committed >= 0, self.committed.float() / max(self.steps - 1, 1), torch.nan)
+        return torch.where(self.commit_step >= 0, self.commit_step.float() / max(self.steps - 1, 1), torch.nan)
 
 # %% ../../nbs/diffusion/trajectory.ipynb #dca082e5
 HEADER = ("mask_id", "steps", "rule")
@@ -104,6 +104,7 @@ def load(
         raise ValueError(f"{path}: not a safetensors file ({e})") from None
     if header.get("diffuspeech") != "trajectory 1":
         raise ValueError(f"{path}: not a trajectory of this version (its header says {header.get('diffuspeech')!r})")
+    tensors = {"commit_step" if name == "committed" else name: tensor for name, tensor in tensors.items()}  # the older name
     return Trajectory(**tensors, **{k: json.loads(header[k]) for k in HEADER})
 
 # %% ../../nbs/diffusion/trajectory.ipynb #c0796334
@@ -122,7 +123,7 @@ def show(
     length = int(t.lengths[0])
     stack = torch.stack([t.canvas(n)[0, :length] for n in range(t.steps + 1)]).reshape(t.steps + 1, -1)
     confidence = torch.where(stack == t.mask_id, torch.nan, t.confidence[0, :length].flatten())
-    given = torch.where(t.committed[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
+    given = torch.where(t.commit_step[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     picture = ax.imshow(confidence, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
     ax.imshow(given, aspect="auto", cmap=ListedColormap([style.plot_style("prompt").color]), interpolation="nearest")

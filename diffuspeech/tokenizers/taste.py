@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel
-from .quantize import Quantized, QuantizerConfig, quantizer
+from .quantize import QuantizerOutput, QuantizerConfig, make_quantizer
 from ..asr.canary import Canary, CanaryConfig, build_model
 
 # %% ../../nbs/tokenizers/taste.ipynb #43765204
@@ -34,32 +34,33 @@ class TasteConfig:
 class Taste(PretrainedModel):
     "The states of a wave and its text to one vector a piece, and to codes"
     Config = TasteConfig
+    renamed = {".bridge.": ".enc_to_dec_proj."}
 
     def __init__(self, config: TasteConfig):
         super().__init__(config)
         c = config.recogniser
         self.aggregator = build_model(c).decoder
-        self.bridge = nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
-        self.quantizer = quantizer(config.quantizer)
+        self.enc_to_dec_proj = nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
+        self.quantizer = make_quantizer(config.quantizer)
         self.values = None  # in the place of the keys' states, during a call
         for layer in self.aggregator.layers:
-            layer.encoder_attn.v_proj.register_forward_pre_hook(self.instead)  # a method: a copy of this model gets its own
+            layer.encoder_attn.v_proj.register_forward_pre_hook(self._swap_values)  # a method: a copy of this model gets its own
 
     @classmethod
-    def of(cls,
+    def from_recogniser(cls,
         recogniser: Canary,  # trained
         **config,  # key_layer, value_layer, quantizer
     ) -> "Taste":
         "A tokenizer that begins with a recogniser's weights"
         taste = cls(TasteConfig(recogniser.config, **config))
-        taste.aggregator.load_state_dict(recogniser.body.decoder.state_dict())
-        taste.bridge.load_state_dict(recogniser.bridge.state_dict())
+        taste.aggregator.load_state_dict(recogniser.model.decoder.state_dict())
+        taste.enc_to_dec_proj.load_state_dict(recogniser.enc_to_dec_proj.state_dict())
         return taste
 
-    def instead(self, module, given):
+    def _swap_values(self, module, given):
         return given if self.values is None else (self.values,)
 
-    def states(self,
+    def encoder_states(self,
         recogniser: Canary,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
@@ -75,14 +76,14 @@ class Taste(PretrainedModel):
         text: Tensor,  # (B, N) pieces
     ) -> Tensor:  # (B, N, dim)
         "One vector for each piece"
-        prompt, most = torch.tensor(self.config.recogniser.prompt, device=text.device).expand(len(text), -1), self.config.recogniser.positions
-        if prompt.shape[1] + text.shape[1] > most:
-            raise ValueError(f"a text of {text.shape[1]} pieces: at most {most - prompt.shape[1]} are read at once; cut the recording")
-        own, same = self.aggregator.dtype, values is keys
+        prompt, max_positions = torch.tensor(self.config.recogniser.prompt_ids, device=text.device).expand(len(text), -1), self.config.recogniser.max_positions
+        if prompt.shape[1] + text.shape[1] > max_positions:
+            raise ValueError(f"a text of {text.shape[1]} pieces: at most {max_positions - prompt.shape[1]} are read at once; cut the recording")
+        dtype, shared = self.aggregator.dtype, values is keys
         with torch.autocast("cpu", enabled=False):  # see `layers.attention`; all of it, since its attention is not ours, and small
-            self.values = None if same else self.bridge(values.to(own))
+            self.values = None if shared else self.enc_to_dec_proj(values.to(dtype))
             try:
-                out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.bridge(keys.to(own)), encoder_attention_mask=mask, use_cache=False)
+                out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.enc_to_dec_proj(keys.to(dtype)), encoder_attention_mask=mask, use_cache=False)
             finally:
                 self.values = None
         return out.last_hidden_state[:, prompt.shape[1] :]
@@ -94,7 +95,7 @@ class Taste(PretrainedModel):
         text: Tensor,  # (B, N)
         lengths: Tensor,  # (B,) pieces
         row_keys: Tensor | None = None,  # (B,), from which the quantizer's dropout is drawn
-    ) -> Quantized:
+    ) -> QuantizerOutput:
         "Vectors after the quantizer, their codes, and its loss"
         return self.quantizer(self.aggregate(keys, values, mask, text).float(), lengths, row_keys=row_keys)
 
@@ -107,7 +108,7 @@ class Taste(PretrainedModel):
         lengths: Tensor | None = None,  # (B,) samples
     ) -> Tensor:  # (B, N, layers) codes, -1 in padding
         "Codes of a wave, along its text"
-        return self.quantizer.encode(self.aggregate(*self.states(recogniser, waves, lengths), text).float(), text_lengths)
+        return self.quantizer.encode(self.aggregate(*self.encoder_states(recogniser, waves, lengths), text).float(), text_lengths)
 
     def decode(self,
         codes: Tensor,  # (B, N, layers)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base import random
 from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_config
 from ..data.audio import SAMPLE_RATE
-from .flow import Flow, noise_for, voiceprint
+from .flow import Flow, gaussian_noise, speaker_embedding
 from ..tokenizers.s3 import CONTEXT, WINDOW, Tokenizer
 from .vocoder import Vocoder, World, load_vocoder
 
@@ -24,13 +24,13 @@ TEMPERATURE = 0.0  # chosen on dev (78 clean clips, each in its own voice and in
 
 class SpeechCodec:
     "Tokenizer, flow and vocoder: waves to ids and back"
-    codebooks = 1
+    num_codebooks = 1
 
     def __init__(self, tokenizer: Tokenizer, flow: Flow, vocoder: Vocoder | None = None):
         self.tokenizer, self.flow, self.vocoder = tokenizer.eval(), flow.eval(), vocoder or World()
         self.frame_rate, self.vocab_size, self.version = tokenizer.frame_rate, tokenizer.vocab_size, tokenizer.version
-        if self.vocoder.dim != flow.config.features:
-            raise ValueError(f"the flow makes {flow.config.features} features and the vocoder {self.vocoder.name} reads {self.vocoder.dim}")
+        if self.vocoder.dim != flow.config.feature_dim:
+            raise ValueError(f"the flow makes {flow.config.feature_dim} features and the vocoder {self.vocoder.name} reads {self.vocoder.dim}")
 
     @classmethod
     def from_pretrained(cls,
@@ -41,13 +41,13 @@ class SpeechCodec:
         if name == "small":
             tokens, flow = builtin_checkpoint("speech-tokens"), builtin_checkpoint("flow")
         else:
-            home = find_checkpoint(name)
-            tokens, flow = ((home / part / "model" if (home / part / "model").is_dir() else home / part) for part in ("speech-tokens", "flow"))
-        metadata = read_config(flow)["about"]
+            root = find_checkpoint(name)
+            tokens, flow = ((root / part / "model" if (root / part / "model").is_dir() else root / part) for part in ("speech-tokens", "flow"))
+        metadata = read_config(flow)["metadata"]
         codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow), load_vocoder(vocoder or metadata.get("vocoder", "world")))
-        made_for = metadata.get("tokenizer", codec.version)
-        if made_for != codec.version:
-            raise ValueError(f"{flow}: this flow speaks ids of {made_for}, and {tokens} makes {codec.version}; train the flow again")
+        trained_on = metadata.get("tokenizer", codec.version)
+        if trained_on != codec.version:
+            raise ValueError(f"{flow}: this flow speaks ids of {trained_on}, and {tokens} makes {codec.version}; train the flow again")
         return codec
 
     def encode(self,
@@ -58,12 +58,12 @@ class SpeechCodec:
         return self.tokenizer.encode(waves, lengths)
 
     @torch.no_grad()
-    def voices(self,
+    def speaker_embeddings(self,
         references: Tensor | list[Tensor],  # (B, samples), or a list of waves
     ) -> Tensor:  # (B, 2 features)
         "The voiceprint of each reference"
-        worlds = [self.flow.normal(self.vocoder.analyse(wave[: 20 * SAMPLE_RATE])) for wave in references]
-        return torch.cat([voiceprint(w[None], torch.tensor([len(w)])) for w in worlds])
+        features = [self.flow.normalize(self.vocoder.analyze(wave[: 20 * SAMPLE_RATE])) for wave in references]
+        return torch.cat([speaker_embedding(w[None], torch.tensor([len(w)])) for w in features])
 
     @torch.no_grad()
     def features(self,
@@ -74,39 +74,39 @@ class SpeechCodec:
         temperature: float = TEMPERATURE,  # how far the flow starts from the mean
     ) -> Tensor:  # (B, L * 4, features)
         "The vocoder's features; long rows are made in windows that overlap and agree"
-        per, B = self.flow.config.frames, len(ids)
+        frames_per_id, B = self.flow.config.frames_per_id, len(ids)
         row = random.row_keys(seed, B) if isinstance(seed, Tensor) else random.row_keys(seed, 1).expand(B)
-        known = torch.full((B,), voices is not None)
-        voice = self.flow.voice(torch.zeros(B, 2 * self.flow.config.features) if voices is None else voices, known)
-        total, weight = torch.zeros(B, ids.shape[1] * per, self.flow.config.features), torch.zeros(1, ids.shape[1] * per, 1)
+        has_speaker = torch.full((B,), voices is not None)
+        voice = self.flow.embed_speaker(torch.zeros(B, 2 * self.flow.config.feature_dim) if voices is None else voices, has_speaker)
+        total, weight = torch.zeros(B, ids.shape[1] * frames_per_id, self.flow.config.feature_dim), torch.zeros(1, ids.shape[1] * frames_per_id, 1)
         long = ids.shape[1] > WINDOW + CONTEXT
         for start in range(0, ids.shape[1] - CONTEXT if long else 1, WINDOW):  # what is left behind the last one, it sees
             low, high = (max(0, start - CONTEXT), min(start + WINDOW + CONTEXT, ids.shape[1])) if long else (0, ids.shape[1])
-            noise = temperature * noise_for(row, range(low * per, high * per), self.flow.config.features)
-            here = self.flow.sample(ids[:, low:high], voice, noise, steps)
-            ramp = torch.ones(1, (high - low) * per, 1)
+            noise = temperature * gaussian_noise(row, range(low * frames_per_id, high * frames_per_id), self.flow.config.feature_dim)
+            window = self.flow.sample(ids[:, low:high], voice, noise, steps)
+            ramp = torch.ones(1, (high - low) * frames_per_id, 1)
             if low > 0:  # fade from the last window to this one
-                ramp[0, : 2 * CONTEXT * per, 0] = torch.linspace(0, 1, 2 * CONTEXT * per)
+                ramp[0, : 2 * CONTEXT * frames_per_id, 0] = torch.linspace(0, 1, 2 * CONTEXT * frames_per_id)
             if high < ids.shape[1]:
-                ramp[0, -2 * CONTEXT * per :, 0] = torch.linspace(1, 0, 2 * CONTEXT * per)
-            total[:, low * per : high * per] += here * ramp
-            weight[:, low * per : high * per] += ramp
-        made = total / weight
-        return made if voices is None else self.lively(made, (ids >= 0).sum(1) * per, voices)
+                ramp[0, -2 * CONTEXT * frames_per_id :, 0] = torch.linspace(1, 0, 2 * CONTEXT * frames_per_id)
+            total[:, low * frames_per_id : high * frames_per_id] += window * ramp
+            weight[:, low * frames_per_id : high * frames_per_id] += ramp
+        features = total / weight
+        return features if voices is None else self.match_variance(features, (ids >= 0).sum(1) * frames_per_id, voices)
 
-    def lively(self,
+    def match_variance(self,
         features: Tensor,  # (B, T, features)
         frames: Tensor,  # (B,)
         voices: Tensor,  # (B, 2 features)
     ) -> Tensor:
         "The spectrum moves as far as the reference's does; a network that is unsure writes something in the middle, and mumbles"
-        d, colour = features.shape[2], self.vocoder.colour
-        x = self.flow.normal(features)
-        mean, spread = voiceprint(x, frames).split(d, 1)
-        more = torch.ones_like(spread)
-        more[:, colour] = (voices[:, d:] / spread)[:, colour].clamp(0.7, 2.0)
-        mean, more = mean[:, None], more[:, None]
-        return ((x - mean) * more + mean) * self.flow.moments[1] + self.flow.moments[0]
+        d, spectral_slice = features.shape[2], self.vocoder.spectral_slice
+        x = self.flow.normalize(features)
+        mean, std = speaker_embedding(x, frames).split(d, 1)
+        scale = torch.ones_like(std)
+        scale[:, spectral_slice] = (voices[:, d:] / std)[:, spectral_slice].clamp(0.7, 2.0)
+        mean, scale = mean[:, None], scale[:, None]
+        return ((x - mean) * scale + mean) * self.flow.feature_stats[1] + self.flow.feature_stats[0]
 
     def decode(self,
         ids: Tensor,  # (B, L), -1 in padding
@@ -118,11 +118,11 @@ class SpeechCodec:
     ) -> Tensor:  # (B, samples) at 16 kHz
         "Waves of ids"
         ids = check_ids(ids, lengths, self.vocab_size)
-        features = self.features(ids, None if reference is None else self.voices(reference), steps, seed, temperature)
+        features = self.features(ids, None if reference is None else self.speaker_embeddings(reference), steps, seed, temperature)
         out = torch.zeros(len(ids), ids.shape[1] * self.tokenizer.hop)
         for i, n in enumerate((ids >= 0).sum(1).tolist()):
             if n:
-                out[i, : n * self.tokenizer.hop] = self.vocoder.synthesise(features[i, : n * self.flow.config.frames])[: n * self.tokenizer.hop]
+                out[i, : n * self.tokenizer.hop] = self.vocoder.synthesize(features[i, : n * self.flow.config.frames_per_id])[: n * self.tokenizer.hop]
         return out
 
 # %% ../../nbs/voice/codec.ipynb #39c43308

@@ -33,7 +33,7 @@ def plot_trajectory(
     "The run as a plotly figure"
     z = confidence_map(trajectory)
     step = trajectory.steps if step is None else step
-    given = trajectory.committed[0, : z.shape[1]].flatten() == -2
+    given = trajectory.commit_step[0, : z.shape[1]].flatten() == -2
     masked = int((z[step].isnan() & ~given).sum())
     z[step + 1 :] = torch.nan
     cells = [[None if p != p else round(p, 3) for p in row] for row in z.tolist()]  # JSON knows no nan
