@@ -13,7 +13,7 @@ test: .venv/.ready  ## make the environment and pass every test
 	@tools/debian.sh
 	@.venv/bin/diffuspeech fetch whisper-tiny.en || [ $$? = 3 ]
 	@$(PY) tools/check.py
-	@$(PY) -m pytest tests/test_house.py
+	@$(PY) -m pytest tests/test_layout.py
 	@OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv/bin:$$PATH" nbdev_test --n_workers 2 || \
 	  { echo "A notebook fails: its name and the cell's error are above. Run it alone with: make notebooks NB=nbs/<part>/<name>.ipynb"; exit 1; }
 	@$(PY) -m pytest tests

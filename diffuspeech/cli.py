@@ -22,7 +22,16 @@ def print_table(
 ):
     "Rows as aligned columns"
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([("" if (v := row.get(name)) is None else f"{v:g}" if isinstance(v, float) else str(v)) for name in names] for row in rows)]
+    cells = [
+        names,
+        *(
+            [
+                ("" if (v := row.get(name)) is None else f"{v:g}" if isinstance(v, float) else str(v))
+                for name in names
+            ]
+            for row in rows
+        ),
+    ]
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     for line in cells:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip())
@@ -30,23 +39,38 @@ def print_table(
 # %% ../nbs/cli.ipynb #a63a0a69
 def bench(args: argparse.Namespace):
     "What samplers cost, what decoders cost, or what law samplers have"
-    reject_unused(args, sampler=("device", "samples", "seed"), decoder=("samples", "seed"), training=("samples", "seed"), law=("device",))
+    reject_unused(
+        args,
+        sampler=("device", "samples", "seed"),
+        decoder=("samples", "seed"),
+        training=("samples", "seed"),
+        law=("device",),
+    )
     if args.mode == "sampler":
         from diffuspeech.evaluate.bench import sampler_table
+
         rows = sampler_table()
     elif args.mode == "decoder":
         from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
         from diffuspeech.evaluate.speed import SIZES, decoder_table, size_table
         from diffuspeech.models.decoder import DecoderConfig
         from diffuspeech.voice.codec import SpeechCodec
-        voice, config = SpeechCodec.from_pretrained().decode, DecoderConfig(**read_config(builtin_checkpoint("ddm") / "decoder")["config"])
-        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(SIZES[1:], voice, device=args.device)
+
+        voice, config = (
+            SpeechCodec.from_pretrained().decode,
+            DecoderConfig(**read_config(builtin_checkpoint("ddm") / "decoder")["config"]),
+        )
+        rows = decoder_table(config=config, voice=voice, device=args.device) + size_table(
+            SIZES[1:], voice, device=args.device
+        )
     elif args.mode == "training":
         from diffuspeech.evaluate.speech import load_bundled_clips
         from diffuspeech.evaluate.speed import training_table
+
         rows = training_table([u.duration for u in load_bundled_clips()] * 8, device=args.device)
     else:
         from diffuspeech.evaluate.law import law_table
+
         rows = law_table(samples=args.samples, seed=args.seed)
     print_table(rows)
     if args.json:
@@ -56,25 +80,45 @@ def bench(args: argparse.Namespace):
 def encode(args: argparse.Namespace):
     "Encode sound files, folders and manifests into speech tokens"
     from diffuspeech.voice.jobs import encode_all, collect_utterances, load_codec
+
     job = collect_utterances(args.input)
-    print_summary(args, encode_all(job, load_codec(args.codec), args.output), job.errors, "encoded", args.output)
+    print_summary(
+        args, encode_all(job, load_codec(args.codec), args.output), job.errors, "encoded", args.output
+    )
 
 # %% ../nbs/cli.ipynb #d590adc3
 def decode(args: argparse.Namespace):
     "Decode speech tokens into audio files"
     from diffuspeech.data.audio import load, check_speech
     from diffuspeech.voice.jobs import decode_all, load_codec
+
     third_party = ":" in args.codec
-    if unexpected := [f"--{name}".replace("_", "-") for name in ("flow_steps", "seed") if third_party and getattr(args, name) != args.default(name)]:
+    if unexpected := [
+        f"--{name}".replace("_", "-")
+        for name in ("flow_steps", "seed")
+        if third_party and getattr(args, name) != args.default(name)
+    ]:
         raise ValueError(f"{', '.join(unexpected)}: only for codecs with a flow; {args.codec} has none")
     reference = check_speech(load(args.reference), args.reference) if args.reference else None
-    print_summary(args, *decode_all(args.tokens, load_codec(args.codec), args.output, reference, **({} if third_party else dict(steps=args.flow_steps, seed=args.seed))), "decoded", args.output)
+    print_summary(
+        args,
+        *decode_all(
+            args.tokens,
+            load_codec(args.codec),
+            args.output,
+            reference,
+            **({} if third_party else dict(steps=args.flow_steps, seed=args.seed)),
+        ),
+        "decoded",
+        args.output,
+    )
 
 # %% ../nbs/cli.ipynb #5198700e
 def judge(args: argparse.Namespace):
     "Score clips: WER, MOS, speaker similarity"
     from diffuspeech.evaluate.speech import judge_all
     from diffuspeech.voice.jobs import collect_utterances
+
     job = collect_utterances(args.input)
     rows, total = judge_all(job, original=args.original, asr=args.asr)
     if rows:
@@ -87,12 +131,20 @@ def judge(args: argparse.Namespace):
 def corpus(args: argparse.Namespace):
     "Build, check, pack or prepare a corpus"
     preparing, packing = ("speed_copies", "vocoder"), ("license", "codec")
-    reject_unused(args, build=preparing + packing, check=(*preparing, *packing, "output", "workers"), pack=preparing, prepare=packing)
+    reject_unused(
+        args,
+        build=preparing + packing,
+        check=(*preparing, *packing, "output", "workers"),
+        pack=preparing,
+        prepare=packing,
+    )
     if args.mode == "build":
         from diffuspeech.data.builtin import build
+
         print(build(args.output, args.input or "small", args.workers))
         return
     from diffuspeech.data.manifest import Manifest, check_manifest
+
     if not args.input:
         raise ValueError(f"corpus {args.mode} needs a manifest")
     if args.mode == "check":
@@ -101,31 +153,65 @@ def corpus(args: argparse.Namespace):
         print_summary(args, len(manifest) - found.count, found.messages, "right", skipped=found.count)
     elif args.mode == "pack":
         from diffuspeech.data.shards import pack
+
         if not args.license:
             raise ValueError("corpus pack needs --license FILE: shards are distributed with their license")
         if args.codec and (args.workers or 1) > 1:
-            raise ValueError("--workers: corpus pack --codec works in one process; a network has threads of its own")
+            raise ValueError(
+                "--workers: corpus pack --codec works in one process; a network has threads of its own"
+            )
         encode = None
         if args.codec:
             from diffuspeech.voice.jobs import TokenEncoder
+
             encode = TokenEncoder(args.codec)
         where = args.output or f"{args.input}.shards"
-        index = pack(Manifest(args.input, on_bad="skip"), where, Path(args.license), "tokens" if encode else "opus", encode=encode, workers=1 if encode else args.workers or os.cpu_count())
-        print_summary(args, index["utterances"], index["first_skipped"], f"in {len(index['shards'])} shards", where, skipped=index["skipped"])
+        index = pack(
+            Manifest(args.input, on_bad="skip"),
+            where,
+            Path(args.license),
+            "tokens" if encode else "opus",
+            encode=encode,
+            workers=1 if encode else args.workers or os.cpu_count(),
+        )
+        print_summary(
+            args,
+            index["utterances"],
+            index["first_skipped"],
+            f"in {len(index['shards'])} shards",
+            where,
+            skipped=index["skipped"],
+        )
     else:
         from diffuspeech.voice.prepared import PreparedCorpus, prepare_corpus
-        result = PreparedCorpus(prepare_corpus(args.input, args.output, speed_copies=args.speed_copies, vocoder=args.vocoder, workers=args.workers))
+
+        result = PreparedCorpus(
+            prepare_corpus(
+                args.input,
+                args.output,
+                speed_copies=args.speed_copies,
+                vocoder=args.vocoder,
+                workers=args.workers,
+            )
+        )
         print_summary(args, len(result), result.skipped, "prepared")
 
 # %% ../nbs/cli.ipynb #88163a62
 def decode_options(args: argparse.Namespace, model) -> dict:
     "What `decode` of a Reconstructor takes of the options; where there is no temperature, the decoder's own"
     from diffuspeech.diffusion.catalogue import get_rule
+
     options = {} if args.temperature is None else dict(temperature=args.temperature)
     if not model.decoder.config.causal:
         return options | dict(rule=get_rule(args.sampler or "conf-topk"), steps=args.steps)
-    if unexpected := [f"--{name}".replace("_", "-") for name in ("steps", "sampler", "trajectory") if getattr(args, name, None) is not None]:
-        raise ValueError(f"{', '.join(unexpected)}: only for diffusion decoders; {args.model} is autoregressive")
+    if unexpected := [
+        f"--{name}".replace("_", "-")
+        for name in ("steps", "sampler", "trajectory")
+        if getattr(args, name, None) is not None
+    ]:
+        raise ValueError(
+            f"{', '.join(unexpected)}: only for diffusion decoders; {args.model} is autoregressive"
+        )
     return options
 
 
@@ -140,6 +226,7 @@ def save_trajectory(result, folder: Path, name: str):  # a SpeechResult
     "Save the trajectory"
     from diffuspeech.base.checkpoint import safe_join
     from diffuspeech.diffusion.trajectory import save
+
     save(result.generation.trajectory, safe_join(folder, f"{name}.safetensors"))
 
 
@@ -151,14 +238,20 @@ def reconstruct(args: argparse.Namespace):
     from diffuspeech.data.audio import audio_format, save, check_speech
     from diffuspeech.voice.jobs import collect_utterances
     from diffuspeech.data.manifest import load_audio
+
     job, out = collect_utterances(args.input), Path(args.output)
     if single_file := out.suffix != "" and not out.is_dir():
         audio_format(out)
         if len(job.utterances) + len(job.errors) != 1:
-            raise ValueError(f"{out}: names one file, and there are {len(job.utterances) + len(job.errors)} inputs; give a folder")
+            raise ValueError(
+                f"{out}: names one file, and there are {len(job.utterances) + len(job.errors)} inputs; give a folder"
+            )
     if args.text and len(job.utterances) + len(job.errors) != 1:
         raise ValueError("--text is the transcript of one recording; a manifest has a text for each")
-    model, done = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration_model, args.device), 0
+    model, done = (
+        Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration_model, args.device),
+        0,
+    )
     options = decode_options(args, model)
     model.require_quantizer(args.quantizer)
     transcribe = model.transcribe if args.asr == "small" else Whisper(args.asr)
@@ -171,7 +264,9 @@ def reconstruct(args: argparse.Namespace):
             target = out if single_file else safe_join(out, f"{u.id}.wav")
             if target.resolve() == Path(u.audio).resolve():
                 raise ValueError(f"{target}: is the recording itself; -o should name another place")
-            result = require_speech(model.reconstruct(wave, text, length=args.length, seed=args.seed, **options))
+            result = require_speech(
+                model.reconstruct(wave, text, length=args.length, seed=args.seed, **options)
+            )
         except (ValueError, OSError) as e:
             job.errors.append(f"{u.id}: {e}")
             continue
@@ -186,21 +281,41 @@ def synthesize(args: argparse.Namespace):
     "Synthesize a sentence"
     from diffuspeech.models.reconstructor import Reconstructor
     from diffuspeech.data.audio import audio_format, load, save, check_speech
+
     audio_format(args.output)
-    model = Reconstructor.from_pretrained(args.model, args.codec, args.encoder, args.duration_model, args.device)
-    result = require_speech(model.synthesize(args.text, check_speech(load(args.reference), args.reference) if args.reference else None, length=args.length, seed=args.seed, **decode_options(args, model)))
+    model = Reconstructor.from_pretrained(
+        args.model, args.codec, args.encoder, args.duration_model, args.device
+    )
+    result = require_speech(
+        model.synthesize(
+            args.text,
+            check_speech(load(args.reference), args.reference) if args.reference else None,
+            length=args.length,
+            seed=args.seed,
+            **decode_options(args, model),
+        )
+    )
     save(args.output, result.waves[0])
     if args.trajectory:
         save_trajectory(result, Path(args.trajectory), Path(args.output).stem)
-    print(f"{args.output}: {len(result.waves[0]) / 16_000:.2f} s, {result.generation.nfe} calls of the decoder in {result.seconds['decoder']:.2f} s", file=sys.stderr)
+    print(
+        f"{args.output}: {len(result.waves[0]) / 16_000:.2f} s, {result.generation.nfe} calls of the decoder in {result.seconds['decoder']:.2f} s",
+        file=sys.stderr,
+    )
 
 # %% ../nbs/cli.ipynb #0d167cca
 def evaluate(args: argparse.Namespace):
     "Tables: what the codec keeps, and what the decoders make of text and codes"
     from diffuspeech.evaluate.speech import load_bundled_clips, speech_table, load_test_splits
     from diffuspeech.voice.jobs import load_codec
+
     decoders = ("ddm", "ar", "student", "encoder", "duration_model", "device", "cache_dir")
-    reject_unused(args, speech=(*decoders, "protocol", "waves", "length"), reconstruct=("waves", "length"), external=decoders)
+    reject_unused(
+        args,
+        speech=(*decoders, "protocol", "waves", "length"),
+        reconstruct=("waves", "length"),
+        external=decoders,
+    )
     clips = load_bundled_clips() if args.bundled else load_test_splits()
     if args.mode == "speech":
         rows = shown = speech_table(load_codec(args.codec), clips, mos_clips=args.mos_clips)
@@ -209,25 +324,66 @@ def evaluate(args: argparse.Namespace):
         from diffuspeech.evaluate.reconstruct import System, reconstruct_table, default_systems
         from diffuspeech.evaluate.report import EvalProtocol
         from diffuspeech.models.reconstructor import Reconstructor
+
         external = args.mode == "external"
         if external and not args.waves:
             raise ValueError("evaluate external needs --waves FOLDER, with an <id>.wav for each clip")
         if external:
-            rows = [System("Original"), System("S3-Oracle"), System(args.waves, length=args.length, waves=args.waves)]
+            rows = [
+                System("Original"),
+                System("S3-Oracle"),
+                System(args.waves, length=args.length, waves=args.waves),
+            ]
         else:
-            ddm, ar, student = (name and Reconstructor.from_pretrained(name, args.codec, args.encoder, args.duration_model, args.device) for name in (args.ddm, args.ar, args.student))
+            ddm, ar, student = (
+                name
+                and Reconstructor.from_pretrained(
+                    name, args.codec, args.encoder, args.duration_model, args.device
+                )
+                for name in (args.ddm, args.ar, args.student)
+            )
             rows = default_systems(ddm, ar, student)
             if not ddm.duration:
-                print("note: no duration predictor fits this ddm, so the rows that need one are left out (--duration-model)", file=sys.stderr)
+                print(
+                    "note: no duration predictor fits this ddm, so the rows that need one are left out (--duration-model)",
+                    file=sys.stderr,
+                )
         judges = all_judges()
         if args.protocol:
             if external and not args.length:
-                raise ValueError("evaluate external --protocol FILE needs --length, too: how the lengths of the waves were chosen")
-            protocol = EvalProtocol.from_clips(clips, judges, [args.length] if external else [row.length for row in rows])
-            EvalProtocol.load(args.protocol).check(protocol) if external else protocol.check_or_save(args.protocol)
-        rows = reconstruct_table(rows, load_codec(args.codec), clips, judges, mos_clips=args.mos_clips, cache_dir=args.cache_dir)
-        columns = ("system", "split", "steps", "length_mode", "clips", "wer", "wer_low", "wer_high", "wer_over_oracle", "wer_over_ar", "distillmos", "spksim", "nfe", "decoder_seconds", "total_seconds", "runaways")
-        shown = [{name: row[name] for name in columns if name in row} for row in rows]  # all of it is in the file
+                raise ValueError(
+                    "evaluate external --protocol FILE needs --length, too: how the lengths of the waves were chosen"
+                )
+            protocol = EvalProtocol.from_clips(
+                clips, judges, [args.length] if external else [row.length for row in rows]
+            )
+            EvalProtocol.load(args.protocol).check(protocol) if external else protocol.check_or_save(
+                args.protocol
+            )
+        rows = reconstruct_table(
+            rows, load_codec(args.codec), clips, judges, mos_clips=args.mos_clips, cache_dir=args.cache_dir
+        )
+        columns = (
+            "system",
+            "split",
+            "steps",
+            "length_mode",
+            "clips",
+            "wer",
+            "wer_low",
+            "wer_high",
+            "wer_over_oracle",
+            "wer_over_ar",
+            "distillmos",
+            "spksim",
+            "nfe",
+            "decoder_seconds",
+            "total_seconds",
+            "runaways",
+        )
+        shown = [
+            {name: row[name] for name in columns if name in row} for row in rows
+        ]  # all of it is in the file
     print_table(shown)
     if args.json:
         write_rows(args.json, rows)
@@ -236,6 +392,7 @@ def evaluate(args: argparse.Namespace):
 def train(args: argparse.Namespace):
     "Train a preset"
     from diffuspeech.train.loop import train_preset
+
     folder = args.output or f"runs/{Path(args.preset).stem}"
     metrics = train_preset(args.preset, args.set, folder, args.device)
     if int(os.environ.get("RANK", 0)):  # torchrun starts this many times, and one of them speaks
@@ -252,9 +409,20 @@ def plan(args: argparse.Namespace):
     from diffuspeech.train.loop import resolve_preset
     from diffuspeech.train.plan import components
     from diffuspeech.train.plan import plan as estimate
+
     run = resolve_preset(args.preset, args.set)
     print(run.description, end="\n\n")
-    print_table([dict(part=p.name, million=round(p.parameters / 1e6, 2), positions_a_second=p.rate, trained="yes" if p.trained else "no") for p in components(run)])
+    print_table(
+        [
+            dict(
+                part=p.name,
+                million=round(p.parameters / 1e6, 2),
+                positions_a_second=p.rate,
+                trained="yes" if p.trained else "no",
+            )
+            for p in components(run)
+        ]
+    )
     row = estimate(run, args.gpus, args.gpu_type, args.mfu, args.fsdp)
     print()
     print_table([row])
@@ -265,6 +433,7 @@ def plan(args: argparse.Namespace):
 def convert(args: argparse.Namespace):
     "A NeMo archive as a recogniser's folder"
     from diffuspeech.asr.nemo import convert as convert_nemo
+
     print(convert_nemo(args.archive, args.output))
 
 # %% ../nbs/cli.ipynb #e274c853
@@ -272,6 +441,7 @@ def fetch(args: argparse.Namespace):
     "Download weights of judges and voices"
     from diffuspeech.base.pretrained import PRETRAINED, MissingDependency
     from diffuspeech.base.pretrained import fetch as fetch_pretrained
+
     for name in args.names:
         try:
             fetch_pretrained(name)
@@ -284,6 +454,7 @@ def fetch(args: argparse.Namespace):
 def write_rows(file: str, rows: list[dict]):
     "JSON, whole or not at all"
     from diffuspeech.base.checkpoint import write_json
+
     write_json(file, rows)
 
 
@@ -292,26 +463,42 @@ def reject_unused(
     **lists: tuple[str, ...],  # options that do nothing, for each thing that `args.mode` can be
 ):
     "Raise on an option that this mode does not use"
-    if unexpected := [name.replace("_", "-") for name in lists.get(args.mode, ()) if getattr(args, name) != args.default(name)]:
+    if unexpected := [
+        name.replace("_", "-")
+        for name in lists.get(args.mode, ())
+        if getattr(args, name) != args.default(name)
+    ]:
         raise ValueError(f"--{unexpected[0]}: not used by {args.verb} {args.mode}")
 
 
-def print_summary(args: argparse.Namespace, done: int, errors: list[str], verb: str, where: str = "", skipped: int | None = None):
+def print_summary(
+    args: argparse.Namespace,
+    done: int,
+    errors: list[str],
+    verb: str,
+    where: str = "",
+    skipped: int | None = None,
+):
     "The last line of a job; status 1 when anything was skipped"
     for error in errors[:50]:
         print(f"skipped: {error}", file=sys.stderr)
-    print(f"{done} {verb}{f' to {where}' if where and done else ''}, {len(errors) if skipped is None else skipped} skipped", file=sys.stderr)
+    print(
+        f"{done} {verb}{f' to {where}' if where and done else ''}, {len(errors) if skipped is None else skipped} skipped",
+        file=sys.stderr,
+    )
     if errors:
         sys.exit(1)
 
 # %% ../nbs/cli.ipynb #6a3dda86
 def number_at_least(minimum: int | float) -> Callable[[str], int | float]:
     "The type of an option that is a number: what cannot be is refused before anything is read"
+
     def number(text):
         value = type(minimum)(text)
         if not value >= minimum:
             raise argparse.ArgumentTypeError(f"{text}: must be at least {minimum}")
         return value
+
     return number
 
 
@@ -320,7 +507,10 @@ def main(
 ):
     "The command `diffuspeech`"
     from diffuspeech.train.config import list_presets
-    parser = argparse.ArgumentParser("diffuspeech", description="The workbench for discrete diffusion over speech tokens")
+
+    parser = argparse.ArgumentParser(
+        "diffuspeech", description="The workbench for discrete diffusion over speech tokens"
+    )
     parser.add_argument("--version", action="version", version=f"diffuspeech {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -332,52 +522,326 @@ def main(
 
     inputs = ("input", dict(nargs="+", metavar="IN", help="sound files, folders of them, manifests (.jsonl)"))
     json_file = ("--json", dict(metavar="FILE", help="also write the rows to this file"))
-    codec = ("--codec", dict(default="small", metavar="NAME", help="small (built in), paper (CosyVoice), a folder of either, or a public one, as mimi:kyutai/mimi (default %(default)s)"))
+    codec = (
+        "--codec",
+        dict(
+            default="small",
+            metavar="NAME",
+            help="small (built in), paper (CosyVoice), a folder of either, or a public one, as mimi:kyutai/mimi (default %(default)s)",
+        ),
+    )
     seed = ("--seed", dict(type=int, default=0, help="(default %(default)s)"))
-    verb(encode, "encode sound files into speech tokens", inputs, ("-o --output", dict(required=True, metavar="TOKENS.jsonl")), codec)
-    verb(decode, "decode speech tokens into sound files", ("tokens", dict(metavar="TOKENS.jsonl")), ("-o --output", dict(required=True, metavar="FOLDER")), codec,
-         ("--reference", dict(metavar="WAV", help="recording of the voice to speak with (default: none)")), ("--flow-steps", dict(type=number_at_least(1), default=10, help="ODE steps of the flow decoder (default %(default)s)")), ("--seed", dict(type=int, default=0, help="of the initial noise (CosyVoice only; the built-in flow is deterministic) (default %(default)s)")))
-    verb(judge, "score clips: word errors (ASR), MOS, speaker similarity", inputs, ("--original", dict(metavar="FOLDER", help="original recordings of the same names, for WER and speaker similarity against them")),
-         ("--asr", dict(default="whisper-tiny.en", help="recogniser: a name, a folder or a hub id (default %(default)s)")), json_file)
-    verb(corpus, "build the built-in corpus; check, pack or prepare a manifest", ("mode", dict(choices=["build", "check", "pack", "prepare"])),
-         ("input", dict(nargs="?", metavar="SIZE|MANIFEST", help="build: small or tiny; else a manifest")), ("-o --output", dict(metavar="FOLDER")),
-         ("--license", dict(metavar="FILE", help="pack: copied beside the shards")), ("--codec", dict(metavar="MODEL", help="pack: store this codec's token ids instead of audio")), ("--workers", dict(type=int, help="processes (default: one a core)")), ("--speed-copies", dict(type=float, default=0.5, help="prepare: share of clips that get a speed-perturbed copy (default %(default)s)")),
-         ("--vocoder", dict(default="world", metavar="NAME", help="prepare: vocoder whose features are stored (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time")))
-    sampler = ("--sampler", dict(metavar="RULE", help="sampler (unmasking rule): ancestral, conf-topk, margin, entropy-bound, remdm-cap, p2 and others, which an unknown name lists (default conf-topk)"))
-    steps = ("--steps", dict(type=number_at_least(1), help="diffusion steps (default: the sampler's own, mostly 10)"))
-    trajectory = ("--trajectory", dict(metavar="FOLDER", help="save each run's trajectory there, for diffuspeech.diffusion.trajectory.load and the workbench's player"))
-    shared_options = [("--codec", dict(default="small", metavar="NAME", help="codec: small (built in), paper (CosyVoice), a folder of either, or a public one, as mimi:kyutai/mimi (default %(default)s)")), ("--encoder", dict(default="small", metavar="NAME", help="ASR model whose encoder states the decoder was trained on: small or a folder (default %(default)s)")),
-             ("--duration-model", dict(default="small", metavar="NAME", help="duration predictor: small or a folder (default %(default)s)"))]
-    temperature = ("--temperature", dict(type=number_at_least(0.0), metavar="T", help="0 is greedy (default: 0 for diffusion, 0.85 for ar, tuned on dev)"))
+    verb(
+        encode,
+        "encode sound files into speech tokens",
+        inputs,
+        ("-o --output", dict(required=True, metavar="TOKENS.jsonl")),
+        codec,
+    )
+    verb(
+        decode,
+        "decode speech tokens into sound files",
+        ("tokens", dict(metavar="TOKENS.jsonl")),
+        ("-o --output", dict(required=True, metavar="FOLDER")),
+        codec,
+        ("--reference", dict(metavar="WAV", help="recording of the voice to speak with (default: none)")),
+        (
+            "--flow-steps",
+            dict(
+                type=number_at_least(1),
+                default=10,
+                help="ODE steps of the flow decoder (default %(default)s)",
+            ),
+        ),
+        (
+            "--seed",
+            dict(
+                type=int,
+                default=0,
+                help="of the initial noise (CosyVoice only; the built-in flow is deterministic) (default %(default)s)",
+            ),
+        ),
+    )
+    verb(
+        judge,
+        "score clips: word errors (ASR), MOS, speaker similarity",
+        inputs,
+        (
+            "--original",
+            dict(
+                metavar="FOLDER",
+                help="original recordings of the same names, for WER and speaker similarity against them",
+            ),
+        ),
+        (
+            "--asr",
+            dict(
+                default="whisper-tiny.en",
+                help="recogniser: a name, a folder or a hub id (default %(default)s)",
+            ),
+        ),
+        json_file,
+    )
+    verb(
+        corpus,
+        "build the built-in corpus; check, pack or prepare a manifest",
+        ("mode", dict(choices=["build", "check", "pack", "prepare"])),
+        ("input", dict(nargs="?", metavar="SIZE|MANIFEST", help="build: small or tiny; else a manifest")),
+        ("-o --output", dict(metavar="FOLDER")),
+        ("--license", dict(metavar="FILE", help="pack: copied beside the shards")),
+        ("--codec", dict(metavar="MODEL", help="pack: store this codec's token ids instead of audio")),
+        ("--workers", dict(type=int, help="processes (default: one a core)")),
+        (
+            "--speed-copies",
+            dict(
+                type=float,
+                default=0.5,
+                help="prepare: share of clips that get a speed-perturbed copy (default %(default)s)",
+            ),
+        ),
+        (
+            "--vocoder",
+            dict(
+                default="world",
+                metavar="NAME",
+                help="prepare: vocoder whose features are stored (default %(default)s); a HiFi-GAN's folder or hub id; none: a recogniser needs none, and they take most of the time",
+            ),
+        ),
+    )
+    sampler = (
+        "--sampler",
+        dict(
+            metavar="RULE",
+            help="sampler (unmasking rule): ancestral, conf-topk, margin, entropy-bound, remdm-cap, p2 and others, which an unknown name lists (default conf-topk)",
+        ),
+    )
+    steps = (
+        "--steps",
+        dict(type=number_at_least(1), help="diffusion steps (default: the sampler's own, mostly 10)"),
+    )
+    trajectory = (
+        "--trajectory",
+        dict(
+            metavar="FOLDER",
+            help="save each run's trajectory there, for diffuspeech.diffusion.trajectory.load and the workbench's player",
+        ),
+    )
+    shared_options = [
+        (
+            "--codec",
+            dict(
+                default="small",
+                metavar="NAME",
+                help="codec: small (built in), paper (CosyVoice), a folder of either, or a public one, as mimi:kyutai/mimi (default %(default)s)",
+            ),
+        ),
+        (
+            "--encoder",
+            dict(
+                default="small",
+                metavar="NAME",
+                help="ASR model whose encoder states the decoder was trained on: small or a folder (default %(default)s)",
+            ),
+        ),
+        (
+            "--duration-model",
+            dict(
+                default="small",
+                metavar="NAME",
+                help="duration predictor: small or a folder (default %(default)s)",
+            ),
+        ),
+    ]
+    temperature = (
+        "--temperature",
+        dict(
+            type=number_at_least(0.0),
+            metavar="T",
+            help="0 is greedy (default: 0 for diffusion, 0.85 for ar, tuned on dev)",
+        ),
+    )
     device = ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="(default %(default)s)"))
-    decoder = ("--model", dict(default="ddm", metavar="NAME", help="ddm or ar (built in), or a folder that a run exported (default %(default)s)"))
-    verb(reconstruct, "reconstruct recordings from their text and a few codes", inputs, ("-o --output", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
-         ("--text", dict(help="transcript (default: transcribed by --asr)")), ("--asr", dict(default="small", metavar="NAME", help="recogniser that transcribes: small (built in, weak on human voices) or a Whisper, as whisper-tiny.en (default %(default)s)")), steps, sampler, temperature, ("--quantizer", dict(metavar="KIND", help="fail unless the model has this quantizer, as fsq4")),
-         ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="how the number of tokens is chosen (default given; for ar eos)")), trajectory, decoder, *shared_options, device, seed)
-    verb(synthesize, "synthesize a sentence", ("text", dict(metavar="TEXT", help="sentence to synthesize, in quotes")), ("-o --output", dict(required=True, metavar="WAV")), ("--reference", dict(metavar="WAV", help="recording of the voice to speak with (default: none)")), steps, sampler, temperature,
-         ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted; of ar eos)")), trajectory, decoder, *shared_options, device, seed)
-    verb(evaluate, "tables about the built-in models: what the codec keeps (speech), what the decoders make of text and codes (reconstruct); or of waves that somebody else made of the same clips (external)", ("mode", dict(choices=["speech", "reconstruct", "external"])), json_file,
-         ("--bundled", dict(action="store_true", help="evaluate on the clips bundled with the library instead of the whole test splits")), ("--waves", dict(metavar="FOLDER", help="external: an <id>.wav, .flac or .ogg for each clip")),
-         ("--length", dict(choices=["given", "ratio", "predicted", "eos"], help="external: where the lengths of the waves came from, for the table")),
-         ("--protocol", dict(metavar="FILE", help="reconstruct, external: the clips with their hashes, the judges with their versions; what differs is refused (reconstruct writes it where there is none)")),
-         ("--cache-dir", dict(metavar="FOLDER", help="reconstruct: cache of finished rows, from which an interrupted table resumes (of the whole splits it takes two hours of two cores, and 50 MB for each row and split)")),
-         ("--mos-clips", dict(type=int, default=60, help="clips of each row that are scored for MOS and speaker similarity (default %(default)s)")), shared_options[0], *((f"--{name}", dict(default=name, metavar="NAME", help=f"reconstruct: a folder instead of the built-in {name}")) for name in ("ddm", "ar")),
-         ("--student", dict(metavar="FOLDER", help="reconstruct: also a student distilled from ddm (diffuspeech train ddm-few)")), *((name, dict(settings, help=f"reconstruct: {settings['help']}")) for name, settings in (*shared_options[1:], device)))
-    preset = ("preset", dict(metavar="PRESET", help=f"{', '.join(list_presets())}; or a file.json of your own"))
-    verb(train, "train a preset; the same command resumes a stopped run", preset, ("--set", dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64")),
-         ("-o --output", dict(metavar="FOLDER", help="of the run (default runs/PRESET)")), ("--device", dict(default="auto", choices=["auto", "cpu", "cuda"])))
-    verb(plan, "estimate parameters, memory and GPU hours of a preset", preset, ("--set", dict(action="append", default=[], metavar="KEY=VALUE")),
-         ("--gpus", dict(type=int, default=1, help="(default %(default)s)")), ("--gpu-type", dict(default="a100", help="a100, h100, h200, l40s, rtx4090, t4 (default %(default)s)")),
-         ("--mfu", dict(type=float, default=0.35, help="model FLOPs utilization: share of peak speed (default %(default)s)")), ("--fsdp", dict(action="store_true", help="shard weights and optimizer state over the GPUs (FSDP)")), json_file)
-    verb(convert, "convert a NeMo archive into a recogniser folder", ("archive", dict(metavar="FILE.nemo")), ("-o --output", dict(required=True, metavar="FOLDER")))
+    decoder = (
+        "--model",
+        dict(
+            default="ddm",
+            metavar="NAME",
+            help="ddm or ar (built in), or a folder that a run exported (default %(default)s)",
+        ),
+    )
+    verb(
+        reconstruct,
+        "reconstruct recordings from their text and a few codes",
+        inputs,
+        ("-o --output", dict(required=True, metavar="OUT", help="a sound file, or a folder for several")),
+        ("--text", dict(help="transcript (default: transcribed by --asr)")),
+        (
+            "--asr",
+            dict(
+                default="small",
+                metavar="NAME",
+                help="recogniser that transcribes: small (built in, weak on human voices) or a Whisper, as whisper-tiny.en (default %(default)s)",
+            ),
+        ),
+        steps,
+        sampler,
+        temperature,
+        ("--quantizer", dict(metavar="KIND", help="fail unless the model has this quantizer, as fsq4")),
+        (
+            "--length",
+            dict(
+                choices=["given", "ratio", "predicted", "eos"],
+                help="how the number of tokens is chosen (default given; for ar eos)",
+            ),
+        ),
+        trajectory,
+        decoder,
+        *shared_options,
+        device,
+        seed,
+    )
+    verb(
+        synthesize,
+        "synthesize a sentence",
+        ("text", dict(metavar="TEXT", help="sentence to synthesize, in quotes")),
+        ("-o --output", dict(required=True, metavar="WAV")),
+        ("--reference", dict(metavar="WAV", help="recording of the voice to speak with (default: none)")),
+        steps,
+        sampler,
+        temperature,
+        ("--length", dict(choices=["ratio", "predicted", "eos"], help="(default predicted; of ar eos)")),
+        trajectory,
+        decoder,
+        *shared_options,
+        device,
+        seed,
+    )
+    verb(
+        evaluate,
+        "tables about the built-in models: what the codec keeps (speech), what the decoders make of text and codes (reconstruct); or of waves that somebody else made of the same clips (external)",
+        ("mode", dict(choices=["speech", "reconstruct", "external"])),
+        json_file,
+        (
+            "--bundled",
+            dict(
+                action="store_true",
+                help="evaluate on the clips bundled with the library instead of the whole test splits",
+            ),
+        ),
+        ("--waves", dict(metavar="FOLDER", help="external: an <id>.wav, .flac or .ogg for each clip")),
+        (
+            "--length",
+            dict(
+                choices=["given", "ratio", "predicted", "eos"],
+                help="external: where the lengths of the waves came from, for the table",
+            ),
+        ),
+        (
+            "--protocol",
+            dict(
+                metavar="FILE",
+                help="reconstruct, external: the clips with their hashes, the judges with their versions; what differs is refused (reconstruct writes it where there is none)",
+            ),
+        ),
+        (
+            "--cache-dir",
+            dict(
+                metavar="FOLDER",
+                help="reconstruct: cache of finished rows, from which an interrupted table resumes (of the whole splits it takes two hours of two cores, and 50 MB for each row and split)",
+            ),
+        ),
+        (
+            "--mos-clips",
+            dict(
+                type=int,
+                default=60,
+                help="clips of each row that are scored for MOS and speaker similarity (default %(default)s)",
+            ),
+        ),
+        shared_options[0],
+        *(
+            (
+                f"--{name}",
+                dict(
+                    default=name, metavar="NAME", help=f"reconstruct: a folder instead of the built-in {name}"
+                ),
+            )
+            for name in ("ddm", "ar")
+        ),
+        (
+            "--student",
+            dict(
+                metavar="FOLDER",
+                help="reconstruct: also a student distilled from ddm (diffuspeech train ddm-few)",
+            ),
+        ),
+        *(
+            (name, dict(settings, help=f"reconstruct: {settings['help']}"))
+            for name, settings in (*shared_options[1:], device)
+        ),
+    )
+    preset = (
+        "preset",
+        dict(metavar="PRESET", help=f"{', '.join(list_presets())}; or a file.json of your own"),
+    )
+    verb(
+        train,
+        "train a preset; the same command resumes a stopped run",
+        preset,
+        (
+            "--set",
+            dict(action="append", default=[], metavar="KEY=VALUE", help="e.g. steps=100 or model.dim=64"),
+        ),
+        ("-o --output", dict(metavar="FOLDER", help="of the run (default runs/PRESET)")),
+        ("--device", dict(default="auto", choices=["auto", "cpu", "cuda"])),
+    )
+    verb(
+        plan,
+        "estimate parameters, memory and GPU hours of a preset",
+        preset,
+        ("--set", dict(action="append", default=[], metavar="KEY=VALUE")),
+        ("--gpus", dict(type=int, default=1, help="(default %(default)s)")),
+        (
+            "--gpu-type",
+            dict(default="a100", help="a100, h100, h200, l40s, rtx4090, t4 (default %(default)s)"),
+        ),
+        (
+            "--mfu",
+            dict(
+                type=float,
+                default=0.35,
+                help="model FLOPs utilization: share of peak speed (default %(default)s)",
+            ),
+        ),
+        ("--fsdp", dict(action="store_true", help="shard weights and optimizer state over the GPUs (FSDP)")),
+        json_file,
+    )
+    verb(
+        convert,
+        "convert a NeMo archive into a recogniser folder",
+        ("archive", dict(metavar="FILE.nemo")),
+        ("-o --output", dict(required=True, metavar="FOLDER")),
+    )
     verb(fetch, "download weights of judges and voices", ("names", dict(nargs="+", metavar="NAME")))
-    verb(bench, "what samplers (sampler), decoders (decoder) and training steps (training) cost, and whether each sampler has the law that it should have (law)", ("mode", dict(choices=["sampler", "decoder", "training", "law"])), json_file,
-         ("--device", dict(default="cpu", choices=["cpu", "cuda"], help="decoder, training: where (default %(default)s)")),
-         ("--samples", dict(type=int, default=20_000, help="law: samples a rule (default %(default)s)")), seed)
+    verb(
+        bench,
+        "what samplers (sampler), decoders (decoder) and training steps (training) cost, and whether each sampler has the law that it should have (law)",
+        ("mode", dict(choices=["sampler", "decoder", "training", "law"])),
+        json_file,
+        (
+            "--device",
+            dict(
+                default="cpu", choices=["cpu", "cuda"], help="decoder, training: where (default %(default)s)"
+            ),
+        ),
+        ("--samples", dict(type=int, default=20_000, help="law: samples a rule (default %(default)s)")),
+        seed,
+    )
     args = parser.parse_args(argv)
     try:
         if getattr(args, "device", "") == "cuda":
             from torch.cuda import is_available
+
             if not is_available():
                 raise ValueError("--device cuda: torch finds no GPU here")
         args.run(args)

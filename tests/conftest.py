@@ -1,4 +1,5 @@
 "What several tests share"
+
 import pytest
 from browser import CHROMIUM, Lab, Server
 from playwright.sync_api import sync_playwright
@@ -9,6 +10,7 @@ from diffuspeech.evaluate.metrics import MissingDependency
 @pytest.fixture(scope="session")
 def judge_or_skip():
     "judge_or_skip(Judge, ...): the judge, or a skip that names it"
+
     def make(judge, *args):
         try:
             return judge(*args)
@@ -28,14 +30,21 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def lab(request):
-    "JupyterLab in a browser: see tests/browser.py. The browser is new for each test: Playwright's event loop would disturb other tests"
+    "JupyterLab in a browser: see tests/support/browser.py. The browser is new for each test: Playwright's event loop would disturb other tests"
     if not CHROMIUM:
         pytest.skip("the Debian package `chromium` is missing: see tools/debian.sh")
     server = request.getfixturevalue("server")  # only now: no server for a test that is skipped
     with sync_playwright() as playwright:
         # the host rule keeps this browser, and with it the test, on this machine; requests to others are still seen, and fail the test
-        args = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        args = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        ]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         lab = Lab(server, browser)
         yield lab

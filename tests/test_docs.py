@@ -1,4 +1,5 @@
 "The site: it builds, every link in it leads somewhere, it needs no network, and a browser shows what it should"
+
 import re
 import shutil
 import subprocess
@@ -11,16 +12,29 @@ import pytest
 import yaml
 
 REPO = Path(__file__).resolve().parent.parent
-FETCHES = {"script": "src", "link": "href", "img": "src", "audio": "src", "video": "src", "source": "src", "iframe": "src", "embed": "src", "object": "data"}
+FETCHES = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "audio": "src",
+    "video": "src",
+    "source": "src",
+    "iframe": "src",
+    "embed": "src",
+    "object": "data",
+}
 OUTSIDE = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s]+)""")
 
 
 def run(script: str, *args: str):
-    return subprocess.run([sys.executable, f"tools/{script}", *args], cwd=REPO, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, f"tools/{script}", *args], cwd=REPO, capture_output=True, text=True
+    )
 
 
 class Page(HTMLParser):
     "What a page links to, what it fetches, and which anchors it has"
+
     def __init__(self, path: Path):
         super().__init__()
         self.ids, self.links, self.fetched, self.inside = set(), [], [], ""
@@ -67,8 +81,17 @@ def test_every_link_leads_somewhere(site, pages):
 
 
 def test_nothing_comes_from_outside(site, pages):
-    asked = [f"{path.relative_to(site)}: {link}" for path, page in pages.items() for link in page.fetched if re.match("(https?:)?//", link)]
-    asked += [f"{css.relative_to(site)}: {link}" for css in site.rglob("*.css") for link in OUTSIDE.findall(css.read_text(encoding="utf-8"))]
+    asked = [
+        f"{path.relative_to(site)}: {link}"
+        for path, page in pages.items()
+        for link in page.fetched
+        if re.match("(https?:)?//", link)
+    ]
+    asked += [
+        f"{css.relative_to(site)}: {link}"
+        for css in site.rglob("*.css")
+        for link in OUTSIDE.findall(css.read_text(encoding="utf-8"))
+    ]
     assert not asked, "the site must work offline; these would be fetched:\n" + "\n".join(asked)
 
 
@@ -84,7 +107,11 @@ def test_every_notebook_of_the_sidebar_has_its_page(site):
 
 
 def test_no_widget_is_shown_as_its_repr(site, pages):
-    shown = [str(path.relative_to(site)) for path, page in pages.items() if re.search(r"<pre><code>(\w+Widget|IntSlider|VBox|HBox|Output)\(", page.text)]
+    shown = [
+        str(path.relative_to(site))
+        for path, page in pages.items()
+        if re.search(r"<pre><code>(\w+Widget|IntSlider|VBox|HBox|Output)\(", page.text)
+    ]
     assert not shown, f"a widget's repr is in {shown}"
 
 
@@ -95,7 +122,14 @@ def test_readme_is_what_the_index_notebook_gives():
 
 # ---- in a browser
 
-ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +165,23 @@ def tab(chromium):
 
 # What each kind of content must have become: a mark in the page's HTML, a script that waits for it and counts what is right, and what is wrong
 KINDS = {
-    "formulas": ('class="math', "MathJax.startup.promise.then(() => [document.querySelectorAll('mjx-container svg').length,"
-                 " [...document.querySelectorAll('g[data-mjx-error]')].map(e => e.dataset.mjxError).concat("
-                 " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('svg')).map(e => e.textContent))])"),
-    "plotly figures": ("Plotly.newPlot", "(d => [d.filter(e => e.querySelector('.main-svg')).length, d.filter(e => !e.querySelector('.main-svg')).map(e => e.id)])"
-                       "([...document.querySelectorAll('[id^=plotly-]')])"),
-    "sounds": ("<audio", "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(ok => {"
-               " const done = () => ok(a.duration > 0); a.onloadedmetadata = done; a.onerror = () => ok(false); a.preload = 'metadata';"
-               " a.readyState ? done() : a.load() }))).then(d => [d.filter(Boolean).length, d.flatMap((ok, i) => ok ? [] : [`player ${i}`])])"),
+    "formulas": (
+        'class="math',
+        "MathJax.startup.promise.then(() => [document.querySelectorAll('mjx-container svg').length,"
+        " [...document.querySelectorAll('g[data-mjx-error]')].map(e => e.dataset.mjxError).concat("
+        " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('svg')).map(e => e.textContent))])",
+    ),
+    "plotly figures": (
+        "Plotly.newPlot",
+        "(d => [d.filter(e => e.querySelector('.main-svg')).length, d.filter(e => !e.querySelector('.main-svg')).map(e => e.id)])"
+        "([...document.querySelectorAll('[id^=plotly-]')])",
+    ),
+    "sounds": (
+        "<audio",
+        "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(ok => {"
+        " const done = () => ok(a.duration > 0); a.onloadedmetadata = done; a.onerror = () => ok(false); a.preload = 'metadata';"
+        " a.readyState ? done() : a.load() }))).then(d => [d.filter(Boolean).length, d.flatMap((ok, i) => ok ? [] : [`player ${i}`])])",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """The site, in _docs/, without Quarto and without a network: nbdev's processors turn each notebook into a page's source, smalldocs
 lays the pages out, and what they would fetch (maths, plotly, fonts) is put beside them. No cell is run: stored outputs are shown."""
+
 import ast
 import importlib
 import json
@@ -45,7 +46,9 @@ def documented_names() -> dict[str, set[str]]:
         parts = mod.split(".")
         for full, (href, _) in names.items():
             name = full.removeprefix(f"{mod}.")
-            href = names.get(f"{mod}.{name.split('.')[0]}", [href])[0]  # a method is documented with its class
+            href = names.get(f"{mod}.{name.split('.')[0]}", [href])[
+                0
+            ]  # a method is documented with its class
             if not name.startswith("_"):
                 for i in range(len(parts) + 1):
                     found[".".join([*parts[i:], name])].add(f"/{href}")
@@ -56,6 +59,7 @@ def documented_names() -> dict[str, set[str]]:
 
 class Links(NbdevLookup):
     "nbdev's links from names in backticks: the page's own names first, and none for a name that two modules have"
+
     def __init__(self, own: str):
         self.own = own
 
@@ -64,20 +68,26 @@ class Links(NbdevLookup):
         return next(iter(found)) if len(found) == 1 else None
 
     def link_line(self, line):
-        return line if line.startswith("#") else re.sub(r"(?<!\[)`([^`\s]+?)(?:\(\))?`", self._link_sym, line)  # a link's own text stays
+        return (
+            line if line.startswith("#") else re.sub(r"(?<!\[)`([^`\s]+?)(?:\(\))?`", self._link_sym, line)
+        )  # a link's own text stays
 
 
 class show_source(Processor):
     "nbdev documents an exported cell and hides its code; we show that too, for half of the chapter is in it"
+
     def begin(self):
         for cell in self.nb.cells:
             code = [o for o in cell.parsed_() or [] if not isinstance(o, (ast.Import, ast.ImportFrom))]
             if code and "export" in cell.directives_:
-                cell.directives_["exports"] = cell.directives_.pop("export")  # nbdev's word for "export and show"
+                cell.directives_["exports"] = cell.directives_.pop(
+                    "export"
+                )  # nbdev's word for "export and show"
 
 
 class document(Processor):
     "`show_doc` on the exported module; nbdev would run every import and export of the notebook for it"
+
     def begin(self):
         self.names = {"show_doc": show_doc}
         if (name := module(self.nb)) and any("show_doc(" in cell.source for cell in self.nb.cells):
@@ -88,11 +98,14 @@ class document(Processor):
             text = eval(cell.source, self.names)._repr_markdown_()
             text = re.sub(r"^\[source\]\(.*\n+", "", text, flags=re.M)  # the source is in the page
             text = re.sub(r"<function <?(\w+)>? at 0x[0-9a-f]+>", r"\1", text)  # a default that is a function
-            cell.outputs = [dict2obj(dict(output_type="display_data", metadata={}, data={"text/markdown": text}))]
+            cell.outputs = [
+                dict2obj(dict(output_type="display_data", metadata={}, data={"text/markdown": text}))
+            ]
 
 
 class link(Processor):
     "Links in prose and in documentation, but not in fenced signatures; a file from outside nbs/ that is linked to comes along"
+
     def begin(self):
         self.links, self.folder = Links(module(self.nb)), Path(self.nb.path_).parent
 
@@ -116,6 +129,7 @@ class link(Processor):
 
 class fold_source(Processor):
     "Source stands after its documentation and closed; a cell that only names values is open, for nothing else shows them"
+
     def begin(self):
         cells = self.nb.cells
         for i in range(1, len(cells)):
@@ -131,7 +145,10 @@ class fold_source(Processor):
 class Page(FilterDefaults):
     def base_procs(self):
         replacements = {"exec_show_docs": document, "add_links": link, "add_fold": fold_source}
-        return [show_source, *(replacements.get(p.__name__, p) for p in super().base_procs() if p.__name__ != "mv_exports")]
+        return [
+            show_source,
+            *(replacements.get(p.__name__, p) for p in super().base_procs() if p.__name__ != "mv_exports"),
+        ]
 
 
 def plotly_html(figure: dict, name: str) -> str:
@@ -139,8 +156,10 @@ def plotly_html(figure: dict, name: str) -> str:
     figure["config"] = figure.get("config", {}) | {"responsive": True, "displaylogo": False}
     height = figure.get("layout", {}).get("height", 450)
     data = json.dumps(figure).replace("</", "<\\/")  # or a title with HTML in it would end the script
-    return (f'<div id="{name}" style="height:{height}px"></div>'
-            f'<script>addEventListener("DOMContentLoaded", () => Plotly.newPlot("{name}", {data}))</script>')
+    return (
+        f'<div id="{name}" style="height:{height}px"></div>'
+        f'<script>addEventListener("DOMContentLoaded", () => Plotly.newPlot("{name}", {data}))</script>'
+    )
 
 
 def make_showable(output: dict, name: str) -> bool:
@@ -148,7 +167,9 @@ def make_showable(output: dict, name: str) -> bool:
     data = output.get("data", {})
     if figure := data.pop("application/vnd.plotly.v1+json", None):
         data["text/html"] = plotly_html(figure, name)
-    live = any("widget-view" in mime for mime in data)  # no kernel moves it here, and its text is only its repr
+    live = any(
+        "widget-view" in mime for mime in data
+    )  # no kernel moves it here, and its text is only its repr
     return not live or bool(data.keys() & {"text/html", "image/png"})
 
 
@@ -192,7 +213,9 @@ def localise(site: Path):
         text, katex = re.subn(r"<link[^>]*/katex@[^>]*>|<script[^>]*/katex@[^>]*></script>", "", text)
         if katex:  # -full: every TeX extension is in the one file, so MathJax has nothing left to load
             head.append(MATHS.replace("{libs}", site_libs))
-            sources["tex-svg-full.js"] = distribution("django-static-mathjax").locate_file("mathjax/static/mathjax/es5/tex-svg-full.js")
+            sources["tex-svg-full.js"] = distribution("django-static-mathjax").locate_file(
+                "mathjax/static/mathjax/es5/tex-svg-full.js"
+            )
         if "Plotly.newPlot" in text:
             head.append(f'<script defer src="{site_libs}/plotly.min.js"></script>')
             sources["plotly.min.js"] = Path(plotly.__file__).parent / "package_data/plotly.min.js"
@@ -200,8 +223,12 @@ def localise(site: Path):
     for name, source in sources.items():
         shutil.copy(source, libs / name)
     for css in libs.rglob("*.css"):  # the themes ask Google for a font; the system's own serve
-        css.write_text(re.sub(r"@import url\([^)]*\);?", "", css.read_text(encoding="utf-8")), encoding="utf-8")
-    (site / "search.js").write_text("window.SEARCH = " + (site / "search.json").read_text(encoding="utf-8"), encoding="utf-8")
+        css.write_text(
+            re.sub(r"@import url\([^)]*\);?", "", css.read_text(encoding="utf-8")), encoding="utf-8"
+        )
+    (site / "search.js").write_text(
+        "window.SEARCH = " + (site / "search.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
 
 def main():

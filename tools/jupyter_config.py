@@ -1,4 +1,5 @@
 "JupyterLab as `make lab` starts it: on localhost, with a token, cleaning and exporting a library notebook as soon as it is saved"
+
 import os
 import subprocess
 import sys
@@ -20,13 +21,18 @@ nb_export(sys.argv[1])
 
 def is_library_notebook(model: dict, path: Path) -> bool:
     "Is this a notebook of nbs/?"
-    return model["type"] == "notebook" and REPO / "nbs" in path.parents and ".ipynb_checkpoints" not in path.parts
+    return (
+        model["type"] == "notebook"
+        and REPO / "nbs" in path.parents
+        and ".ipynb_checkpoints" not in path.parts
+    )
 
 
 def clean_on_save(model, path, contents_manager, **kwargs):
     "Keep execution counts and the like out of the diff. An error here is logged by the server, and the notebook saved as it is"
     if is_library_notebook(model, REPO / path):
         from nbdev.clean import clean_nb
+
         clean_nb(model["content"])
 
 
@@ -35,7 +41,14 @@ def export_on_save(model, os_path, contents_manager, **kwargs):
     if not is_library_notebook(model, Path(os_path)):
         return
     try:  # a process of its own: an export that fails, hangs or imports something odd does not harm the server
-        subprocess.run([sys.executable, "-c", EXPORT, os_path], cwd=REPO, capture_output=True, text=True, timeout=30, check=True)
+        subprocess.run(
+            [sys.executable, "-c", EXPORT, os_path],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip()
         contents_manager.log.warning("%s was saved but not exported:\n%s", os_path, why)
@@ -43,17 +56,24 @@ def export_on_save(model, os_path, contents_manager, **kwargs):
 
 def no_news(handler, page_config):
     "No question about Jupyter's news over the first notebook: nothing leaves this machine"
-    page_config["disabledExtensions"] = [*page_config["disabledExtensions"], "@jupyterlab/apputils-extension:announcements"]
+    page_config["disabledExtensions"] = [
+        *page_config["disabledExtensions"],
+        "@jupyterlab/apputils-extension:announcements",
+    ]
     return page_config
 
 
-os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")  # figures are data in the notebook, drawn by JupyterLab: no script from a CDN
+os.environ.setdefault(
+    "PLOTLY_RENDERER", "plotly_mimetype"
+)  # figures are data in the notebook, drawn by JupyterLab: no script from a CDN
 c = get_config()  # noqa: F821
 c.ServerApp.ip = "127.0.0.1"
 c.ServerApp.root_dir = str(REPO)
 c.ServerApp.allow_root = True
 c.ServerApp.tornado_settings = {"page_config_hook": no_news}
 c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}  # where it is installed it wraps every save
-warnings.filterwarnings("ignore", "Overriding existing (pre|post)_save_hook", UserWarning)  # the server checks each hook twice, and warns of itself
+warnings.filterwarnings(
+    "ignore", "Overriding existing (pre|post)_save_hook", UserWarning
+)  # the server checks each hook twice, and warns of itself
 c.FileContentsManager.pre_save_hook = clean_on_save
 c.FileContentsManager.post_save_hook = export_on_save

@@ -1,4 +1,5 @@
 "README.md from nbs/index.ipynb, with paths as seen from the repository's root; --check only says whether it is up to date"
+
 import base64
 import json
 import posixpath
@@ -26,7 +27,11 @@ def from_root(text: str) -> str:
 
 def output_text(output: dict, picture: str, pictures: dict[str, bytes]) -> str:
     "One stored output as GitHub can show it; it shows no scripts, players or widgets"
-    data = {kind: "".join(value) for kind, value in output.get("data", {}).items() if kind.startswith(("text/", "image/"))}
+    data = {
+        kind: "".join(value)
+        for kind, value in output.get("data", {}).items()
+        if kind.startswith(("text/", "image/"))
+    }
     if output.get("name") == "stdout":
         return f"```\n{''.join(output['text']).rstrip()}\n```"
     if "image/png" in data:
@@ -53,14 +58,20 @@ def readme() -> tuple[str, dict[str, bytes]]:
         code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
         if code and "echo: false" not in flags:
             parts.append(f"```python\n{code}\n```")
-        parts += [output_text(o, f"nbs/images/readme-{len(pictures) + 1}.png", pictures) for o in cell["outputs"]]
+        parts += [
+            output_text(o, f"nbs/images/readme-{len(pictures) + 1}.png", pictures) for o in cell["outputs"]
+        ]
     return "\n\n".join(filter(None, parts)) + "\n", pictures
 
 
 def main():
     text, pictures = readme()
     files = {"README.md": text.encode()} | pictures
-    stale = [name for name, data in files.items() if not (REPO / name).exists() or (REPO / name).read_bytes() != data]
+    stale = [
+        name
+        for name, data in files.items()
+        if not (REPO / name).exists() or (REPO / name).read_bytes() != data
+    ]
     if "--check" in sys.argv[1:]:
         sys.exit(f"not what nbs/index.ipynb gives: {', '.join(stale)}; run `make format`" if stale else 0)
     for name in stale:

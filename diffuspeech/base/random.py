@@ -36,7 +36,9 @@ def fold_in(
     counter: Tensor | int,  # what the new key is for; broadcasts against `key`
 ) -> Tensor:  # int64: a key of its own for each counter
     "A new key from a key and a counter"
-    return mix(key + (counter + 1) * GOLDEN if isinstance(counter, Tensor) else key + _signed((counter + 1) * GOLDEN))
+    return mix(
+        key + (counter + 1) * GOLDEN if isinstance(counter, Tensor) else key + _signed((counter + 1) * GOLDEN)
+    )
 
 # %% ../../nbs/base/random.ipynb #73869052
 def uniform(
@@ -64,6 +66,8 @@ def row_keys(
         seed = int(torch.randint(1 << 62, (), generator=seed, device=seed.device))
     if isinstance(seed, Tensor):
         if seed.shape != (rows,):
-            raise ValueError(f"seed has shape {tuple(seed.shape)}; one seed for each of {rows} rows is wanted")
+            raise ValueError(
+                f"seed has shape {tuple(seed.shape)}; one seed for each of {rows} rows is wanted"
+            )
         return mix(seed.to(device, torch.int64) * GOLDEN + M1)
     return fold_in(torch.tensor(_signed(seed) ^ M1, device=device), torch.arange(rows, device=device))

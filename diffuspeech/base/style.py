@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, RED, PINK, GREY = "#3f6fe0", "#cb8400", "#1da587", "#b53c30
 @dataclass(frozen=True)
 class PlotStyle:
     "How one thing is drawn, everywhere"
+
     color: str
     dash: str = "solid"  # plotly's names
     marker: str = "circle"  # plotly's names
@@ -35,7 +36,10 @@ class PlotStyle:
     @property
     def plotly(self) -> dict:
         "Keywords for `go.Scatter`"
-        return dict(line=dict(color=self.color, dash=self.dash), marker=dict(color=self.color, symbol=self.marker, size=6))
+        return dict(
+            line=dict(color=self.color, dash=self.dash),
+            marker=dict(color=self.color, symbol=self.marker, size=6),
+        )
 
 # %% ../../nbs/base/style.ipynb #decaa429
 FAMILIES = {
@@ -45,9 +49,28 @@ FAMILIES = {
     PINK: ["remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop", "p2", "wino"],
     RED: ["autoregressive", "metric"],
 }
-MODALITIES = {"text": PlotStyle(ORANGE), "audio": PlotStyle(BLUE), "thought": PlotStyle(PINK), "prompt": PlotStyle(GREEN), "mask": PlotStyle(GREY)}
-LINE_STYLES = [("solid", "circle"), ("dash", "square"), ("dot", "diamond"), ("dashdot", "triangle-up"), ("solid", "x"), ("dash", "triangle-up"), ("dot", "square"), ("dashdot", "diamond")]
-PLOT_STYLES = MODALITIES | {name: PlotStyle(colour, *stroke) for colour, names in FAMILIES.items() for name, stroke in zip(names, LINE_STYLES)}
+MODALITIES = {
+    "text": PlotStyle(ORANGE),
+    "audio": PlotStyle(BLUE),
+    "thought": PlotStyle(PINK),
+    "prompt": PlotStyle(GREEN),
+    "mask": PlotStyle(GREY),
+}
+LINE_STYLES = [
+    ("solid", "circle"),
+    ("dash", "square"),
+    ("dot", "diamond"),
+    ("dashdot", "triangle-up"),
+    ("solid", "x"),
+    ("dash", "triangle-up"),
+    ("dot", "square"),
+    ("dashdot", "diamond"),
+]
+PLOT_STYLES = MODALITIES | {
+    name: PlotStyle(colour, *stroke)
+    for colour, names in FAMILIES.items()
+    for name, stroke in zip(names, LINE_STYLES)
+}
 
 # %% ../../nbs/base/style.ipynb #5dff3457
 def plot_style(
@@ -70,17 +93,49 @@ def use(
         raise ValueError(f"page is one of {', '.join(BACKGROUNDS)}, not {theme!r}")
     ground, text = BACKGROUNDS[theme]
     faint = text + "40"
-    mpl.rcParams.update({
-        "figure.facecolor": ground, "axes.facecolor": ground, "savefig.facecolor": ground, "figure.figsize": (7, 3.2), "figure.dpi": 110,
-        "text.color": text, "axes.labelcolor": text, "axes.edgecolor": faint, "xtick.color": text, "ytick.color": text, "grid.color": faint,
-        "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium",
-        "axes.prop_cycle": cycler(color=COLOR_CYCLE), "image.cmap": COLORMAP, "legend.frameon": False, "font.size": 9, "lines.linewidth": 1.6,
-        "figure.constrained_layout.use": True,
-    })
+    mpl.rcParams.update(
+        {
+            "figure.facecolor": ground,
+            "axes.facecolor": ground,
+            "savefig.facecolor": ground,
+            "figure.figsize": (7, 3.2),
+            "figure.dpi": 110,
+            "text.color": text,
+            "axes.labelcolor": text,
+            "axes.edgecolor": faint,
+            "xtick.color": text,
+            "ytick.color": text,
+            "grid.color": faint,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.prop_cycle": cycler(color=COLOR_CYCLE),
+            "image.cmap": COLORMAP,
+            "legend.frameon": False,
+            "font.size": 9,
+            "lines.linewidth": 1.6,
+            "figure.constrained_layout.use": True,
+        }
+    )
     paper = "rgba(0,0,0,0)" if ground == "none" else ground
-    axis = dict(gridcolor="rgba(127,127,127,0.25)", zerolinecolor="rgba(127,127,127,0.4)", linecolor="rgba(127,127,127,0.4)")
-    pio.templates["diffuspeech"] = go.layout.Template(layout=dict(
-        paper_bgcolor=paper, plot_bgcolor=paper, font=dict(color=text, size=12), colorway=COLOR_CYCLE, xaxis=axis, yaxis=axis,
-        colorscale=dict(sequential=COLORMAP), margin=dict(l=60, r=20, t=40, b=45), hoverlabel=dict(font=dict(size=12)),
-    ))
+    axis = dict(
+        gridcolor="rgba(127,127,127,0.25)",
+        zerolinecolor="rgba(127,127,127,0.4)",
+        linecolor="rgba(127,127,127,0.4)",
+    )
+    pio.templates["diffuspeech"] = go.layout.Template(
+        layout=dict(
+            paper_bgcolor=paper,
+            plot_bgcolor=paper,
+            font=dict(color=text, size=12),
+            colorway=COLOR_CYCLE,
+            xaxis=axis,
+            yaxis=axis,
+            colorscale=dict(sequential=COLORMAP),
+            margin=dict(l=60, r=20, t=40, b=45),
+            hoverlabel=dict(font=dict(size=12)),
+        )
+    )
     pio.templates.default = "diffuspeech"

@@ -42,8 +42,12 @@ def import_torchaudio():
 
         def fail_if_no_align(fn):
             def missing(*args, **kwargs):
-                raise RuntimeError(f"{fn.__name__} needs torchaudio's compiled extension, which did not load here")
+                raise RuntimeError(
+                    f"{fn.__name__} needs torchaudio's compiled extension, which did not load here"
+                )
+
             return missing
+
         extension = types.ModuleType("torchaudio._extension")
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
         extension.fail_if_no_align = fail_if_no_align
@@ -87,7 +91,16 @@ def open_file(
     if handle is None:
         path = Path(source)
         if not path.is_file():
-            raise ValueError(f"{name}: " + ("a folder; name one file in it" if path.is_dir() else "not a regular file; copy the sound into one" if path.exists() else "no such file; look at the path and the folder it starts from"))
+            raise ValueError(
+                f"{name}: "
+                + (
+                    "a folder; name one file in it"
+                    if path.is_dir()
+                    else "not a regular file; copy the sound into one"
+                    if path.exists()
+                    else "no such file; look at the path and the folder it starts from"
+                )
+            )
         handle = open(path, "rb")
     try:
         if tail := truncation(handle):
@@ -95,13 +108,19 @@ def open_file(
         try:
             file = soundfile.SoundFile(handle)
         except (soundfile.SoundFileError, TypeError) as e:
-            raise ValueError(f"{name}: not an audio file that can be read ({str(e).split(': ', 1)[-1].strip() or 'unknown format'}); wav, flac, ogg, opus and mp3 are. Convert others: ffmpeg -i FILE -ar 16000 -ac 1 NEW.wav") from None
+            raise ValueError(
+                f"{name}: not an audio file that can be read ({str(e).split(': ', 1)[-1].strip() or 'unknown format'}); wav, flac, ogg, opus and mp3 are. Convert others: ffmpeg -i FILE -ar 16000 -ac 1 NEW.wav"
+            ) from None
         with file:
             chunk = re.search(r"^ ?(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info, re.M)
             if chunk and int(chunk[2]) + 1 < int(chunk[1]) < STREAMED_WAV_BYTES:
-                raise ValueError(f"{name}: breaks off; its header promises {chunk[1]} bytes of sound, and {chunk[2]} are there; {HINT}")
+                raise ValueError(
+                    f"{name}: breaks off; its header promises {chunk[1]} bytes of sound, and {chunk[2]} are there; {HINT}"
+                )
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-                raise ValueError(f"{name}: {file.samplerate} samples a second, where {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} are wanted; mend its header, or find a better recording")
+                raise ValueError(
+                    f"{name}: {file.samplerate} samples a second, where {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} are wanted; mend its header, or find a better recording"
+                )
             if file.frames == 0:
                 raise ValueError(f"{name}: the file holds no audio, 0 samples; {HINT}")
             yield file
@@ -134,16 +153,24 @@ def load_chunks(
 ) -> Iterator[Tensor]:  # (samples,) at 16 kHz
     "The wave in a file, a piece at a time; memory does not grow with the file"
     if not (0 < seconds < math.inf and 0 <= offset < math.inf and (length is None or 0 < length < math.inf)):
-        raise ValueError(f"{name or source}: seconds={seconds}, offset={offset}, length={length}; seconds and length are above 0, offset from 0")
+        raise ValueError(
+            f"{name or source}: seconds={seconds}, offset={offset}, length={length}; seconds and length are above 0, offset from 0"
+        )
     name = name or str(source)
     with open_file(source, name) as file:
         rate, r = file.samplerate, resampling_ratio(file.samplerate)
         period = r.denominator  # after so many samples the resampler's phases repeat
-        margin = 0 if rate == SAMPLE_RATE else math.ceil((6.1 * max(1.0, rate / SAMPLE_RATE) + 2) / period) * period
+        margin = (
+            0
+            if rate == SAMPLE_RATE
+            else math.ceil((6.1 * max(1.0, rate / SAMPLE_RATE) + 2) / period) * period
+        )
         size = math.ceil(seconds * rate / period) * period
         start = round(offset * rate)
         if start >= file.frames:
-            raise ValueError(f"{name}: lasts {file.frames / rate:.2f} s, and offset={offset:g} is asked for; give an offset before its end")
+            raise ValueError(
+                f"{name}: lasts {file.frames / rate:.2f} s, and offset={offset:g} is asked for; give an offset before its end"
+            )
         file.seek(start)
         promised = file.frames - start
         left = promised if length is None else min(promised, max(1, round(length * rate)))
@@ -157,13 +184,19 @@ def load_chunks(
                 ended = len(piece) < wanted or at == left
             wave = torch.cat(held)
             while len(wave) >= margin + size + margin and not (ended and len(wave) <= margin + size):
-                yield resample(wave[: margin + size + margin], rate)[margin * r.numerator // period : (margin + size) * r.numerator // period]
+                yield resample(wave[: margin + size + margin], rate)[
+                    margin * r.numerator // period : (margin + size) * r.numerator // period
+                ]
                 wave = wave[size:]
             held = [wave]
         if at < left - 0.1 * rate:  # mp3 may promise some samples that the coder added
-            raise ValueError(f"{name}: breaks off after {(start + at) / rate:.2f} s of {file.frames / rate:.2f} s; {HINT}")
+            raise ValueError(
+                f"{name}: breaks off after {(start + at) / rate:.2f} s of {file.frames / rate:.2f} s; {HINT}"
+            )
         while len(wave) > margin:
-            yield resample(wave, rate)[margin * r.numerator // period : (margin + size) * r.numerator // period]
+            yield resample(wave, rate)[
+                margin * r.numerator // period : (margin + size) * r.numerator // period
+            ]
             wave = wave[size:]
 
 # %% ../../nbs/data/audio.ipynb #46456560
@@ -177,10 +210,14 @@ def read_mono(
     try:
         wave = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True)).mean(1)
     except soundfile.SoundFileError:
-        raise ValueError(f"{name}: breaks off or is damaged, at {at / file.samplerate:.1f} s or later of {file.frames / file.samplerate:.2f} s; {HINT}") from None
+        raise ValueError(
+            f"{name}: breaks off or is damaged, at {at / file.samplerate:.1f} s or later of {file.frames / file.samplerate:.2f} s; {HINT}"
+        ) from None
     if not torch.isfinite(wave).all():
         first = (~torch.isfinite(wave)).nonzero()[0].item()
-        raise ValueError(f"{name}: the sample at {(at + first) / file.samplerate:.3f} s is {wave[first].item()}; write the file again with finite samples")
+        raise ValueError(
+            f"{name}: the sample at {(at + first) / file.samplerate:.3f} s is {wave[first].item()}; write the file again with finite samples"
+        )
     return wave
 
 # %% ../../nbs/data/audio.ipynb #4f9dd5f7
@@ -197,11 +234,19 @@ def load(
 def check_wave(wave: Tensor, where: "str | Path") -> Tensor:
     "A wave that is one"
     if wave.ndim != 1 or len(wave) == 0 or not torch.isfinite(wave).all():
-        raise ValueError(f"{where}: a wave has one dimension, at least one sample and finite values; this one has {'values that are not finite' if wave.numel() and wave.ndim == 1 else f'shape {tuple(wave.shape)}'}")
+        raise ValueError(
+            f"{where}: a wave has one dimension, at least one sample and finite values; this one has {'values that are not finite' if wave.numel() and wave.ndim == 1 else f'shape {tuple(wave.shape)}'}"
+        )
     return wave
 
 # %% ../../nbs/data/audio.ipynb #703aaa17
-FORMATS = {".wav": ("WAV", None), ".flac": ("FLAC", None), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"), ".mp3": ("MP3", None)}
+FORMATS = {
+    ".wav": ("WAV", None),
+    ".flac": ("FLAC", None),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", None),
+}
 
 
 def audio_format(path: "str | Path") -> "tuple[str, str | None]":  # container, coding
@@ -217,7 +262,12 @@ def save(
 ):
     "Write a wave to a file, whole or not at all"
     (kind, coding), wave = audio_format(path), check_wave(wave.detach().cpu().float(), path)
-    atomic_write(path, lambda temp_path: soundfile.write(str(temp_path), wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format=kind, subtype=coding))
+    atomic_write(
+        path,
+        lambda temp_path: soundfile.write(
+            str(temp_path), wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format=kind, subtype=coding
+        ),
+    )
 
 # %% ../../nbs/data/audio.ipynb #dce2af5d
 def load_clip(
@@ -273,7 +323,9 @@ def normalize_loudness(
     "A wave at a given loudness"
     level = loudness(wave)
     if not math.isfinite(level):
-        raise ValueError("nothing in this wave is loud enough to be measured, so it cannot be brought to a loudness; leave it out (`check_speech` finds such waves)")
+        raise ValueError(
+            "nothing in this wave is loud enough to be measured, so it cannot be brought to a loudness; leave it out (`check_speech` finds such waves)"
+        )
     return wave * min(10 ** ((lufs - level) / 20), 10 ** (peak / 20) / wave.abs().max().item())
 
 # %% ../../nbs/data/audio.ipynb #dc2a6fe5
@@ -283,9 +335,13 @@ def check_speech(
 ) -> Tensor:  # the same wave
     "A wave that can hold speech: one channel, 0.1 s or more, finite, not silent"
     if len(wave) < SAMPLE_RATE // 10:
-        raise ValueError(f"{where}: {'empty' if len(wave) == 0 else f'lasts {len(wave) / SAMPLE_RATE:.3f} s'}; 0.1 s is the least that can be spoken; drop it or join it to its neighbour")
+        raise ValueError(
+            f"{where}: {'empty' if len(wave) == 0 else f'lasts {len(wave) / SAMPLE_RATE:.3f} s'}; 0.1 s is the least that can be spoken; drop it or join it to its neighbour"
+        )
     if check_wave(wave, where).abs().max() < 1e-3:
-        raise ValueError(f"{where}: silent, all of it below -60 dBFS; record it again, raise its level, or drop it")
+        raise ValueError(
+            f"{where}: silent, all of it below -60 dBFS; record it again, raise its level, or drop it"
+        )
     return wave
 
 # %% ../../nbs/data/audio.ipynb #ab463d05
@@ -299,7 +355,8 @@ def data_url(wave: Tensor) -> str:
 class Player:
     "An audio element with the wave inside"
 
-    def __init__(self,
+    def __init__(
+        self,
         wave: Tensor,  # (samples,)
         label: str = "",  # shown beside it
     ):
@@ -307,8 +364,10 @@ class Player:
 
     def _repr_html_(self) -> str:
         label = f'<span style="min-width:13em">{self.label}</span>' if self.label else ""
-        return (f'<div style="display:flex;align-items:center;gap:0.8em;margin:6px 0">{label}'
-                f'<audio controls preload="auto" style="height:2.2em" src="{data_url(self.wave)}"></audio></div>')
+        return (
+            f'<div style="display:flex;align-items:center;gap:0.8em;margin:6px 0">{label}'
+            f'<audio controls preload="auto" style="height:2.2em" src="{data_url(self.wave)}"></audio></div>'
+        )
 
 # %% ../../nbs/data/audio.ipynb #b5414c9f
 def log_mel(
@@ -317,7 +376,11 @@ def log_mel(
     hop: int = 160,  # samples between frames: 10 ms
 ) -> Tensor:  # (..., bands, frames), natural log
     "Log energy in mel bands"
-    spec = import_torchaudio().transforms.MelSpectrogram(SAMPLE_RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=n_mels).to(wave.device)
+    spec = (
+        import_torchaudio()
+        .transforms.MelSpectrogram(SAMPLE_RATE, n_fft=1024, win_length=400, hop_length=hop, n_mels=n_mels)
+        .to(wave.device)
+    )
     return spec(wave).clamp_min(1e-8).log()
 
 # %% ../../nbs/data/audio.ipynb #862472af
@@ -328,9 +391,16 @@ def plot_mel(
 ):
     "Draw a log-mel spectrogram"
     import matplotlib.pyplot as plt
+
     ax = ax or plt.subplots(figsize=(7, 2.2))[1]
     mel = log_mel(wave)
-    ax.imshow(mel, origin="lower", aspect="auto", extent=(0, len(wave) / SAMPLE_RATE, 0, mel.shape[0]), vmin=mel.max() - 14)
+    ax.imshow(
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0, len(wave) / SAMPLE_RATE, 0, mel.shape[0]),
+        vmin=mel.max() - 14,
+    )
     ax.set(xlabel="seconds", ylabel="mel band", title=title)
     ax.grid(False)
     return ax
@@ -371,12 +441,26 @@ class WaveView:
         try:
             scripts = files("wavesurf")
         except ImportError:
-            return "".join(Player(wave, html.escape(label))._repr_html_() + spectrogram_html(wave) for label, wave in self.waves.items())
+            return "".join(
+                Player(wave, html.escape(label))._repr_html_() + spectrogram_html(wave)
+                for label, wave in self.waves.items()
+            )
         import matplotlib as mpl
-        colours = [[round(float(x), 2) for x in mpl.colormaps[mpl.rcParams["image.cmap"]](i)] for i in range(256)]
-        rows = [{"label": label, "seconds": len(wave) / SAMPLE_RATE, "url": data_url(wave)} for label, wave in self.waves.items()]
-        parts = {"WAVESURFER": (scripts / "wavesurfer.min.js").read_text(encoding="utf-8"), "SPECTROGRAM": (scripts / "plugins" / "spectrogram.min.js").read_text(encoding="utf-8"),
-                 "ROWS": json.dumps(rows).replace("<", "\\u003c"), "COLOURS": json.dumps(colours, separators=(",", ":")), "SAMPLE_RATE": str(SAMPLE_RATE)}
+
+        colours = [
+            [round(float(x), 2) for x in mpl.colormaps[mpl.rcParams["image.cmap"]](i)] for i in range(256)
+        ]
+        rows = [
+            {"label": label, "seconds": len(wave) / SAMPLE_RATE, "url": data_url(wave)}
+            for label, wave in self.waves.items()
+        ]
+        parts = {
+            "WAVESURFER": (scripts / "wavesurfer.min.js").read_text(encoding="utf-8"),
+            "SPECTROGRAM": (scripts / "plugins" / "spectrogram.min.js").read_text(encoding="utf-8"),
+            "ROWS": json.dumps(rows).replace("<", "\\u003c"),
+            "COLOURS": json.dumps(colours, separators=(",", ":")),
+            "SAMPLE_RATE": str(SAMPLE_RATE),
+        }
         page = re.sub("|".join(parts), lambda found: parts[found[0]], PLAYER_HTML)
         return f'<iframe srcdoc="{html.escape(page)}" title="{html.escape(", ".join(self.waves))}" style="width:100%;height:{222 * len(rows)}px;border:none"></iframe>'
 
@@ -384,6 +468,7 @@ class WaveView:
 def spectrogram_html(wave: Tensor) -> str:
     "The spectrogram as HTML"
     import matplotlib.pyplot as plt
+
     file, ax = io.BytesIO(), plot_mel(wave)
     ax.figure.savefig(file, format="png")
     plt.close(ax.figure)

@@ -29,7 +29,9 @@ def roughen(
     amount = torch.rand((), generator=generator).item()
     if condition == "noise":
         wave, noise = wave.double(), pink(len(wave), generator)
-        wave = wave + noise * (wave.pow(2).mean() / noise.pow(2).mean() / 10 ** ((8 + 10 * amount) / 10)).sqrt()
+        wave = (
+            wave + noise * (wave.pow(2).mean() / noise.pow(2).mean() / 10 ** ((8 + 10 * amount) / 10)).sqrt()
+        )
     elif condition == "reverb":
         seconds = 0.25 + 0.35 * amount
         t = torch.arange(int(seconds * SAMPLE_RATE), dtype=torch.float64) / SAMPLE_RATE

@@ -48,15 +48,26 @@ def plan_batches(
     length_jitter: float = 0.2,  # how different neighbours may be: 0 sorts by length, 0.2 blurs it by a tenth each way, inf is no order at all
 ) -> list[np.ndarray]:  # the rows of each of this rank's batches
     "Which utterances meet in which batch"
-    if not 0 <= rank < world_size or not seconds > 0 or not length_jitter >= 0 or (max_rows is not None and max_rows < 1):
-        raise ValueError(f"rank={rank}, world_size={world_size}, seconds={seconds}, length_jitter={length_jitter}, max_rows={max_rows}: a rank is below world_size, a budget above 0, a length_jitter at least 0, a batch at least one row")
+    if (
+        not 0 <= rank < world_size
+        or not seconds > 0
+        or not length_jitter >= 0
+        or (max_rows is not None and max_rows < 1)
+    ):
+        raise ValueError(
+            f"rank={rank}, world_size={world_size}, seconds={seconds}, length_jitter={length_jitter}, max_rows={max_rows}: a rank is below world_size, a budget above 0, a length_jitter at least 0, a batch at least one row"
+        )
     rows = np.flatnonzero(~np.isnan(durations))
     length = np.asarray(durations, np.float64)[rows]
     if len(rows) == 0:
         raise ValueError("no utterance to make batches of")
     if length.max() > seconds:
-        raise ValueError(f"row {rows[length.argmax()]} lasts {length.max():.2f} s, more than the budget of seconds={seconds:g}")
-    order, shuffle, turn = (torch.tensor(random.key(seed, epoch, name)) for name in ("order", "shuffle", "turn"))
+        raise ValueError(
+            f"row {rows[length.argmax()]} lasts {length.max():.2f} s, more than the budget of seconds={seconds:g}"
+        )
+    order, shuffle, turn = (
+        torch.tensor(random.key(seed, epoch, name)) for name in ("order", "shuffle", "turn")
+    )
     u = random.uniform(random.fold_in(order, torch.from_numpy(rows))).numpy()
     blurred = u if np.isinf(length_jitter) else np.log(length) + length_jitter * (u - 0.5)
     sort = blurred.argsort(kind="stable")
@@ -67,13 +78,20 @@ def plan_batches(
     starts = np.append(starts, np.repeat(starts[-1], missing))
     groups = (len(starts) - 1) // world_size
     at = random.uniform(random.fold_in(shuffle, torch.arange(groups))).numpy().argsort()
-    mine = at * world_size + (rank + random.uniform(random.fold_in(turn, torch.arange(groups))).numpy() * world_size).astype(int)[at] % world_size
+    mine = (
+        at * world_size
+        + (rank + random.uniform(random.fold_in(turn, torch.arange(groups))).numpy() * world_size).astype(
+            int
+        )[at]
+        % world_size
+    )
     return [rows[sort[starts[b] : starts[b + 1]]] for b in mine]
 
 # %% ../../nbs/data/batches.ipynb #dd4347e4
 @dataclass(frozen=True)
 class Batch:
     "Utterances and their waves, padded with zeros"
+
     utterances: list[Utterance]
     waves: Tensor  # (B, samples) float32 at 16 kHz
     lengths: Tensor  # (B,) samples
@@ -116,13 +134,23 @@ def check_waves(
 ) -> tuple[Tensor, Tensor]:  # silence in the padding; lengths
     "Waves that can be encoded, or one line on what is wrong"
     if waves.ndim != 2 or not waves.is_floating_point():
-        raise ValueError(f"waves has shape {tuple(waves.shape)} and type {waves.dtype}; floats of (B, samples) are wanted: wave[None] makes a batch of one")
-    lengths = torch.full((len(waves),), waves.shape[1], device=waves.device) if lengths is None else lengths.to(waves.device)
+        raise ValueError(
+            f"waves has shape {tuple(waves.shape)} and type {waves.dtype}; floats of (B, samples) are wanted: wave[None] makes a batch of one"
+        )
+    lengths = (
+        torch.full((len(waves),), waves.shape[1], device=waves.device)
+        if lengths is None
+        else lengths.to(waves.device)
+    )
     if lengths.shape != (len(waves),) or (lengths < 1).any() or (lengths > waves.shape[1]).any():
-        raise ValueError(f"lengths={lengths.tolist()[:8]}: one for each of {len(waves)} waves, from 1 to {waves.shape[1]} samples")
+        raise ValueError(
+            f"lengths={lengths.tolist()[:8]}: one for each of {len(waves)} waves, from 1 to {waves.shape[1]} samples"
+        )
     waves = waves.masked_fill(torch.arange(waves.shape[1], device=waves.device) >= lengths[:, None], 0)
     if not torch.isfinite(waves).all():
-        raise ValueError(f"wave {int((~torch.isfinite(waves)).any(1).nonzero()[0])} holds values that are not finite")
+        raise ValueError(
+            f"wave {int((~torch.isfinite(waves)).any(1).nonzero()[0])} holds values that are not finite"
+        )
     return waves, lengths
 
 # %% ../../nbs/data/batches.ipynb #ec199abd
@@ -154,7 +182,9 @@ def batches(
     "One epoch of a corpus. What is skipped is counted in `manifest.skipped`: bad and too long lines by every rank in every epoch, sound by the rank that would have read it"
     durations = manifest.durations
     for i in np.flatnonzero(durations > seconds):
-        long = ManifestError(f"{manifest.where(i)}: lasts {durations[i]:.2f} s, more than a whole batch of seconds={seconds:g}; raise seconds, cut it, or open the manifest with on_bad=\"skip\"")
+        long = ManifestError(
+            f'{manifest.where(i)}: lasts {durations[i]:.2f} s, more than a whole batch of seconds={seconds:g}; raise seconds, cut it, or open the manifest with on_bad="skip"'
+        )
         if manifest.on_bad == "raise":
             raise long
         manifest.skipped.add(long)
@@ -167,7 +197,13 @@ def batches(
     mine = plan_batches(usable, seconds, seed, epoch, rank, world_size, max_rows, length_jitter)[start:]
     source = copy(manifest)
     source.on_bad = "skip"  # an error that a worker raises arrives with the worker's traceback around it, so it comes as data and is raised here
-    for batch in DataLoader(source, batch_sampler=mine, num_workers=workers, collate_fn=partial(collate, on_bad="skip"), generator=torch.Generator()):
+    for batch in DataLoader(
+        source,
+        batch_sampler=mine,
+        num_workers=workers,
+        collate_fn=partial(collate, on_bad="skip"),
+        generator=torch.Generator(),
+    ):
         for message in batch.skipped:
             if manifest.on_bad == "raise":
                 raise ManifestError(message)

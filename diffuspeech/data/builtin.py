@@ -29,20 +29,40 @@ from .audio import SAMPLE_RATE
 from .manifest import Manifest, Utterance, write_manifest
 from . import patterns, texts
 from .augment import roughen
-from .voices import BLENDS, DEV_VOICES, FLITE_VOICES, HUMAN, TEST_VOICES, TRAIN_VOICES, VOICES, missing, speak
+from diffuspeech.data.voices import (
+    BLENDS,
+    DEV_VOICES,
+    FLITE_VOICES,
+    HUMAN,
+    TEST_VOICES,
+    TRAIN_VOICES,
+    VOICES,
+    missing,
+    speak,
+)
 
 # %% ../../nbs/data/builtin.ipynb #ffbed8b8
 UNSEEN = [*TEST_VOICES, *DEV_VOICES, *FLITE_VOICES]  # of which training hears nothing
 ROUGH = ("noise", "reverb")
-KINDS = {"bible": 0.33, "shakespeare": 0.17, "fortunes": 0.24, "question": 0.08, "list": 0.06, "number": 0.06, "name": 0.06}
+KINDS = {
+    "bible": 0.33,
+    "shakespeare": 0.17,
+    "fortunes": 0.24,
+    "question": 0.08,
+    "list": 0.06,
+    "number": 0.06,
+    "name": 0.06,
+}
 MIXES = {  # what share of the clips has which length
     "train": {"short": 0.25, "medium": 0.5, "long": 0.25},
-    "test": {"medium": 0.72, "long": 0.28}}
+    "test": {"medium": 0.72, "long": 0.28},
+}
 
 
 @dataclass(frozen=True)
 class Split:
     "Who says how much in a split"
+
     name: str
     clips: dict[str, int]  # of each voice
     mix: str  # of `MIXES`
@@ -54,16 +74,42 @@ class Split:
 # %% ../../nbs/data/builtin.ipynb #06600f3e
 PLANS = {
     "small": [
-        Split("test-clean", dict.fromkeys(TEST_VOICES, 97) | dict.fromkeys(TRAIN_VOICES, 30), "test", parallel=100, human=9.0),
-        Split("test-other", dict.fromkeys(TEST_VOICES, 40) | dict.fromkeys(TRAIN_VOICES, 12) | dict.fromkeys(FLITE_VOICES, 60), "test", rough=True, human=2.0),
+        Split(
+            "test-clean",
+            dict.fromkeys(TEST_VOICES, 97) | dict.fromkeys(TRAIN_VOICES, 30),
+            "test",
+            parallel=100,
+            human=9.0,
+        ),
+        Split(
+            "test-other",
+            dict.fromkeys(TEST_VOICES, 40)
+            | dict.fromkeys(TRAIN_VOICES, 12)
+            | dict.fromkeys(FLITE_VOICES, 60),
+            "test",
+            rough=True,
+            human=2.0,
+        ),
         Split("dev", dict.fromkeys(DEV_VOICES, 150) | dict.fromkeys(TRAIN_VOICES, 35), "train"),
-        Split("dev-other", dict.fromkeys(DEV_VOICES, 30) | dict.fromkeys(TRAIN_VOICES, 6) | dict.fromkeys(FLITE_VOICES, 15), "train", rough=True),
-        Split("train", dict.fromkeys(TRAIN_VOICES, 400) | {"-".join(b): 220 for b in BLENDS}, "train", human=60.0)],
+        Split(
+            "dev-other",
+            dict.fromkeys(DEV_VOICES, 30) | dict.fromkeys(TRAIN_VOICES, 6) | dict.fromkeys(FLITE_VOICES, 15),
+            "train",
+            rough=True,
+        ),
+        Split(
+            "train",
+            dict.fromkeys(TRAIN_VOICES, 400) | {"-".join(b): 220 for b in BLENDS},
+            "train",
+            human=60.0,
+        ),
+    ],
     "tiny": [
         Split("test-clean", {"flite-slt": 6, "flite-rms": 6}, "test", checked=False),
         Split("test-other", {"flite-slt": 4, "flite-awb": 4}, "test", rough=True, checked=False),
         Split("dev", {"flite-slt": 4, "flite-rms": 4}, "train", checked=False),
-        Split("train", {"flite-slt": 12, "flite-rms": 12}, "train", checked=False)],
+        Split("train", {"flite-slt": 12, "flite-rms": 12}, "train", checked=False),
+    ],
 }
 ORDER = ("dev", "train", "test-clean", "test-other", "dev-other")  # in which a build makes them
 
@@ -71,6 +117,7 @@ ORDER = ("dev", "train", "test-clean", "test-other", "dev-other")  # in which a 
 @dataclass(frozen=True)
 class Clip:
     "One recording to be made"
+
     id: str
     split: str
     voice: str
@@ -95,10 +142,15 @@ class Pool:
         for kind in kinds:
             if kind not in patterns.PATTERNS:
                 found = getattr(texts, kind)(seed)
-                self._add(("prose", kind), sorted(found, key=lambda t: random.key(seed, "order", t), reverse=True))
+                self._add(
+                    ("prose", kind), sorted(found, key=lambda t: random.key(seed, "order", t), reverse=True)
+                )
             else:
                 for split in patterns.OWN:
-                    self._add((split, kind), list(patterns.sentences(kind, 3000 if split == "train" else 400, split, seed)))
+                    self._add(
+                        (split, kind),
+                        list(patterns.sentences(kind, 3000 if split == "train" else 400, split, seed)),
+                    )
 
     def _add(self, key: tuple, found: list[str]):
         for text in found:
@@ -107,14 +159,23 @@ class Pool:
 
     def take(self, split: str, size: str, *names) -> tuple[str, str]:  # text, kind
         "A text of this length for this split; its kind is drawn by the names"
-        u, total = random.key(self.seed, "kind", split, *names) % 10_000 / 10_000 * sum(KINDS[k] for k in self.kinds), 0.0
+        u, total = (
+            random.key(self.seed, "kind", split, *names)
+            % 10_000
+            / 10_000
+            * sum(KINDS[k] for k in self.kinds),
+            0.0,
+        )
         for kind in self.kinds:
             total += KINDS[kind]
             if u < total:
                 break
         least = 3 if split == "train" else 5  # words
         for other in ("longest", "long") if size == "longest" else (size,):
-            for kind in [kind, *self.kinds]:  # a kind that has none of this length is stood in for by the next
+            for kind in [
+                kind,
+                *self.kinds,
+            ]:  # a kind that has none of this length is stood in for by the next
                 key = (split if kind in patterns.PATTERNS else "prose", kind, other)
                 left = self.left.get(key, [])
                 while (place := self.next.get((split, key), len(left) - 1)) >= 0:
@@ -124,7 +185,9 @@ class Pool:
         raise ValueError(f"no {size} text is left for {split}")
 
 # %% ../../nbs/data/builtin.ipynb #2263e8cc
-def _human(splits: list[Split], pool: Pool, seed: int) -> Iterator[tuple[str, str, str, str]]:  # split, voice, text, file
+def _human(
+    splits: list[Split], pool: Pool, seed: int
+) -> Iterator[tuple[str, str, str, str]]:  # split, voice, text, file
     "The recorded prompts: tests take whole sentences of five words and more, training the rest"
     found = sorted(texts.prompts(), key=lambda p: random.key(seed, "prompt", p[1]))
     left = {split.name: 60 * split.human for split in splits}
@@ -133,7 +196,9 @@ def _human(splits: list[Split], pool: Pool, seed: int) -> Iterator[tuple[str, st
             name, text, file = prompt
             if left[split.name] <= 0:
                 break
-            if len(texts.words(text)) >= (1 if split.name == "train" else 5) and pool.dealer.take(text, split.name):
+            if len(texts.words(text)) >= (1 if split.name == "train" else 5) and pool.dealer.take(
+                text, split.name
+            ):
                 found.remove(prompt)
                 left[split.name] -= file.stat().st_size / 8000
                 yield split.name, HUMAN, text, str(file)
@@ -152,9 +217,24 @@ def plan_corpus(
     def add(split: Split, voice: str, text: str, kind: str, source: str = ""):
         counts[split.name, voice] += 1
         name = f"{split.name}-{voice}-{counts[split.name, voice]:04d}"
-        speed = 1.0 if source else (0.85, 0.9, 0.95, 1.0, 1.0, 1.05, 1.1, 1.15)[random.key(seed, "speed", name) % 8]
+        speed = (
+            1.0
+            if source
+            else (0.85, 0.9, 0.95, 1.0, 1.0, 1.05, 1.1, 1.15)[random.key(seed, "speed", name) % 8]
+        )
         rough = split.rough and (voice not in FLITE_VOICES or size == "tiny")
-        clips.append(Clip(name, split.name, voice, text, kind, source or text, speed, ROUGH[counts[split.name, voice] % 2] if rough else "clean"))
+        clips.append(
+            Clip(
+                name,
+                split.name,
+                voice,
+                text,
+                kind,
+                source or text,
+                speed,
+                ROUGH[counts[split.name, voice] % 2] if rough else "clean",
+            )
+        )
 
     if any(split.human for split in splits):
         by_name = {split.name: split for split in splits}
@@ -169,7 +249,13 @@ def plan_corpus(
                 u -= w
                 if u < 0:
                     break
-            return "longest" if s == "long" and split.mix == "train" and random.key(seed, "longest", split.name, *names) % 2 else s
+            return (
+                "longest"
+                if s == "long"
+                and split.mix == "train"
+                and random.key(seed, "longest", split.name, *names) % 2
+                else s
+            )
 
         voices = list(split.clips)
         for i in range(split.parallel):  # read by two voices that training hears, and by two that it does not
@@ -207,11 +293,20 @@ def count_errors(
     model, normalise = _recogniser()
     pause = torch.zeros(SAMPLE_RATE // 2)
     joined = torch.cat([x for wave in waves for x in (wave, pause)]).numpy()
-    segments, _ = model.transcribe(joined, language="en", beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False)
+    segments, _ = model.transcribe(
+        joined,
+        language="en",
+        beam_size=1,
+        temperature=0.0,
+        without_timestamps=True,
+        condition_on_previous_text=False,
+    )
     hypothesis = normalise(" ".join(s.text for s in segments)).split()
     owner = [i for i, text in enumerate(transcripts) for _ in normalise(text).split()]
     wrong, found = [0] * len(transcripts), [[] for _ in transcripts]
-    aligned = jiwer.process_words(" ".join(normalise(t) for t in transcripts), " ".join(hypothesis) or "-").alignments[0]
+    aligned = jiwer.process_words(
+        " ".join(normalise(t) for t in transcripts), " ".join(hypothesis) or "-"
+    ).alignments[0]
     for chunk in aligned:
         if chunk.type == "insert":
             i = owner[min(chunk.ref_start_idx, len(owner) - 1)]
@@ -223,7 +318,10 @@ def count_errors(
                 wrong[i] += chunk.type != "equal"
                 if chunk.type != "delete":
                     found[i] += hypothesis[chunk.hyp_start_idx + k : chunk.hyp_start_idx + k + 1]
-    return [(w, n, " ".join(h)) for w, n, h in zip(wrong, (owner.count(i) for i in range(len(transcripts))), found)]
+    return [
+        (w, n, " ".join(h))
+        for w, n, h in zip(wrong, (owner.count(i) for i in range(len(transcripts))), found)
+    ]
 
 # %% ../../nbs/data/builtin.ipynb #48208dbe
 def make(
@@ -239,11 +337,17 @@ def make(
         except (RuntimeError, ValueError, KeyError) as e:
             troubles.append(f"{clip.id}: {e}")
     limit = TOLERANCE.get(clips[0].engine) if checked else None
-    checked = count_errors([w for _, w in made], [c.text for c, _ in made]) if limit and made else [(0, 0, "")] * len(made)
+    checked = (
+        count_errors([w for _, w in made], [c.text for c, _ in made])
+        if limit and made
+        else [(0, 0, "")] * len(made)
+    )
     for (clip, wave), (wrong, n, hypothesis) in zip(made, checked):
         tries, speed = 1, clip.speed
         while limit and wrong > 1 and wrong > limit * n:
-            wrong, n, hypothesis = count_errors([wave], [clip.text])[0]  # alone: a neighbour may have been to blame
+            wrong, n, hypothesis = count_errors([wave], [clip.text])[
+                0
+            ]  # alone: a neighbour may have been to blame
             if wrong > limit * n and tries < 3:
                 speed = round(0.95 if speed == 1.0 else (1.0 + speed) / 2, 3)
                 wave, tries = speak(VOICES[clip.voice], clip.source, speed), tries + 1
@@ -253,9 +357,23 @@ def make(
         kept = not limit or wrong <= 1 or wrong <= limit * n
         if kept:
             rough = roughen(wave, clip.condition, clip.id)
-            atomic_write(path_of(folder, clip), lambda temp_path: soundfile.write(temp_path, rough.numpy(), SAMPLE_RATE, format="FLAC"))
-        lines.append(dict(id=clip.id, kept=kept, words=n, wrong=wrong, tries=tries, speed=speed, seconds=round(len(wave) / SAMPLE_RATE, 3), hypothesis=hypothesis if wrong else "",
-                          made_of=fingerprint(clip)))
+            atomic_write(
+                path_of(folder, clip),
+                lambda temp_path: soundfile.write(temp_path, rough.numpy(), SAMPLE_RATE, format="FLAC"),
+            )
+        lines.append(
+            dict(
+                id=clip.id,
+                kept=kept,
+                words=n,
+                wrong=wrong,
+                tries=tries,
+                speed=speed,
+                seconds=round(len(wave) / SAMPLE_RATE, 3),
+                hypothesis=hypothesis if wrong else "",
+                made_of=fingerprint(clip),
+            )
+        )
     return lines, troubles
 
 # %% ../../nbs/data/builtin.ipynb #3b9bfca2
@@ -283,13 +401,19 @@ def read_journal(folder: Path, clips: Sequence[Clip]) -> dict[str, dict]:
                 found[line["id"]] = line
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             continue
-    return {name: line for name, line in found.items() if not line["kept"] or _is_whole(path_of(folder, plan[name]), line["seconds"])}
+    return {
+        name: line
+        for name, line in found.items()
+        if not line["kept"] or _is_whole(path_of(folder, plan[name]), line["seconds"])
+    }
 
 # %% ../../nbs/data/builtin.ipynb #661fcf35
 def _is_whole(file: Path, seconds: float) -> bool:
     "Is this a recording of that length?"
     try:
-        with soundfile.SoundFile(file) as sound:  # the header of a file that was cut short still names the whole length
+        with soundfile.SoundFile(
+            file
+        ) as sound:  # the header of a file that was cut short still names the whole length
             sound.seek(sound.frames - 1)
             return len(sound.read(1)) == 1 and abs(sound.frames / sound.samplerate - seconds) < 0.05
     except (OSError, RuntimeError):
@@ -311,19 +435,40 @@ def pieces(clips: Sequence[Clip], seconds: float = 27.0) -> Iterator[list[Clip]]
 def utterance(clip: Clip, line: dict, folder: Path) -> Utterance:
     "A recording that was made, as a manifest lists it"
     about = VOICES[clip.voice]
-    extra = dict(human=clip.voice == HUMAN, unseen=clip.voice in UNSEEN, condition=clip.condition, kind=clip.kind, speed=line["speed"], licence=about.licence)
-    return Utterance(path_of(folder, clip), line["seconds"], text=clip.text, speaker=clip.voice, id=clip.id, split=clip.split, lang="en", extra=extra)
+    extra = dict(
+        human=clip.voice == HUMAN,
+        unseen=clip.voice in UNSEEN,
+        condition=clip.condition,
+        kind=clip.kind,
+        speed=line["speed"],
+        licence=about.licence,
+    )
+    return Utterance(
+        path_of(folder, clip),
+        line["seconds"],
+        text=clip.text,
+        speaker=clip.voice,
+        id=clip.id,
+        split=clip.split,
+        lang="en",
+        extra=extra,
+    )
 
 # %% ../../nbs/data/builtin.ipynb #41299b17
 def whats_missing(size: str) -> list[str]:
     "What the corpus is made of that is not here, each with the command that brings it"
-    found, kinds = [], ["bible"] if size == "tiny" else ["bible", "shakespeare", "fortunes", "prompts", "lexicon"]
+    found, kinds = (
+        [],
+        ["bible"] if size == "tiny" else ["bible", "shakespeare", "fortunes", "prompts", "lexicon"],
+    )
     for kind in kinds:
         try:
             getattr(texts, kind)()
         except MissingDependency as e:
             found.append(str(e))
-    engines = {VOICES[voice].engine for split in PLANS[size] for voice in split.clips} | ({"asterisk"} if size != "tiny" else set())
+    engines = {VOICES[voice].engine for split in PLANS[size] for voice in split.clips} | (
+        {"asterisk"} if size != "tiny" else set()
+    )
     found += missing(sorted(engines))
     if any(split.checked for split in PLANS[size]):
         try:
@@ -350,33 +495,58 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     rank = Counter()
     share = {}
-    for clip in clips:  # voices in turn: a build that was stopped half way is a smaller corpus of the same kind
+    for (
+        clip
+    ) in clips:  # voices in turn: a build that was stopped half way is a smaller corpus of the same kind
         rank[clip.split, clip.voice] += 1
         share[clip.id] = rank[clip.split, clip.voice]
     total = Counter((clip.split, clip.voice) for clip in clips)
-    todo = sorted((clip for clip in clips if clip.id not in done), key=lambda c: (ORDER.index(c.split), share[c.id] / total[c.split, c.voice]))
+    todo = sorted(
+        (clip for clip in clips if clip.id not in done),
+        key=lambda c: (ORDER.index(c.split), share[c.id] / total[c.split, c.voice]),
+    )
     checked = {split.name: split.checked for split in PLANS[size]}
-    jobs = [(piece, folder, checked[piece[0].split]) for _, same in groupby(todo, key=lambda c: c.split) for piece in pieces(list(same))]
+    jobs = [
+        (piece, folder, checked[piece[0].split])
+        for _, same in groupby(todo, key=lambda c: c.split)
+        for piece in pieces(list(same))
+    ]
     troubles = []
-    with progress(total=len(clips), initial=len(done), desc=f"corpus {size}", unit="clip") as bar, open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+    with (
+        progress(total=len(clips), initial=len(done), desc=f"corpus {size}", unit="clip") as bar,
+        open(folder / JOURNAL, "a", encoding="utf-8") as journal,
+    ):
         for i, (lines, trouble) in run_jobs(make, jobs, workers):
             for line in lines:
                 journal.write(json.dumps(line, ensure_ascii=False) + "\n")
                 done[line["id"]] = line
                 if not line["kept"]:
-                    bar.write(f"dropped {line['id']}: {line['wrong']} of {line['words']} words wrong after {line['tries']} tries: {line['hypothesis'][:80]}")
+                    bar.write(
+                        f"dropped {line['id']}: {line['wrong']} of {line['words']} words wrong after {line['tries']} tries: {line['hypothesis'][:80]}"
+                    )
             journal.flush()
             troubles += trouble
             bar.update(len(jobs[i][0]))
     if troubles:
-        raise RuntimeError(f"{len(troubles)} clips could not be made; the same command tries them again:\n  " + "\n  ".join(troubles[:5]))
+        raise RuntimeError(
+            f"{len(troubles)} clips could not be made; the same command tries them again:\n  "
+            + "\n  ".join(troubles[:5])
+        )
     for split in PLANS[size]:
-        kept = (utterance(clip, done[clip.id], folder) for clip in clips if clip.split == split.name and done[clip.id]["kept"])
+        kept = (
+            utterance(clip, done[clip.id], folder)
+            for clip in clips
+            if clip.split == split.name and done[clip.id]["kept"]
+        )
         write_manifest(folder / f"{split.name}.jsonl", kept)
     return folder
 
 # %% ../../nbs/data/builtin.ipynb #7221987a
-PACK = {HUMAN: 16, **dict.fromkeys(TEST_VOICES, 4), **dict.fromkeys(TRAIN_VOICES[::2], 2)}  # clips of each voice
+PACK = {
+    HUMAN: 16,
+    **dict.fromkeys(TEST_VOICES, 4),
+    **dict.fromkeys(TRAIN_VOICES[::2], 2),
+}  # clips of each voice
 
 
 def sample_pack(
@@ -385,13 +555,20 @@ def sample_pack(
 ) -> list[Utterance]:
     "Copy some test clips, half of each voice from either split where it is in both"
     folder, out, chosen = Path(folder), Path(out), []
-    tests = [u for split in ("test-clean", "test-other") for u in Manifest(folder / f"{split}.jsonl") if 1.5 < u.duration < 7 and len(texts.words(u.text)) > 3]
+    tests = [
+        u
+        for split in ("test-clean", "test-other")
+        for u in Manifest(folder / f"{split}.jsonl")
+        if 1.5 < u.duration < 7 and len(texts.words(u.text)) > 3
+    ]
     for voice, n in PACK.items():
         mine = sorted((u for u in tests if u.speaker == voice), key=lambda u: random.key("pack", u.id))
         halves = [[u for u in mine if u.split == split] for split in ("test-clean", "test-other")]
         chosen += [u for half in halves for u in half[: n // 2 if all(halves) else n]]
     for u in chosen:
-        atomic_write(out / u.speaker / u.audio.name, lambda temp_path: temp_path.write_bytes(u.audio.read_bytes()))
+        atomic_write(
+            out / u.speaker / u.audio.name, lambda temp_path: temp_path.write_bytes(u.audio.read_bytes())
+        )
     chosen = [replace(u, audio=out / u.speaker / u.audio.name) for u in chosen]
     write_manifest(out / "pack.jsonl", chosen)
     return chosen

@@ -35,7 +35,9 @@ def header_seconds(
     try:
         return soundfile.info(path).duration
     except soundfile.SoundFileError as e:
-        raise ManifestError(f"{path}: cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); unpack the corpus again") from None
+        raise ManifestError(
+            f"{path}: cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); unpack the corpus again"
+        ) from None
 
 # %% ../../nbs/data/corpora.ipynb #4ceff977
 def librispeech(
@@ -47,12 +49,24 @@ def librispeech(
     try:
         corpus = audio.import_torchaudio().datasets.LIBRISPEECH(root, subset, download=download)
     except RuntimeError:
-        raise FileNotFoundError(f"{Path(root, 'LibriSpeech', subset)}: not there; root is the folder that holds LibriSpeech/, and download=True fetches it") from None
+        raise FileNotFoundError(
+            f"{Path(root, 'LibriSpeech', subset)}: not there; root is the folder that holds LibriSpeech/, and download=True fetches it"
+        ) from None
 
     def get(i):
         path, _, text, speaker, *_ = corpus.get_metadata(i)
         path = Path(root, "LibriSpeech", path)
-        return Utterance(path, header_seconds(path), text=text, speaker=str(speaker), id=path.stem, split=subset, lang="en", where=str(path))
+        return Utterance(
+            path,
+            header_seconds(path),
+            text=text,
+            speaker=str(speaker),
+            id=path.stem,
+            split=subset,
+            lang="en",
+            where=str(path),
+        )
+
     return LazySequence(len(corpus), get)
 
 # %% ../../nbs/data/corpora.ipynb #d92f4c1e
@@ -64,10 +78,22 @@ def ljspeech(
     try:
         corpus = audio.import_torchaudio().datasets.LJSPEECH(root, download=download)
     except RuntimeError:
-        raise FileNotFoundError(f"{Path(root, 'LJSpeech-1.1')}: not there; root is the folder that holds LJSpeech-1.1/, and download=True fetches it") from None
+        raise FileNotFoundError(
+            f"{Path(root, 'LJSpeech-1.1')}: not there; root is the folder that holds LJSpeech-1.1/, and download=True fetches it"
+        ) from None
 
     def get(i):
         name, raw, text = corpus._flist[i]
         path = corpus._path / f"{name}.wav"
-        return Utterance(path, header_seconds(path), text=text, speaker="LJ", id=name, lang="en", extra={"raw_text": raw}, where=str(path))
+        return Utterance(
+            path,
+            header_seconds(path),
+            text=text,
+            speaker="LJ",
+            id=name,
+            lang="en",
+            extra={"raw_text": raw},
+            where=str(path),
+        )
+
     return LazySequence(len(corpus._flist), get)

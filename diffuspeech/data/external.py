@@ -24,7 +24,10 @@ from .manifest import ManifestError, Skipped, Utterance, parse
 from .shards import AudioBytes
 
 # %% ../../nbs/data/external.ipynb #ee3bac4f
-AUDIO_EXTENSIONS, TEXT_FIELDS = ("wav", "flac", "ogg", "opus", "mp3"), ("text", "transcript", "transcription", "sentence", "normalized_text")
+AUDIO_EXTENSIONS, TEXT_FIELDS = (
+    ("wav", "flac", "ogg", "opus", "mp3"),
+    ("text", "transcript", "transcription", "sentence", "normalized_text"),
+)
 
 
 def expand_braces(url: str) -> list[str]:
@@ -32,19 +35,31 @@ def expand_braces(url: str) -> list[str]:
     found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
     if not found:
         return [url]
-    return [whole for n in range(int(found[1]), int(found[2]) + 1) for whole in expand_braces(url[: found.start()] + f"{n:0{len(found[1])}d}" + url[found.end() :])]
+    return [
+        whole
+        for n in range(int(found[1]), int(found[2]) + 1)
+        for whole in expand_braces(url[: found.start()] + f"{n:0{len(found[1])}d}" + url[found.end() :])
+    ]
 
 
 def parse_sample(key: str, files: dict[str, bytes], where: str, need_text: bool) -> Utterance:
     "An utterance from the members of one key"
     ending = next((e for e in files if e.split(".")[-1] in AUDIO_EXTENSIONS), None)
     if ending is None:
-        raise ManifestError(f"{where}: no sound among {', '.join(sorted(files)) or 'no files'}; one of {', '.join(AUDIO_EXTENSIONS)} is wanted")
+        raise ManifestError(
+            f"{where}: no sound among {', '.join(sorted(files)) or 'no files'}; one of {', '.join(AUDIO_EXTENSIONS)} is wanted"
+        )
     try:
         fields = json.loads(files.get("json", b"{}"))
-        text = files["txt"].decode().strip() if "txt" in files else next((fields[k] for k in TEXT_FIELDS if isinstance(fields.get(k), str)), "")
+        text = (
+            files["txt"].decode().strip()
+            if "txt" in files
+            else next((fields[k] for k in TEXT_FIELDS if isinstance(fields.get(k), str)), "")
+        )
     except (ValueError, AttributeError, RecursionError) as e:
-        raise ManifestError(f"{where}: its text cannot be read ({e}); a json object or UTF-8 txt is wanted") from None
+        raise ManifestError(
+            f"{where}: its text cannot be read ({e}); a json object or UTF-8 txt is wanted"
+        ) from None
     sound = AudioBytes(files[ending], where)
     try:
         with audio.open_file(sound, where) as file:
@@ -61,17 +76,28 @@ def parse_sample(key: str, files: dict[str, bytes], where: str, need_text: bool)
 class WebDataset(IterableDataset):
     "Utterances streamed from WebDataset tars, sharded over ranks and a data loader's workers"
 
-    def __init__(self,
+    def __init__(
+        self,
         urls: "str | Path | Sequence[str | Path]",  # paths or http addresses; {000..123} is spelled out
         rank: int = 0,
         world_size: int = 1,
         on_bad: str = "raise",  # or skip: counted in `skipped`, in each worker's copy
         need_text: bool = True,
     ):
-        self.urls = [u for url in ([urls] if isinstance(urls, (str, Path)) else urls) for u in expand_braces(str(url))]
+        self.urls = [
+            u for url in ([urls] if isinstance(urls, (str, Path)) else urls) for u in expand_braces(str(url))
+        ]
         if not self.urls or not 0 <= rank < world_size or on_bad not in ("raise", "skip"):
-            raise ValueError(f"{len(self.urls)} tars, rank={rank}, world_size={world_size}, on_bad={on_bad!r}: at least one tar, a rank below world_size, raise or skip")
-        self.rank, self.world_size, self.on_bad, self.need_text, self.skipped = rank, world_size, on_bad, need_text, Skipped()
+            raise ValueError(
+                f"{len(self.urls)} tars, rank={rank}, world_size={world_size}, on_bad={on_bad!r}: at least one tar, a rank below world_size, raise or skip"
+            )
+        self.rank, self.world_size, self.on_bad, self.need_text, self.skipped = (
+            rank,
+            world_size,
+            on_bad,
+            need_text,
+            Skipped(),
+        )
 
     def __iter__(self) -> Iterator[Utterance]:
         info = get_worker_info()
@@ -80,11 +106,17 @@ class WebDataset(IterableDataset):
             try:
                 for key, group in groupby(tar_members(url), lambda member: member[0]):
                     try:
-                        yield parse_sample(key, {ending: data for _, ending, data in group}, f"{url}:{key}", self.need_text)
+                        yield parse_sample(
+                            key, {ending: data for _, ending, data in group}, f"{url}:{key}", self.need_text
+                        )
                     except ManifestError as e:
                         self._bad(e)
             except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
-                why = "no such file" if isinstance(e, FileNotFoundError) else f"breaks off, or is no tar file ({e})"
+                why = (
+                    "no such file"
+                    if isinstance(e, FileNotFoundError)
+                    else f"breaks off, or is no tar file ({e})"
+                )
                 self._bad(ManifestError(f"{url}: {why}; fetch it again"))
 
     def _bad(self, error: ManifestError):
@@ -95,7 +127,10 @@ class WebDataset(IterableDataset):
 
 def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:  # key, ending, what is in it
     "The files of a tar, in the order in which they come"
-    with urlopen(url, timeout=60) if url.startswith(("http://", "https://")) else open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+    with (
+        urlopen(url, timeout=60) if url.startswith(("http://", "https://")) else open(url, "rb") as file,
+        tarfile.open(fileobj=file, mode="r|*") as tar,
+    ):
         for info in tar:
             folder, _, name = info.name.rpartition("/")
             if info.isfile() and "." in name and not name.startswith("."):
@@ -105,31 +140,52 @@ def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:  # key, ending, w
 # %% ../../nbs/data/external.ipynb #46d0d268
 def parse_cut(line: bytes, folder: Path, where: str, need_text: bool = True) -> Utterance:
     "An utterance from a line of a cuts manifest"
+
     def bad(trouble):
         return ManifestError(f"{where}: {trouble}")
 
     try:
         fields = json.loads(line)
         if fields.get("type", "MonoCut") != "MonoCut" or "tracks" in fields:
-            raise bad(f"a {fields.get('type', 'cut with tracks')}; only a MonoCut is one place in one file: write the cuts with save_audios() first")
+            raise bad(
+                f"a {fields.get('type', 'cut with tracks')}; only a MonoCut is one place in one file: write the cuts with save_audios() first"
+            )
         recording, supervisions = fields["recording"], fields.get("supervisions") or []
         sources = recording["sources"]
         if len(sources) != 1 or sources[0]["type"] != "file":
-            raise bad(f"its recording has {len(sources)} sources, of type {', '.join(str(s['type']) for s in sources) or 'none'}; one of type file is wanted")
+            raise bad(
+                f"its recording has {len(sources)} sources, of type {', '.join(str(s['type']) for s in sources) or 'none'}; one of type file is wanted"
+            )
         if len(sources[0].get("channels", [0])) != 1 or len(recording.get("channel_ids") or [0]) != 1:
-            raise bad(f"one channel of a recording that has {len(sources[0]['channels'])}; save each channel as a file of its own")
+            raise bad(
+                f"one channel of a recording that has {len(sources[0]['channels'])}; save each channel as a file of its own"
+            )
         if recording.get("transforms"):
-            raise bad("its recording is to be transformed (speed, volume, ...); write the cuts with save_audios() first")
+            raise bad(
+                "its recording is to be transformed (speed, volume, ...); write the cuts with save_audios() first"
+            )
         speakers = {s.get("speaker") or "" for s in supervisions}
-        found = {"audio_filepath": sources[0]["source"], "offset": round(fields["start"], 6), "duration": fields["duration"], "id": fields["id"],
-                 "text": " ".join(s["text"].strip() for s in sorted(supervisions, key=lambda s: s.get("start", 0)) if s.get("text")), "lang": (supervisions[0].get("language") if supervisions else "") or "",
-                 "speaker": speakers.pop() if len(speakers) == 1 else ""}
+        found = {
+            "audio_filepath": sources[0]["source"],
+            "offset": round(fields["start"], 6),
+            "duration": fields["duration"],
+            "id": fields["id"],
+            "text": " ".join(
+                s["text"].strip()
+                for s in sorted(supervisions, key=lambda s: s.get("start", 0))
+                if s.get("text")
+            ),
+            "lang": (supervisions[0].get("language") if supervisions else "") or "",
+            "speaker": speakers.pop() if len(speakers) == 1 else "",
+        }
     except ManifestError:
         raise
     except (ValueError, RecursionError) as e:
         raise bad(f"not JSON ({e}); each line is one cut") from None
     except (KeyError, TypeError, AttributeError) as e:
-        raise bad(f"not a cut with a recording ({type(e).__name__}: {e}); write it with CutSet.to_file") from None
+        raise bad(
+            f"not a cut with a recording ({type(e).__name__}: {e}); write it with CutSet.to_file"
+        ) from None
     return parse(json.dumps(found).encode(), folder, where, need_text)
 
 
@@ -140,11 +196,15 @@ def read_lhotse(
     "The cuts of a Lhotse manifest as utterances; a relative path starts at the manifest's folder"
     path, number = Path(path), 0
     if not path.is_file():
-        raise ManifestError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; a cuts.jsonl or cuts.jsonl.gz is wanted")
+        raise ManifestError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; a cuts.jsonl or cuts.jsonl.gz is wanted"
+        )
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield parse_cut(line, path.parent, f"{path}:{number}", need_text)
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise ManifestError(f"{path}: breaks off after line {number}, or is not gzip ({e}); fetch it again") from None
+        raise ManifestError(
+            f"{path}: breaks off after line {number}, or is not gzip ({e}); fetch it again"
+        ) from None

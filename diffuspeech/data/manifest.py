@@ -32,6 +32,7 @@ from . import audio
 @dataclass(frozen=True)
 class Utterance:
     "A place in a sound file, and what is said there"
+
     audio: Path
     duration: float  # seconds
     offset: float = 0.0  # seconds into the file
@@ -59,13 +60,22 @@ def parse(
     need_text: bool = True,
 ) -> Utterance:
     "An utterance from a line of a manifest"
+
     def bad(trouble):
         return ManifestError(f"{where}: {trouble}")
 
     def number(name, default, least):
         x = default if fields.get(name) is None else fields[name]
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not abs(x) < 1e9 or x < 0 or (least and x == 0):
-            raise bad(f'"{name}" is {"missing" if x is None else json.dumps(x)[:40]}; seconds are wanted, {"above" if least else "from"} 0 (soundfile.info reads them from a file\'s header)')
+        if (
+            isinstance(x, bool)
+            or not isinstance(x, (int, float))
+            or not abs(x) < 1e9
+            or x < 0
+            or (least and x == 0)
+        ):
+            raise bad(
+                f'"{name}" is {"missing" if x is None else json.dumps(x)[:40]}; seconds are wanted, {"above" if least else "from"} 0 (soundfile.info reads them from a file\'s header)'
+            )
         return float(x)
 
     def string(name):
@@ -86,13 +96,30 @@ def parse(
         raise bad(f"not JSON ({e}); {LINE_FORMAT}") from None
     if not isinstance(fields, dict):
         raise bad(f"a JSON {type(fields).__name__}; {LINE_FORMAT}")
-    path, text, offset, duration = string("audio_filepath"), string("text"), number("offset", 0.0, least=False), number("duration", None, least=True)
+    path, text, offset, duration = (
+        string("audio_filepath"),
+        string("text"),
+        number("offset", 0.0, least=False),
+        number("duration", None, least=True),
+    )
     if not path or "\0" in path:
         raise bad(f'"audio_filepath" is missing or no path; {LINE_FORMAT}')
     if need_text and not text.strip():
-        raise bad('"text" is empty; fill it, drop the line, or open the manifest with need_text=False to use the sound alone')
-    return Utterance(folder / path, duration, offset, text, string("speaker"), string("id") or string("utt_id") or (f"{path}@{offset}" if offset else path),
-                     string("split"), string("lang") or string("source_lang"), {k: v for k, v in fields.items() if k not in FIELDS}, where)
+        raise bad(
+            '"text" is empty; fill it, drop the line, or open the manifest with need_text=False to use the sound alone'
+        )
+    return Utterance(
+        folder / path,
+        duration,
+        offset,
+        text,
+        string("speaker"),
+        string("id") or string("utt_id") or (f"{path}@{offset}" if offset else path),
+        string("split"),
+        string("lang") or string("source_lang"),
+        {k: v for k, v in fields.items() if k not in FIELDS},
+        where,
+    )
 
 # %% ../../nbs/data/manifest.ipynb #4aa523c8
 DURATION_PATTERN = re.compile(rb'(?<!\\)"duration"\s*:\s*(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*[,}]')
@@ -102,7 +129,12 @@ def quick_duration(
     line: bytes,  # stripped
 ) -> float:  # NaN where the line has none that can be used
     "The duration in a line"
-    if line.count(b"{") == 1 and line.count(b'"duration"') == 1 and line[-1:] == b"}" and (found := DURATION_PATTERN.search(line)):
+    if (
+        line.count(b"{") == 1
+        and line.count(b'"duration"') == 1
+        and line[-1:] == b"}"
+        and (found := DURATION_PATTERN.search(line))
+    ):
         seconds = float(found[1])
         return seconds if 0 < seconds < 1e9 else math.nan
     try:
@@ -114,6 +146,7 @@ def quick_duration(
 @dataclass(frozen=True)
 class Index:
     "Where each line begins, how long its sound lasts"
+
     starts: np.ndarray  # (n + 1,) int64: the byte where each line begins, and the file's size
     durations: np.ndarray  # (n,) float32 seconds, NaN for a line that has none
     blanks: np.ndarray  # for each blank line, the number of lines before it that are not
@@ -135,8 +168,12 @@ def build_index(
     starts, durations, blanks, at = array("q"), array("f"), array("q"), 0
     with open(path, "rb", buffering=1 << 20) as file:
         made_from, head = file_state(file), file.read(4)
-        for magic, kind in ((b"\xff\xfe", "UTF-16 text; save it as UTF-8"), (b"\xfe\xff", "UTF-16 text; save it as UTF-8"), (b"\x1f\x8b", "compressed; unpack it with gunzip"),
-                            (b"[", "one JSON array; " + LINE_FORMAT)):
+        for magic, kind in (
+            (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
+            (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
+            (b"\x1f\x8b", "compressed; unpack it with gunzip"),
+            (b"[", "one JSON array; " + LINE_FORMAT),
+        ):
             if head.startswith(magic):
                 raise ManifestError(f"{path}:1: this is {kind}")
         at = 3 if head.startswith(b"\xef\xbb\xbf") else 0  # a byte order mark
@@ -149,7 +186,9 @@ def build_index(
                 blanks.append(len(starts))
             at += len(line)
     starts.append(at)
-    return Index(np.array(starts, np.int64), np.array(durations, np.float32), np.array(blanks, np.int64), made_from)
+    return Index(
+        np.array(starts, np.int64), np.array(durations, np.float32), np.array(blanks, np.int64), made_from
+    )
 
 # %% ../../nbs/data/manifest.ipynb #cd7f0ca8
 MIN_INDEXED_BYTES = 1 << 20  # bytes of a manifest whose index is worth a file
@@ -171,6 +210,7 @@ def open_index(
         pass
     index = build_index(path)
     if now[1] >= MIN_INDEXED_BYTES:
+
         def write(part):
             with open(part, "wb") as file:
                 np.savez(file, **vars(index))
@@ -194,13 +234,16 @@ class Skipped:
 
     def __repr__(self):
         more = self.count - len(self.messages)
-        return "\n".join([f"{self.count} skipped", *self.messages, *([f"... and {more} more"] if more else [])])
+        return "\n".join(
+            [f"{self.count} skipped", *self.messages, *([f"... and {more} more"] if more else [])]
+        )
 
 # %% ../../nbs/data/manifest.ipynb #16ace98a
 class Manifest(Sequence):
     "The utterances that a file of JSON lines lists"
 
-    def __init__(self,
+    def __init__(
+        self,
         path: "str | Path",
         on_bad: str = "raise",  # or skip: go on without bad lines, and count them in `skipped`
         need_text: bool = True,  # is a line without text bad?
@@ -209,7 +252,9 @@ class Manifest(Sequence):
             raise ValueError(f"on_bad={on_bad!r} is not one of raise, skip")
         self.path, self.on_bad, self.need_text, self.skipped = Path(path), on_bad, need_text, Skipped()
         if not self.path.is_file():
-            raise ManifestError(f"{path}: {'a folder, not a manifest' if self.path.is_dir() else 'no such file'}; write_manifest makes one")
+            raise ManifestError(
+                f"{path}: {'a folder, not a manifest' if self.path.is_dir() else 'no such file'}; write_manifest makes one"
+            )
         self._index = open_index(self.path)
         if len(self) == 0:
             raise ManifestError(f"{path}: no lines; {LINE_FORMAT}")
@@ -287,7 +332,9 @@ def check_manifest(
                 found.add(e)
     _, first, back = np.unique(ids, return_index=True, return_inverse=True)
     for i in (first[back] != np.arange(len(ids))).nonzero()[0].tolist():
-        found.add(f"{manifest.where(i)}: the id {manifest[i].id!r} is that of line {manifest.where(first[back[i]]).rsplit(':', 1)[1]}; give each line an \"id\" of its own")
+        found.add(
+            f'{manifest.where(i)}: the id {manifest[i].id!r} is that of line {manifest.where(first[back[i]]).rsplit(":", 1)[1]}; give each line an "id" of its own'
+        )
     return found
 
 # %% ../../nbs/data/manifest.ipynb #f051adb0
@@ -305,12 +352,24 @@ def write_manifest(
             for n, u in enumerate(utterances, 1):
                 sound = u.audio.absolute()
                 sound = sound.relative_to(folder) if sound.is_relative_to(folder) else sound
-                known = {"audio_filepath": sound.as_posix(), "offset": u.offset, "duration": u.duration, "text": u.text, "speaker": u.speaker,
-                         "id": u.id or (f"{sound}@{u.offset}" if u.offset else str(sound)), "split": u.split, "lang": u.lang}
+                known = {
+                    "audio_filepath": sound.as_posix(),
+                    "offset": u.offset,
+                    "duration": u.duration,
+                    "text": u.text,
+                    "speaker": u.speaker,
+                    "id": u.id or (f"{sound}@{u.offset}" if u.offset else str(sound)),
+                    "split": u.split,
+                    "lang": u.lang,
+                }
                 try:
-                    line = json.dumps(u.extra | {k: v for k, v in known.items() if v}, ensure_ascii=False, allow_nan=False).encode()
+                    line = json.dumps(
+                        u.extra | {k: v for k, v in known.items() if v}, ensure_ascii=False, allow_nan=False
+                    ).encode()
                 except (TypeError, ValueError) as e:
-                    raise ManifestError(f"{path}:{n}: {u.id or sound} cannot be written ({e}); the old file, if any, is untouched") from None
+                    raise ManifestError(
+                        f"{path}:{n}: {u.id or sound} cannot be written ({e}); the old file, if any, is untouched"
+                    ) from None
                 file.write(line + b"\n")
 
     atomic_write(path, write)
@@ -332,11 +391,17 @@ def open_audio(
         with soundfile.SoundFile(u.audio) as file:
             ends = file.frames / file.samplerate
             if u.offset + u.duration > ends + min(TOLERANCE, u.duration / 10):
-                raise ManifestError(f"{where}: ends at {ends:.2f} s, but {u.offset:.2f} to {u.offset + u.duration:.2f} s is asked for; fetch the file again, or mend offset and duration")
+                raise ManifestError(
+                    f"{where}: ends at {ends:.2f} s, but {u.offset:.2f} to {u.offset + u.duration:.2f} s is asked for; fetch the file again, or mend offset and duration"
+                )
             file.seek(min(round(u.offset * file.samplerate), file.frames))
             yield file
     except soundfile.SoundFileError as e:
-        trouble = f"cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); fetch it again or drop the line" if u.audio.is_file() else "no such file; relative paths start at the manifest's folder"
+        trouble = (
+            f"cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); fetch it again or drop the line"
+            if u.audio.is_file()
+            else "no such file; relative paths start at the manifest's folder"
+        )
         raise ManifestError(f"{where}: {trouble}") from None
 
 # %% ../../nbs/data/manifest.ipynb #e5d2cb0f
@@ -348,7 +413,11 @@ def load_audio(
         wanted, rate = max(1, round(u.duration * file.samplerate)), file.samplerate
         wave = torch.from_numpy(file.read(wanted, dtype="float32", always_2d=True)).mean(1)
     if len(wave) == 0 or len(wave) < wanted - min(TOLERANCE * rate, wanted / 10):
-        raise ManifestError(f"{u.where or u.id}: {u.audio}: breaks off after {u.offset + len(wave) / rate:.2f} s; fetch the file again")
+        raise ManifestError(
+            f"{u.where or u.id}: {u.audio}: breaks off after {u.offset + len(wave) / rate:.2f} s; fetch the file again"
+        )
     if not torch.isfinite(wave).all():
-        raise ManifestError(f"{u.where or u.id}: {u.audio}: holds values that are not finite; convert it again or drop the line")
+        raise ManifestError(
+            f"{u.where or u.id}: {u.audio}: holds values that are not finite; convert it again or drop the line"
+        )
     return audio.resample(wave, rate)

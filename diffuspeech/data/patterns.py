@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from ..base import random
 
 # %% ../../nbs/data/patterns.ipynb #6d420381
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+).split()
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 # %% ../../nbs/data/patterns.ipynb #d3bccd67
@@ -23,75 +25,111 @@ def spell(n: int) -> str:
         return TENS[n // 10] + (f" {ONES[n % 10]}" if n % 10 else "")
     if n < 1000:
         return f"{ONES[n // 100]} hundred" + (f" and {spell(n % 100)}" if n % 100 else "")
-    return f"{spell(n // 1000)} thousand" + (f"{' and' if n % 1000 < 100 else ''} {spell(n % 1000)}" if n % 1000 else "")
+    return f"{spell(n // 1000)} thousand" + (
+        f"{' and' if n % 1000 < 100 else ''} {spell(n % 1000)}" if n % 1000 else ""
+    )
 
 # %% ../../nbs/data/patterns.ipynb #ca73444c
 WORDS = {
     "first": "Alice Anna Arthur Barbara Benjamin Caroline Charles Charlotte Daniel David Diana Edward Eleanor Emily Frank George Grace Hannah Harold Helen Henry "
-             "Isabel Jack James Jane Joseph Julia Katherine Laura Leonard Lucy Margaret Maria Martin Matthew Michael Nancy Nicholas Oliver Patricia Paul Peter "
-             "Rachel Rebecca Richard Robert Rose Ruth Samuel Sarah Simon Sophie Stephen Susan Thomas Victoria Walter William".split(),
+    "Isabel Jack James Jane Joseph Julia Katherine Laura Leonard Lucy Margaret Maria Martin Matthew Michael Nancy Nicholas Oliver Patricia Paul Peter "
+    "Rachel Rebecca Richard Robert Rose Ruth Samuel Sarah Simon Sophie Stephen Susan Thomas Victoria Walter William".split(),
     "last": "Anderson Baker Bennett Brooks Campbell Carter Clark Collins Cooper Davis Edwards Ellis Fisher Foster Gardner Graham Green Hamilton Harris Hughes "
-            "Jackson Johnson Kelly Lawrence Lewis Marshall Martin Mitchell Morgan Murphy Nelson Parker Patterson Phillips Porter Reynolds Richards Robinson "
-            "Russell Scott Simpson Stewart Taylor Thompson Turner Walker Watson Webster Wilson Wright Young".split(),
+    "Jackson Johnson Kelly Lawrence Lewis Marshall Martin Mitchell Morgan Murphy Nelson Parker Patterson Phillips Porter Reynolds Richards Robinson "
+    "Russell Scott Simpson Stewart Taylor Thompson Turner Walker Watson Webster Wilson Wright Young".split(),
     "city": "Athens Austin Baltimore Berlin Boston Bristol Cairo Cambridge Chicago Dallas Denver Detroit Dublin Edinburgh Geneva Glasgow Houston Istanbul Leeds "
-            "Lisbon Liverpool London Madrid Manchester Melbourne Miami Milan Montreal Moscow Oxford Paris Philadelphia Portland Prague Rome Seattle Stockholm "
-            "Sydney Tokyo Toronto Vancouver Vienna Warsaw Washington Zurich".split(),
+    "Lisbon Liverpool London Madrid Manchester Melbourne Miami Milan Montreal Moscow Oxford Paris Philadelphia Portland Prague Rome Seattle Stockholm "
+    "Sydney Tokyo Toronto Vancouver Vienna Warsaw Washington Zurich".split(),
     "thing": "apples bananas blankets books bottles boxes bread buttons cabbage candles carrots cheese cherries chairs coats coffee cotton cups eggs envelopes "
-             "flour flowers forks garlic gloves grapes hammers hats honey jars kettles knives ladders lamps lemons letters matches milk mirrors mushrooms nails "
-             "needles onions oranges paper pears pencils pepper pillows plates potatoes rice ribbons ropes salt scissors shirts shoes soap socks spoons stamps "
-             "strawberries sugar tables tea tickets tomatoes towels umbrellas vinegar walnuts".split(),
+    "flour flowers forks garlic gloves grapes hammers hats honey jars kettles knives ladders lamps lemons letters matches milk mirrors mushrooms nails "
+    "needles onions oranges paper pears pencils pepper pillows plates potatoes rice ribbons ropes salt scissors shirts shoes soap socks spoons stamps "
+    "strawberries sugar tables tea tickets tomatoes towels umbrellas vinegar walnuts".split(),
     "animal": "bears bees cats chickens cows crows deer dogs donkeys ducks eagles foxes frogs geese goats hares horses lions mice monkeys owls oxen pigeons pigs "
-              "rabbits ravens sheep snakes spiders squirrels swallows swans tigers turtles whales wolves".split(),
+    "rabbits ravens sheep snakes spiders squirrels swallows swans tigers turtles whales wolves".split(),
     "place": "airport bakery bank barn beach bridge castle cellar chapel church college corner factory farm field forest garden gate hall harbour hill hospital "
-             "hotel island kitchen lake library market meadow mill mountain museum office orchard palace park pharmacy post office river road school shop square "
-             "stable station street theatre tower valley village well".replace("post office", "post_office").split(),
+    "hotel island kitchen lake library market meadow mill mountain museum office orchard palace park pharmacy post office river road school shop square "
+    "stable station street theatre tower valley village well".replace("post office", "post_office").split(),
     "colour": "black blue brown golden green grey orange pink purple red silver white yellow".split(),
     "job": "actor baker barber captain carpenter clerk cook dentist doctor driver engineer farmer fisherman gardener judge lawyer mason musician nurse painter "
-           "pilot plumber poet policeman sailor secretary shepherd singer soldier student surgeon tailor teacher waiter weaver writer".split(),
+    "pilot plumber poet policeman sailor secretary shepherd singer soldier student surgeon tailor teacher waiter weaver writer".split(),
     "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
     "month": "January February March April May June July August September October November December".split(),
     "verb": "bought broke carried cleaned collected counted delivered dropped examined found forgot hid lost mended ordered packed painted repaired returned sold "
-            "sorted stole unpacked washed weighed wrapped".split(),
+    "sorted stole unpacked washed weighed wrapped".split(),
     "manner": "carefully cheerfully early eagerly gently gladly hastily late lazily nervously patiently politely proudly quickly quietly rarely secretly silently "
-              "slowly suddenly twice weekly".split(),
+    "slowly suddenly twice weekly".split(),
     "quality": "ancient bitter bright broken careful clever cold crowded curious damp distant dull empty famous fresh gentle heavy hollow honest humble large "
-               "lonely narrow noisy ordinary pale patient peaceful polite quiet rough shallow sharp silent simple steep strange thick tiny wide young".split(),
+    "lonely narrow noisy ordinary pale patient peaceful polite quiet rough shallow sharp silent simple steep strange thick tiny wide young".split(),
 }
-ORDINALS = ("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth "
-            "nineteenth twentieth").split()
+ORDINALS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth "
+    "nineteenth twentieth"
+).split()
 PATTERNS = {
     "question": [
-        "Did {first} {last} ever visit the {quality} {place} near {city}?", "How many {thing} did the {job} put in the {colour} box?",
-        "Why were the {animal} so {quality} when {first} came back from {city}?", "Have you seen the {colour} {place} where the {animal} sleep?",
-        "Which {job} told you that the {thing} were {quality}?", "Is it true that {first} {verb} all of the {thing} on {day}?",
-        "Could the {job} meet us at the {place} on {day}, or is {month} better?", "Where do {animal} go when the {place} is {quality} and cold?",
-        "Who {verb} the {colour} {thing} that {first} left beside the {place}?", "What would {first} say if the {thing} were {quality}?",
-        "Shall we ask the {job} about {thing}, or about {animal}?", "When does the {quality} {job} from {city} usually open the {place}?",
-        "Do {animal} like {thing} more than {animal} do?", "Would you rather see {city} in {month} or {city} in {month}?",
-        "How far is it from the {place} to the {place}, {first}?", "What made the {job} {manner} leave the {quality} {place}?"],
+        "Did {first} {last} ever visit the {quality} {place} near {city}?",
+        "How many {thing} did the {job} put in the {colour} box?",
+        "Why were the {animal} so {quality} when {first} came back from {city}?",
+        "Have you seen the {colour} {place} where the {animal} sleep?",
+        "Which {job} told you that the {thing} were {quality}?",
+        "Is it true that {first} {verb} all of the {thing} on {day}?",
+        "Could the {job} meet us at the {place} on {day}, or is {month} better?",
+        "Where do {animal} go when the {place} is {quality} and cold?",
+        "Who {verb} the {colour} {thing} that {first} left beside the {place}?",
+        "What would {first} say if the {thing} were {quality}?",
+        "Shall we ask the {job} about {thing}, or about {animal}?",
+        "When does the {quality} {job} from {city} usually open the {place}?",
+        "Do {animal} like {thing} more than {animal} do?",
+        "Would you rather see {city} in {month} or {city} in {month}?",
+        "How far is it from the {place} to the {place}, {first}?",
+        "What made the {job} {manner} leave the {quality} {place}?",
+    ],
     "list": [
-        "{first} {verb} {thing}, {thing}, {thing} and {thing}.", "There were {animal}, {animal} and {animal}, but no {animal}.",
+        "{first} {verb} {thing}, {thing}, {thing} and {thing}.",
+        "There were {animal}, {animal} and {animal}, but no {animal}.",
         "On the table lay {thing}, {thing}, a few {colour} {thing} and some {quality} {thing}.",
-        "They passed the {place}, the {place}, the {quality} {place} and at last the {place}.", "{city}, {city}, {city} and {city} are all far from here.",
-        "{colour} {thing}, {colour} {thing} and {colour} {thing} filled the {place}.", "The {job}, the {job} and the {quality} {job} {verb} the {thing}.",
-        "We need {thing}, {thing}, {thing}, {thing} and perhaps {thing}.", "{first}, {first}, {first} and {first} waited by the {place}.",
-        "Sell the {thing} and the {thing}, keep the {thing}, and give away the {thing}."],
+        "They passed the {place}, the {place}, the {quality} {place} and at last the {place}.",
+        "{city}, {city}, {city} and {city} are all far from here.",
+        "{colour} {thing}, {colour} {thing} and {colour} {thing} filled the {place}.",
+        "The {job}, the {job} and the {quality} {job} {verb} the {thing}.",
+        "We need {thing}, {thing}, {thing}, {thing} and perhaps {thing}.",
+        "{first}, {first}, {first} and {first} waited by the {place}.",
+        "Sell the {thing} and the {thing}, keep the {thing}, and give away the {thing}.",
+    ],
     "number": [
-        "The {job} counted {number} {animal} and {number} {animal}.", "Flight {digit} {digit} {digit} to {city} leaves at {hour} {minute}.",
-        "The {quality} {place} is {number} feet long and {small} feet wide.", "In the year {year} the {place} had {number} visitors.",
-        "Call {digit} {digit} {digit} {digit} and ask for {first} {last}.", "It costs {small} dollars and {small} cents.",
-        "About {number} people live between {city} and {city}.", "Turn to page {number} and read the {ordinal} line.",
-        "She sold {small} of her {number} {thing} before {hour} o'clock.", "{number} divided by {small} is not a whole number, said the {job}.",
-        "The train to {city} takes {small} hours and {small} minutes.", "They {verb} {small} {thing}, {small} {thing} and {number} {thing}."],
+        "The {job} counted {number} {animal} and {number} {animal}.",
+        "Flight {digit} {digit} {digit} to {city} leaves at {hour} {minute}.",
+        "The {quality} {place} is {number} feet long and {small} feet wide.",
+        "In the year {year} the {place} had {number} visitors.",
+        "Call {digit} {digit} {digit} {digit} and ask for {first} {last}.",
+        "It costs {small} dollars and {small} cents.",
+        "About {number} people live between {city} and {city}.",
+        "Turn to page {number} and read the {ordinal} line.",
+        "She sold {small} of her {number} {thing} before {hour} o'clock.",
+        "{number} divided by {small} is not a whole number, said the {job}.",
+        "The train to {city} takes {small} hours and {small} minutes.",
+        "They {verb} {small} {thing}, {small} {thing} and {number} {thing}.",
+    ],
     "name": [
-        "{first} {last} and {first} {last} met in {city} last {month}.", "My name is {first} {last}, and I am a {job} from {city}.",
-        "Please send the {thing} to {first} {last}, the {job} in {city}.", "On {day} {first} {manner} {verb} the {thing} of {first} {last}.",
-        "{first} moved from {city} to {city} in {month}, on the {ordinal}.", "Nobody but {first} {last} {manner} visits the {quality} {place} of {city}.",
-        "The {job} {first} {last} {verb} {thing} for {first} and {first}.", "In {month} the {quality} {job} {first} {last} will speak at the {place}."],
+        "{first} {last} and {first} {last} met in {city} last {month}.",
+        "My name is {first} {last}, and I am a {job} from {city}.",
+        "Please send the {thing} to {first} {last}, the {job} in {city}.",
+        "On {day} {first} {manner} {verb} the {thing} of {first} {last}.",
+        "{first} moved from {city} to {city} in {month}, on the {ordinal}.",
+        "Nobody but {first} {last} {manner} visits the {quality} {place} of {city}.",
+        "The {job} {first} {last} {verb} {thing} for {first} and {first}.",
+        "In {month} the {quality} {job} {first} {last} will speak at the {place}.",
+    ],
 }
 
 # %% ../../nbs/data/patterns.ipynb #a03e6f65
-OWN = {"test-clean": (0,), "test-other": (1,), "dev": (2,), "dev-other": (3,), "train": (4, 5, 6, 7)}  # of eight patterns
+OWN = {
+    "test-clean": (0,),
+    "test-other": (1,),
+    "dev": (2,),
+    "dev-other": (3,),
+    "train": (4, 5, 6, 7),
+}  # of eight patterns
 
 
 def fill(pattern: str, *names) -> str:
@@ -104,14 +142,22 @@ def fill(pattern: str, *names) -> str:
                 n += 1
                 k = random.key(*names, pattern, slot, n)
                 match slot:
-                    case "number": word = spell(21 + k % 979 if k % 3 else 1000 + k % 89_000)
-                    case "small": word = spell(2 + k % 97)
-                    case "digit": word = ONES[k % 10]
-                    case "hour": word = ONES[1 + k % 12]
-                    case "minute": word = spell(10 + k % 50)
-                    case "year": word = f"{spell(11 + k % 9)} {spell(10 + k // 9 % 90)}"
-                    case "ordinal": word = ORDINALS[k % len(ORDINALS)]
-                    case _: word = WORDS[slot][k % len(WORDS[slot])].replace("_", " ")
+                    case "number":
+                        word = spell(21 + k % 979 if k % 3 else 1000 + k % 89_000)
+                    case "small":
+                        word = spell(2 + k % 97)
+                    case "digit":
+                        word = ONES[k % 10]
+                    case "hour":
+                        word = ONES[1 + k % 12]
+                    case "minute":
+                        word = spell(10 + k % 50)
+                    case "year":
+                        word = f"{spell(11 + k % 9)} {spell(10 + k // 9 % 90)}"
+                    case "ordinal":
+                        word = ORDINALS[k % len(ORDINALS)]
+                    case _:
+                        word = WORDS[slot][k % len(WORDS[slot])].replace("_", " ")
                 if word not in used or slot in ("digit", "hour", "minute"):
                     break
             used.add(word)

@@ -55,7 +55,14 @@ def encode_opus(
 ) -> bytes:  # an Ogg file
     "A wave as Opus"
     file = io.BytesIO()
-    soundfile.write(file, wave.clamp(-1, 1).numpy(), audio.SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=(256 - kbps) / 250)
+    soundfile.write(
+        file,
+        wave.clamp(-1, 1).numpy(),
+        audio.SAMPLE_RATE,
+        format="OGG",
+        subtype="OPUS",
+        compression_level=(256 - kbps) / 250,
+    )
     return file.getvalue()
 
 # %% ../../nbs/data/shards.ipynb #a1da9f41
@@ -65,7 +72,9 @@ def encode_tokens(
     "Tokens in the fewest bytes that hold them"
     ids, file = torch.as_tensor(ids).cpu().numpy(), io.BytesIO()
     if ids.dtype.kind not in "iu" or ids.size == 0 or ids.min() < 0:
-        raise ValueError(f"the tokenizer gave {ids.dtype} of shape {ids.shape}; whole numbers from 0 are wanted")
+        raise ValueError(
+            f"the tokenizer gave {ids.dtype} of shape {ids.shape}; whole numbers from 0 are wanted"
+        )
     np.save(file, ids.astype(np.min_scalar_type(ids.max())), allow_pickle=False)
     return file.getvalue()
 
@@ -86,7 +95,9 @@ def write_tar(
     return offsets, hashlib.sha256(file.getbuffer()).hexdigest()
 
 # %% ../../nbs/data/shards.ipynb #e160cef2
-def read_table(path: Path) -> "tuple[dict, np.ndarray, np.ndarray] | None":  # what is said of the range, offsets, seconds
+def read_table(
+    path: Path,
+) -> "tuple[dict, np.ndarray, np.ndarray] | None":  # what is said of the range, offsets, seconds
     "The table of a range, if it can be read"
     try:
         with np.load(path, allow_pickle=False) as table:
@@ -100,7 +111,11 @@ def shard_error(folder: Path, shard: dict) -> str:  # nothing where all is well
     path = folder / shard["name"]
     size = path.stat().st_size if path.is_file() else -1
     what = "is missing" if size < 0 else f"has {size} bytes, and was written with {shard['bytes']}"
-    return "" if size == shard["bytes"] else f"{path}: {what}; copy it again, or run pack again, which makes only what is missing"
+    return (
+        ""
+        if size == shard["bytes"]
+        else f"{path}: {what}; copy it again, or run pack again, which makes only what is missing"
+    )
 
 # %% ../../nbs/data/shards.ipynb #87753556
 TAR_END_BYTES = 1_024 + 10_240  # bytes that the end of a tar may take
@@ -115,12 +130,32 @@ def pack_range(
     encode: "Callable[[Tensor], Tensor] | None" = None,
 ) -> bool:  # was it made now? False where it was there
     "One range of a manifest as tar files and a table"
-    def fields(u):
-        return {k: v for k, v in asdict(u).items() if k not in ("audio", "offset", "where")} | {"extra": u.extra}
 
-    fingerprint = hashlib.sha256(json.dumps([settings, first, [str(u) if isinstance(u, ManifestError) else [fields(u), str(u.audio), u.offset] for u in items]], sort_keys=True, default=str).encode()).hexdigest()
+    def fields(u):
+        return {k: v for k, v in asdict(u).items() if k not in ("audio", "offset", "where")} | {
+            "extra": u.extra
+        }
+
+    fingerprint = hashlib.sha256(
+        json.dumps(
+            [
+                settings,
+                first,
+                [
+                    str(u) if isinstance(u, ManifestError) else [fields(u), str(u.audio), u.offset]
+                    for u in items
+                ],
+            ],
+            sort_keys=True,
+            default=str,
+        ).encode()
+    ).hexdigest()
     done = read_table(folder / f"{number:05d}.npz")
-    if done and done[0]["fingerprint"] == fingerprint and not any(shard_error(folder, shard) for shard in done[0]["shards"]):
+    if (
+        done
+        and done[0]["fingerprint"] == fingerprint
+        and not any(shard_error(folder, shard) for shard in done[0]["shards"])
+    ):
         return False
     shards, skipped, offsets, seconds = [], [], [], []  # of the range
     shard_members, durations, size = [], [], TAR_END_BYTES  # of the shard
@@ -131,7 +166,15 @@ def pack_range(
         where, digest = write_tar(folder / name, shard_members)
         offsets.extend((len(shards), *sound, *text) for sound, text in zip(where[::2], where[1::2]))
         seconds.extend(durations)
-        shards.append({"name": name, "bytes": (folder / name).stat().st_size, "sha256": digest, "utterances": len(durations), "seconds": round(sum(durations), 3)})
+        shards.append(
+            {
+                "name": name,
+                "bytes": (folder / name).stat().st_size,
+                "sha256": digest,
+                "utterances": len(durations),
+                "seconds": round(sum(durations), 3),
+            }
+        )
         shard_members, durations, size = [], [], TAR_END_BYTES
 
     for row, u in enumerate(items, first):
@@ -140,16 +183,29 @@ def pack_range(
                 raise u
             wave, name = load_audio(u), u.where or u.id
             try:
-                sound = encode_opus(wave, settings["kbps"]) if settings["kind"] == "opus" else encode_tokens(encode(audio.check_speech(wave, name)))
-                text = json.dumps(fields(u) | {"duration": len(wave) / audio.SAMPLE_RATE}, ensure_ascii=False, allow_nan=False).encode()
+                sound = (
+                    encode_opus(wave, settings["kbps"])
+                    if settings["kind"] == "opus"
+                    else encode_tokens(encode(audio.check_speech(wave, name)))
+                )
+                text = json.dumps(
+                    fields(u) | {"duration": len(wave) / audio.SAMPLE_RATE},
+                    ensure_ascii=False,
+                    allow_nan=False,
+                ).encode()
             except (ValueError, TypeError) as e:
-                raise ManifestError(str(e) if str(e).startswith(name) else f"{name}: {e}; mend or drop it") from None
+                raise ManifestError(
+                    str(e) if str(e).startswith(name) else f"{name}: {e}; mend or drop it"
+                ) from None
         except ManifestError as e:
             if settings["on_bad"] == "raise":
                 raise
             skipped.append(str(e))
             continue
-        members = [(f"{row:09d}.{'ogg' if settings['kind'] == 'opus' else 'npy'}", sound), (f"{row:09d}.json", text)]
+        members = [
+            (f"{row:09d}.{'ogg' if settings['kind'] == 'opus' else 'npy'}", sound),
+            (f"{row:09d}.json", text),
+        ]
         more = sum(512 + math.ceil(len(data) / 512) * 512 for _, data in members)
         if shard_members and size + more > settings["max_megabytes"] * 1_000_000:
             flush()
@@ -159,14 +215,21 @@ def pack_range(
     if shard_members:
         flush()
     header = json.dumps({"fingerprint": fingerprint, "shards": shards, "skipped": skipped})
-    atomic_write(folder / f"{number:05d}.npz", lambda temp_path: save_table(temp_path, header, offsets, seconds))
+    atomic_write(
+        folder / f"{number:05d}.npz", lambda temp_path: save_table(temp_path, header, offsets, seconds)
+    )
     return True
 
 
 def save_table(temp_path: Path, header: str, offsets: list, seconds: list):
     "The table of a range"
     with open(temp_path, "wb") as file:
-        np.savez(file, about=np.array(header), places=np.array(offsets, np.int64).reshape(-1, 7), seconds=np.array(seconds, np.float32))
+        np.savez(
+            file,
+            about=np.array(header),
+            places=np.array(offsets, np.int64).reshape(-1, 7),
+            seconds=np.array(seconds, np.float32),
+        )
 
 # %% ../../nbs/data/shards.ipynb #2418d968
 def pack(
@@ -183,29 +246,58 @@ def pack(
     "Pack a corpus into shards; what is there already is kept"
     folder, on_bad = Path(folder), getattr(manifest, "on_bad", "raise")
     if kind not in ("opus", "tokens") or (kind == "tokens") != (encode is not None):
-        raise ValueError(f"kind={kind!r}, encode={encode}: kind is opus or tokens, and tokens need encode, a function from a wave to ids")
+        raise ValueError(
+            f"kind={kind!r}, encode={encode}: kind is opus or tokens, and tokens need encode, a function from a wave to ids"
+        )
     if not 6 <= kbps <= 256 or not 0.05 <= max_megabytes <= 4_000 or workers < 1 or len(manifest) == 0:
-        raise ValueError(f"kbps={kbps}, max_megabytes={max_megabytes}, workers={workers}, {len(manifest)} utterances: 6 to 256, 0.05 to 4000, at least 1, at least 1")
-    if not (text := Path(licence).read_text(encoding="utf-8") if isinstance(licence, Path) else licence).strip():
-        raise ValueError("the licence is empty; say in a few words whose the sound is, and what may be done with it")
-    durations = np.asarray(manifest.durations if hasattr(manifest, "durations") else [u.duration for u in manifest], np.float64)
-    bound = 3_000 + np.nan_to_num(durations) * (kbps * 125 * 1.25 if kind == "opus" else 250)  # bytes that an utterance is likely to stay below
+        raise ValueError(
+            f"kbps={kbps}, max_megabytes={max_megabytes}, workers={workers}, {len(manifest)} utterances: 6 to 256, 0.05 to 4000, at least 1, at least 1"
+        )
+    if not (
+        text := Path(licence).read_text(encoding="utf-8") if isinstance(licence, Path) else licence
+    ).strip():
+        raise ValueError(
+            "the licence is empty; say in a few words whose the sound is, and what may be done with it"
+        )
+    durations = np.asarray(
+        manifest.durations if hasattr(manifest, "durations") else [u.duration for u in manifest], np.float64
+    )
+    bound = 3_000 + np.nan_to_num(durations) * (
+        kbps * 125 * 1.25 if kind == "opus" else 250
+    )  # bytes that an utterance is likely to stay below
     number = (np.cumsum(bound) // ((max_megabytes * 1e6 - TAR_END_BYTES) * 0.98)).astype(int)
     ends = np.append(np.flatnonzero(np.diff(number)) + 1, len(durations)).tolist()
-    settings = {"kind": kind, "kbps": float(kbps) if kind == "opus" else None, "max_megabytes": float(max_megabytes), "on_bad": on_bad, "tokenizer": getattr(encode, "version", None), "version": 1}
+    settings = {
+        "kind": kind,
+        "kbps": float(kbps) if kind == "opus" else None,
+        "max_megabytes": float(max_megabytes),
+        "on_bad": on_bad,
+        "tokenizer": getattr(encode, "version", None),
+        "version": 1,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)
 
     def jobs():
         for i, (start, end) in enumerate(zip([0, *ends], ends)):
             rows = range(start, end)
-            yield folder, i, start, manifest.__getitems__(rows) if hasattr(manifest, "__getitems__") else [manifest[row] for row in rows], settings, encode
+            yield (
+                folder,
+                i,
+                start,
+                manifest.__getitems__(rows)
+                if hasattr(manifest, "__getitems__")
+                else [manifest[row] for row in rows],
+                settings,
+                encode,
+            )
 
     bar = progress(total=len(ends), desc="pack", unit="range")
 
     def count(written):
         bar.update()
         return written
+
     if workers == 1:
         written = sum(count(pack_range(*job)) for job in jobs())
     else:
@@ -224,9 +316,21 @@ def pack(
     shards, skipped = [s for t in tables for s in t["shards"]], [m for t in tables for m in t["skipped"]]
     if not shards:
         raise ManifestError(f"{folder}: every utterance was skipped; the first: {skipped[0]}")
-    atomic_write(folder / "LICENSE", lambda temp_path: temp_path.write_text(text.rstrip() + "\n", encoding="utf-8"))
-    index = {"diffuspeech_pack": 1, **settings, "licence": text.strip(), "ranges": len(ends), "utterances": sum(s["utterances"] for s in shards), "seconds": round(sum(s["seconds"] for s in shards), 3),
-             "bytes": sum(s["bytes"] for s in shards), "skipped": len(skipped), "first_skipped": skipped[:20], "shards": shards}
+    atomic_write(
+        folder / "LICENSE", lambda temp_path: temp_path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    )
+    index = {
+        "diffuspeech_pack": 1,
+        **settings,
+        "licence": text.strip(),
+        "ranges": len(ends),
+        "utterances": sum(s["utterances"] for s in shards),
+        "seconds": round(sum(s["seconds"] for s in shards), 3),
+        "bytes": sum(s["bytes"] for s in shards),
+        "skipped": len(skipped),
+        "first_skipped": skipped[:20],
+        "shards": shards,
+    }
     write_json(folder / "index.json", index)
     return index | {"written": written}
 
@@ -234,7 +338,8 @@ def pack(
 class Shards(Sequence):
     "The utterances of a pack, in any order; `batches` takes it as a manifest"
 
-    def __init__(self,
+    def __init__(
+        self,
         folder: "str | Path",
         on_bad: str = "raise",  # or skip: go on without what is damaged, and count it in `skipped`
     ):
@@ -247,19 +352,28 @@ class Shards(Sequence):
             if self.index["diffuspeech_pack"] != 1:
                 raise ValueError(f"format {self.index['diffuspeech_pack']!r}, and this version reads 1")
         except FileNotFoundError:
-            raise ManifestError(f"{path}: no such file; pack writes it last, so run pack again to finish this one") from None
+            raise ManifestError(
+                f"{path}: no such file; pack writes it last, so run pack again to finish this one"
+            ) from None
         except (ValueError, KeyError, TypeError) as e:
             raise ManifestError(f"{path}: not the index of a pack ({e}); run pack again") from None
-        tables = [(self.folder / f"{i:05d}.npz", read_table(self.folder / f"{i:05d}.npz")) for i in range(self.index["ranges"])]
+        tables = [
+            (self.folder / f"{i:05d}.npz", read_table(self.folder / f"{i:05d}.npz"))
+            for i in range(self.index["ranges"])
+        ]
         for table, found in tables:
             if found is None:
-                raise ManifestError(f"{table}: missing or damaged; copy it again, or run pack again, which makes only what is missing")
+                raise ManifestError(
+                    f"{table}: missing or damaged; copy it again, or run pack again, which makes only what is missing"
+                )
         self.shards = [s for _, (header, _, _) in tables for s in header["shards"]]
         for shard in self.shards:
             if bad := shard_error(self.folder, shard):
                 raise ManifestError(bad)
         before = np.cumsum([0, *(len(header["shards"]) for _, (header, _, _) in tables)])
-        self.offsets = np.concatenate([offsets + [[n, 0, 0, 0, 0, 0, 0]] for n, (_, (_, offsets, _)) in zip(before, tables)])  # shard; start, size, crc32 of the sound; the same of the text
+        self.offsets = np.concatenate(
+            [offsets + [[n, 0, 0, 0, 0, 0, 0]] for n, (_, (_, offsets, _)) in zip(before, tables)]
+        )  # shard; start, size, crc32 of the sound; the same of the text
         self.durations = np.concatenate([seconds for _, (_, _, seconds) in tables])
 
     def __len__(self) -> int:
@@ -276,9 +390,13 @@ class Shards(Sequence):
                 file.seek(start)
                 data = file.read(size)
         except OSError as e:
-            raise ManifestError(f"{self.where(i)}: cannot be read ({e.strerror}); copy the shard again") from None
+            raise ManifestError(
+                f"{self.where(i)}: cannot be read ({e.strerror}); copy the shard again"
+            ) from None
         if zlib.crc32(data) != crc:
-            raise ManifestError(f"{self.where(i)}: not what was packed; copy the shard again, or delete it and run pack again")
+            raise ManifestError(
+                f"{self.where(i)}: not what was packed; copy the shard again, or delete it and run pack again"
+            )
         return data
 
     def __getitem__(self, i: int) -> Utterance:
@@ -302,7 +420,9 @@ class Shards(Sequence):
 
     def tokens(self, i: int) -> Tensor:  # (frames,) or (frames, codebooks) int64
         if self.index["kind"] != "tokens":
-            raise ValueError(f"{self.folder}: a pack of {self.index['kind']}; pack(kind=\"tokens\") makes one of tokens")
+            raise ValueError(
+                f'{self.folder}: a pack of {self.index["kind"]}; pack(kind="tokens") makes one of tokens'
+            )
         return torch.from_numpy(np.load(self[i].audio, allow_pickle=False).astype(np.int64))
 
     def verify(self):
@@ -310,4 +430,6 @@ class Shards(Sequence):
         for shard in self.shards:
             with open(self.folder / shard["name"], "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    raise ManifestError(f"{self.folder / shard['name']}: its sha256 is not that of the index; copy it again, or delete it and run pack again")
+                    raise ManifestError(
+                        f"{self.folder / shard['name']}: its sha256 is not that of the index; copy it again, or delete it and run pack again"
+                    )

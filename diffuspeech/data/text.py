@@ -24,7 +24,9 @@ def number_to_words(
     "A whole number in words"
     for size, name in ((10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred")):
         if n >= size:
-            return f"{number_to_words(n // size)} {name}" + (f" {number_to_words(n % size)}" if n % size else "")
+            return f"{number_to_words(n // size)} {name}" + (
+                f" {number_to_words(n % size)}" if n % size else ""
+            )
     return ONES[n] if n < 20 else TENS[n // 10] + (f" {ONES[n % 10]}" if n % 10 else "")
 
 # %% ../../nbs/data/text.ipynb #1f5263fc
@@ -35,15 +37,24 @@ def normalize_text(
     "The words of a text as they are spoken"
     plain = text.lower().translate(str.maketrans({"’": "'", "‘": "'", "&": " and ", "%": " percent "}))
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", plain)
-    plain = re.sub(r"\d+", lambda d: f" {number_to_words(int(d[0]))} " if len(d[0]) < 13 else " ".join(ONES[int(c)] for c in d[0]), plain)
+    plain = re.sub(
+        r"\d+",
+        lambda d: (
+            f" {number_to_words(int(d[0]))} " if len(d[0]) < 13 else " ".join(ONES[int(c)] for c in d[0])
+        ),
+        plain,
+    )
     found = " ".join(re.findall(r"[a-z]+(?:'[a-z]+)*", plain))
     if not found:
-        raise ValueError(f"{source}: {text[:40]!r} holds no word that can be spoken; letters a to z and numbers are known")
+        raise ValueError(
+            f"{source}: {text[:40]!r} holds no word that can be spoken; letters a to z and numbers are known"
+        )
     return found
 
 # %% ../../nbs/data/text.ipynb #2b9c9624
 class CharTokenizer:
     "Text to letters and back; 0 is padding and the blank of CTC"
+
     alphabet = " abcdefghijklmnopqrstuvwxyz'"
 
     def __len__(self) -> int:
@@ -67,21 +78,30 @@ def train_tokenizer(
 ) -> str:  # JSON, as the package tokenizers writes it
     "Pieces for these texts"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<unk>"], initial_alphabet=list("abcdefghijklmnopqrstuvwxyz'▁"), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<unk>"],
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz'▁"),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(map(normalize_text, texts), trainer)
     return tokenizer.to_str(pretty=False)
 
 # %% ../../nbs/data/text.ipynb #8088bcfd
 class SubwordTokenizer:
     "Text to ids and back; 0 is padding, 1 is unknown"
+
     pad, unk = 0, 1
 
-    def __init__(self,
+    def __init__(
+        self,
         tokenizer_json: str,  # JSON of `train_tokenizer`
     ):
         from tokenizers import Tokenizer
+
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
 
     def __len__(self) -> int:
@@ -109,4 +129,6 @@ class SubwordTokenizer:
 @cache
 def load_text_tokenizer() -> SubwordTokenizer:
     "The pieces that come with the library"
-    return SubwordTokenizer((files("diffuspeech") / "assets" / "text" / "pieces.json").read_text(encoding="utf-8"))
+    return SubwordTokenizer(
+        (files("diffuspeech") / "assets" / "text" / "pieces.json").read_text(encoding="utf-8")
+    )

@@ -23,14 +23,21 @@ from ..base.pretrained import MissingDependency, local_folder
 # %% ../../nbs/data/texts.ipynb #7cb21077
 BIBLE = "engWEB2015eb"  # the module in Debian's sword-text-web
 FORTUNES = Path("/usr/share/games/fortunes")
-FORTUNE_FILES = ("cookie education food fortunes goedel humorists kids law literature medicine miscellaneous "
-                 "news paradoxum people pets platitudes politics riddles science sports tao wisdom work").split()
+FORTUNE_FILES = (
+    "cookie education food fortunes goedel humorists kids law literature medicine miscellaneous "
+    "news paradoxum people pets platitudes politics riddles science sports tao wisdom work"
+).split()
 
 # %% ../../nbs/data/texts.ipynb #71495254
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 DIGITS = "zero one two three four five six seven eight nine".split()
-LENGTHS = {"short": (18, 58), "medium": (66, 140), "long": (144, 232), "longest": (233, 310)}  # characters; 16 of them take about a second
+LENGTHS = {
+    "short": (18, 58),
+    "medium": (66, 140),
+    "long": (144, 232),
+    "longest": (233, 310),
+}  # characters; 16 of them take about a second
 
 # %% ../../nbs/data/texts.ipynb #7adfcedd
 def length_of(text: str) -> str | None:
@@ -50,9 +57,13 @@ def lexicon() -> frozenset[str]:
 
     spec = find_spec("pocketsphinx")
     if spec is None:
-        raise MissingDependency("the built-in corpus needs pocketsphinx's dictionary: pip install pocketsphinx")
+        raise MissingDependency(
+            "the built-in corpus needs pocketsphinx's dictionary: pip install pocketsphinx"
+        )
     file = Path(spec.origin).parent / "model/en-us/cmudict-en-us.dict"
-    return frozenset(line.split(" ", 1)[0] for line in file.read_text(encoding="utf-8").splitlines() if "(" not in line)
+    return frozenset(
+        line.split(" ", 1)[0] for line in file.read_text(encoding="utf-8").splitlines() if "(" not in line
+    )
 
 # %% ../../nbs/data/texts.ipynb #b0f73a0a
 def is_plain(text: str) -> bool:
@@ -97,18 +108,27 @@ def passages(
 def bible(seed: int = 0) -> list[str]:
     "Passages of the World English Bible: prose and dialogue"
     if not shutil.which("diatheke"):
-        raise MissingDependency("the text needs diatheke and the World English Bible: apt-get install diatheke sword-text-web")
-    raw = subprocess.run(["diatheke", "-b", BIBLE, "-f", "plain", "-k", "Gen-Rev"], capture_output=True, text=True).stdout
+        raise MissingDependency(
+            "the text needs diatheke and the World English Bible: apt-get install diatheke sword-text-web"
+        )
+    raw = subprocess.run(
+        ["diatheke", "-b", BIBLE, "-f", "plain", "-k", "Gen-Rev"], capture_output=True, text=True
+    ).stdout
     if len(raw) < 1_000_000:
         raise MissingDependency("diatheke finds no World English Bible: apt-get install sword-text-web")
     chapters, last = [], ""
-    for book, verse in re.findall(r"(?m)^((?:[1-3] |I+ )?[A-Z][A-Za-z ]+ \d+):\d+:(.*(?:\n(?!(?:[1-3] |I+ )?[A-Z][A-Za-z ]+ \d+:\d+:).*)*)", raw):
+    for book, verse in re.findall(
+        r"(?m)^((?:[1-3] |I+ )?[A-Z][A-Za-z ]+ \d+):\d+:(.*(?:\n(?!(?:[1-3] |I+ )?[A-Z][A-Za-z ]+ \d+:\d+:).*)*)",
+        raw,
+    ):
         if book != last:
             chapters.append([])
             last = book
         chapters[-1].append(verse)
     chapters = [split_sentences(" ".join(verses)) for verses in chapters]
-    count = Counter(sentence for chapter in chapters for sentence in chapter)  # a heading may be repeated before each verse
+    count = Counter(
+        sentence for chapter in chapters for sentence in chapter
+    )  # a heading may be repeated before each verse
     return list(passages(([s for s in chapter if count[s] < 4] for chapter in chapters), seed))
 
 # %% ../../nbs/data/texts.ipynb #35cff09f
@@ -119,21 +139,32 @@ def shakespeare(seed: int = 0) -> list[str]:
         text = re.sub(r"\[[^\]]*\]", " ", file.read_text(encoding="latin-1").replace("\r", ""))
         for block in re.split(r"\n\s*\n", text):
             lines = [line.strip() for line in block.strip().splitlines()]
-            if len(lines) > 1 and re.fullmatch(r"[A-Z][A-Za-z. ]{1,24}\.", lines[0]):  # the speaker's name stands alone
-                speech = " ".join(line if i == 0 or re.match(r"I\b", line) or lines[i][-1:] in ".?!" else line[:1].lower() + line[1:]
-                                  for i, line in enumerate(lines[1:]))
+            if len(lines) > 1 and re.fullmatch(
+                r"[A-Z][A-Za-z. ]{1,24}\.", lines[0]
+            ):  # the speaker's name stands alone
+                speech = " ".join(
+                    line
+                    if i == 0 or re.match(r"I\b", line) or lines[i][-1:] in ".?!"
+                    else line[:1].lower() + line[1:]
+                    for i, line in enumerate(lines[1:])
+                )
                 speeches.append(split_sentences(speech))
     return list(passages(speeches, seed))
 
 # %% ../../nbs/data/texts.ipynb #addaa5db
-RUDE = re.compile(r"\b(sex\w*|whore\w*|damn\w*|hell|bitch\w*|bastard\w*|shit\w*|fuck\w*|ass|arse\w*|naked|breast\w*|virgin\w*|nazi\w*|jew\w*|negro\w*|"
-                  r"drunk\w*|kill\w*|rape\w*|slut\w*|crap|piss\w*|penis|orgasm\w*|homosexual\w*|prostitut\w*|suicide|murder\w*|idiot\w*|gay|lesbian\w*)\b", re.I)
+RUDE = re.compile(
+    r"\b(sex\w*|whore\w*|damn\w*|hell|bitch\w*|bastard\w*|shit\w*|fuck\w*|ass|arse\w*|naked|breast\w*|virgin\w*|nazi\w*|jew\w*|negro\w*|"
+    r"drunk\w*|kill\w*|rape\w*|slut\w*|crap|piss\w*|penis|orgasm\w*|homosexual\w*|prostitut\w*|suicide|murder\w*|idiot\w*|gay|lesbian\w*)\b",
+    re.I,
+)
 
 
 def fortunes(seed: int = 0) -> list[str]:
     "Sayings, without who said them, and none that is rude"
     if not all((FORTUNES / name).exists() for name in FORTUNE_FILES):
-        raise MissingDependency("the text needs the sayings of fortune: apt-get install fortunes fortunes-min")
+        raise MissingDependency(
+            "the text needs the sayings of fortune: apt-get install fortunes fortunes-min"
+        )
     found = []
     for name in FORTUNE_FILES:
         for entry in re.split(r"(?m)^%\n?", (FORTUNES / name).read_text(encoding="utf-8", errors="replace")):
@@ -146,12 +177,21 @@ def fortunes(seed: int = 0) -> list[str]:
 def prompts() -> list[tuple[str, str, Path]]:  # name, text, g722 file
     "What Allison Smith says in Asterisk's prompts; beeps and silence left out"
     if not TRANSCRIPT.exists() or not ASTERISK.exists():
-        raise MissingDependency("the human prompts are not here: apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722")
+        raise MissingDependency(
+            "the human prompts are not here: apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722"
+        )
     found, seen = [], set()
     for line in gzip.open(TRANSCRIPT, "rt", encoding="utf-8", errors="replace"):
         name, colon, text = line.rstrip().partition(": ")
         file, text = ASTERISK / f"{name}.g722", re.sub(r"\b\d\b", lambda d: DIGITS[int(d[0])], text)
-        if colon and not line.startswith(";") and words(text) and not re.search(r"[\d([*#]", text) and name not in seen and file.exists():
+        if (
+            colon
+            and not line.startswith(";")
+            and words(text)
+            and not re.search(r"[\d([*#]", text)
+            and name not in seen
+            and file.exists()
+        ):
             found.append((name, " ".join(text.split()), file))
             seen.add(name)
     return found

@@ -38,18 +38,46 @@ class Voice:
 
 # %% ../../nbs/data/voices.ipynb #0bdafa54
 HUMAN = "allison"
-TRAIN_VOICES = ("af_heart af_bella af_nicole af_aoede af_alloy af_jessica af_river af_sky am_michael am_puck am_echo am_liam am_onyx am_santa am_adam "
-                "bf_emma bf_alice bf_lily bm_george bm_daniel").split()
+TRAIN_VOICES = (
+    "af_heart af_bella af_nicole af_aoede af_alloy af_jessica af_river af_sky am_michael am_puck am_echo am_liam am_onyx am_santa am_adam "
+    "bf_emma bf_alice bf_lily bm_george bm_daniel"
+).split()
 DEV_VOICES = ["af_nova", "bm_lewis"]
 TEST_VOICES = ["af_sarah", "af_kore", "am_fenrir", "am_eric", "bf_isabella", "bm_fable"]
-BLENDS = [("af_heart", "af_river"), ("af_bella", "af_alloy"), ("af_nicole", "af_jessica"), ("af_aoede", "af_sky"), ("am_michael", "am_onyx"), ("am_puck", "am_adam"),
-          ("am_echo", "am_santa"), ("am_liam", "af_heart"), ("bf_emma", "bf_lily"), ("bf_alice", "bm_george"), ("bm_george", "bm_daniel"), ("am_michael", "af_alloy")]
+BLENDS = [
+    ("af_heart", "af_river"),
+    ("af_bella", "af_alloy"),
+    ("af_nicole", "af_jessica"),
+    ("af_aoede", "af_sky"),
+    ("am_michael", "am_onyx"),
+    ("am_puck", "am_adam"),
+    ("am_echo", "am_santa"),
+    ("am_liam", "af_heart"),
+    ("bf_emma", "bf_lily"),
+    ("bf_alice", "bm_george"),
+    ("bm_george", "bm_daniel"),
+    ("am_michael", "af_alloy"),
+]
 FLITE_VOICES = ["flite-slt", "flite-rms", "flite-awb", "flite-kal16"]
-VOICES = {v.name: v for v in [
-    Voice(HUMAN, "asterisk", licence="CC-BY-SA-3.0, Digium; speaker Allison Smith"),
-    *(Voice(name, "flite", (name.removeprefix("flite-"),), "flite's own licence, BSD-like; the voice's data are CMU Arctic") for name in FLITE_VOICES),
-    *(Voice("-".join(styles), "kokoro", styles, "Apache-2.0, Kokoro-82M") for styles in [*((v,) for v in [*TRAIN_VOICES, *DEV_VOICES, *TEST_VOICES]), *BLENDS]),
-]}
+VOICES = {
+    v.name: v
+    for v in [
+        Voice(HUMAN, "asterisk", licence="CC-BY-SA-3.0, Digium; speaker Allison Smith"),
+        *(
+            Voice(
+                name,
+                "flite",
+                (name.removeprefix("flite-"),),
+                "flite's own licence, BSD-like; the voice's data are CMU Arctic",
+            )
+            for name in FLITE_VOICES
+        ),
+        *(
+            Voice("-".join(styles), "kokoro", styles, "Apache-2.0, Kokoro-82M")
+            for styles in [*((v,) for v in [*TRAIN_VOICES, *DEV_VOICES, *TEST_VOICES]), *BLENDS]
+        ),
+    ]
+}
 
 # %% ../../nbs/data/voices.ipynb #9bd885e3
 def program(name: str, get: str) -> str:
@@ -64,9 +92,15 @@ def missing(
     engines: Sequence[str],
 ) -> list[str]:
     "All that these engines need and do not have, each with its command"
-    needs = {"asterisk": [partial(program, "ffmpeg", "apt-get install ffmpeg")],
-             "flite": [partial(program, "flite", "apt-get install flite")],
-             "kokoro": [partial(program, "espeak-ng", "apt-get install espeak-ng"), partial(local_folder, "kokoro"), partial(local_folder, "kokoro-voices")]}
+    needs = {
+        "asterisk": [partial(program, "ffmpeg", "apt-get install ffmpeg")],
+        "flite": [partial(program, "flite", "apt-get install flite")],
+        "kokoro": [
+            partial(program, "espeak-ng", "apt-get install espeak-ng"),
+            partial(local_folder, "kokoro"),
+            partial(local_folder, "kokoro-voices"),
+        ],
+    }
     found = []
     for need in [n for engine in sorted(set(engines)) for n in needs[engine]]:
         try:
@@ -80,7 +114,9 @@ def run_program(command: list, **options) -> bytes:
     "What a program prints, or an error with the last line of its complaint"
     done = subprocess.run([str(c) for c in command], capture_output=True, **options)
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
+        raise RuntimeError(
+            f"{command[0]} failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}"
+        )
     return done.stdout
 
 # %% ../../nbs/data/voices.ipynb #d34e1558
@@ -88,19 +124,61 @@ def play_prompt(
     file: Path,  # g722
 ) -> Tensor:
     "A recorded prompt"
-    raw = run_program([program("ffmpeg", "apt-get install ffmpeg"), "-v", "error", "-f", "g722", "-i", file, "-ar", SAMPLE_RATE, "-ac", 1, "-f", "f32le", "-"])
+    raw = run_program(
+        [
+            program("ffmpeg", "apt-get install ffmpeg"),
+            "-v",
+            "error",
+            "-f",
+            "g722",
+            "-i",
+            file,
+            "-ar",
+            SAMPLE_RATE,
+            "-ac",
+            1,
+            "-f",
+            "f32le",
+            "-",
+        ]
+    )
     return torch.from_numpy(np.frombuffer(raw, np.float32).copy())
 
 # %% ../../nbs/data/voices.ipynb #8cfddba9
 def flite(name: str, text: str, speed: float) -> Tensor:
     "flite, one process a sentence"
     with tempfile.TemporaryDirectory() as tmp:
-        run_program([program("flite", "apt-get install flite"), "-voice", name, "--setf", f"duration_stretch={1 / speed}", "-t", text, "-o", f"{tmp}/x.wav"])
+        run_program(
+            [
+                program("flite", "apt-get install flite"),
+                "-voice",
+                name,
+                "--setf",
+                f"duration_stretch={1 / speed}",
+                "-t",
+                text,
+                "-o",
+                f"{tmp}/x.wav",
+            ]
+        )
         return load(f"{tmp}/x.wav")
 
 # %% ../../nbs/data/voices.ipynb #3fc3efc0
 # espeak-ng's IPA to the letters that Kokoro was trained on
-PHONEMES = [("aɪ", "I"), ("aʊ", "W"), ("dʒ", "ʤ"), ("eɪ", "A"), ("tʃ", "ʧ"), ("ɔɪ", "Y"), ("r", "ɹ"), ("ɐ", "ə"), ("x", "k"), ("ɬ", "l"), ("\u0329", ""), ("^", "")]
+PHONEMES = [
+    ("aɪ", "I"),
+    ("aʊ", "W"),
+    ("dʒ", "ʤ"),
+    ("eɪ", "A"),
+    ("tʃ", "ʧ"),
+    ("ɔɪ", "Y"),
+    ("r", "ɹ"),
+    ("ɐ", "ə"),
+    ("x", "k"),
+    ("ɬ", "l"),
+    ("\u0329", ""),
+    ("^", ""),
+]
 AMERICAN = [("oʊ", "O"), ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɚ", "əɹ"), ("ː", "")]
 BRITISH = [("əʊ", "Q"), ("eə", "ɛː"), ("iə", "ɪə"), ("ɚ", "əɹ")]
 
@@ -112,8 +190,13 @@ def phonemes(
     "The sounds of a text; the pauses at its commas and its end are kept"
     espeak, accent = program("espeak-ng", "apt-get install espeak-ng"), "en-gb" if british else "en-us"
     parts = [part.strip() for part in re.findall(r"[^,.;:?!]+[,.;:?!]*", text)]
-    lines = [" ".join(run_program([espeak, "-q", "--ipa", "-v", accent, "--", part.strip(",.;:?! ")]).decode().split()) + (part[-1] if part[-1] in ",.;:?!" else "")
-             for part in parts]
+    lines = [
+        " ".join(
+            run_program([espeak, "-q", "--ipa", "-v", accent, "--", part.strip(",.;:?! ")]).decode().split()
+        )
+        + (part[-1] if part[-1] in ",.;:?!" else "")
+        for part in parts
+    ]
     line = " ".join(lines)
     for ipa, letter in [*(BRITISH if british else AMERICAN), *PHONEMES]:
         line = line.replace(ipa, letter)
@@ -127,7 +210,9 @@ def kokoro_session(threads: int = 1):
 
     folder, options = local_folder("kokoro"), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    network = onnxruntime.InferenceSession((folder / "part.bin").read_bytes(), options, providers=["CPUExecutionProvider"])
+    network = onnxruntime.InferenceSession(
+        (folder / "part.bin").read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
     return network, json.loads((folder / "vocab.json").read_text())["vocab"]
 
 # %% ../../nbs/data/voices.ipynb #f4f7a4ee
@@ -144,7 +229,9 @@ def kokoro(styles: Sequence[str], text: str, speed: float = 1.0) -> Tensor:
     if not 0 < len(ids) < 509:
         raise ValueError(f"{len(ids)} phonemes; Kokoro takes 1 to 508: {text[:60]!r}")
     style = np.mean([kokoro_style(s)[len(ids)] for s in styles], 0, dtype=np.float32)[None]
-    wave = network.run(None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.array([speed], np.float32)})[0]
+    wave = network.run(
+        None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.array([speed], np.float32)}
+    )[0]
     return resample(torch.from_numpy(wave.reshape(-1)), 24_000)
 
 # %% ../../nbs/data/voices.ipynb #a098f963
@@ -155,9 +242,20 @@ def trim(
 ) -> Tensor:
     "A wave without the silence at its ends"
     hop = SAMPLE_RATE // 100
-    level = torch.nn.functional.pad(wave, (0, -len(wave) % hop)).view(-1, hop).pow(2).mean(1).clamp_min(1e-12).log10() * 10
+    level = (
+        torch.nn.functional.pad(wave, (0, -len(wave) % hop))
+        .view(-1, hop)
+        .pow(2)
+        .mean(1)
+        .clamp_min(1e-12)
+        .log10()
+        * 10
+    )
     loud = (level > level.max() - below).nonzero()[:, 0]
-    return wave[max(0, loud[0].item() * hop - int(keep * SAMPLE_RATE)) : (loud[-1].item() + 1) * hop + int(keep * SAMPLE_RATE)]
+    return wave[
+        max(0, loud[0].item() * hop - int(keep * SAMPLE_RATE)) : (loud[-1].item() + 1) * hop
+        + int(keep * SAMPLE_RATE)
+    ]
 
 # %% ../../nbs/data/voices.ipynb #1d4decd8
 def speak(
@@ -169,6 +267,7 @@ def speak(
     engines: dict[str, Callable[[], Tensor]] = {
         "asterisk": lambda: play_prompt(Path(source)),
         "flite": lambda: flite(voice.styles[0], source, speed),
-        "kokoro": lambda: kokoro(voice.styles, source, speed)}
+        "kokoro": lambda: kokoro(voice.styles, source, speed),
+    }
     wave = trim(engines[voice.engine]())
     return wave * min(1.0, 0.95 / wave.abs().max().item())

@@ -18,6 +18,7 @@ from .step import Rule, StepState
 @dataclass
 class GroupedRule(Rule):
     "A rule that works through groups of places; subclasses say which place belongs to which"
+
     rule: Rule
 
     def __post_init__(self):
@@ -43,6 +44,7 @@ class GroupedRule(Rule):
 @dataclass
 class Blocks(GroupedRule):
     "Block after block in time"
+
     size: int = 32  # positions
 
     def __post_init__(self):
@@ -65,6 +67,7 @@ class Levels(GroupedRule):
 @dataclass
 class Delayed(GroupedRule):
     "Along a slanted front: level q of a position is opened `delay * q` positions after level 0"
+
     size: int = 1  # positions that the front moves at once
     delay: int = 1
 

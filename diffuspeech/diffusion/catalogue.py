@@ -12,13 +12,25 @@ from typing import Any
 
 from .blocks import Blocks, Delayed, Levels
 from .remask import P2, WINO, Psi, ReMDM
-from .rules import KLASS, PC, PMI, Ancestral, ConfTopK, ConfTopP, EntropyBound, Factor, FirstHitting, SlowFast
+from diffuspeech.diffusion.rules import (
+    KLASS,
+    PC,
+    PMI,
+    Ancestral,
+    ConfTopK,
+    ConfTopP,
+    EntropyBound,
+    Factor,
+    FirstHitting,
+    SlowFast,
+)
 from .step import Rule
 
 # %% ../../nbs/diffusion/catalogue.ipynb #4b3cd789
 @dataclass(frozen=True)
 class RuleEntry:
     "One rule of the catalogue"
+
     factory: Any  # the class, or a partial of it
     exact_when: str  # T, one, no
     reference: str  # BibTeX key in nbs/references.bib
@@ -28,12 +40,16 @@ class RuleEntry:
 CATALOGUE = {
     "ancestral": RuleEntry(Ancestral, "T", "sahoo2024mdlm", ("mdlm", "origin", "ddpm")),
     "first_hitting": RuleEntry(FirstHitting, "one", "zheng2024fhs", ("fhs",)),
-    "conf_topk": RuleEntry(ConfTopK, "one", "ku2025ddmtaste", ("maskgit", "maskgit_plus", "max_prob", "purity")),
+    "conf_topk": RuleEntry(
+        ConfTopK, "one", "ku2025ddmtaste", ("maskgit", "maskgit_plus", "max_prob", "purity")
+    ),
     "low_confidence": RuleEntry(partial(ConfTopK, "candidate"), "no", "nie2025llada"),
     "margin": RuleEntry(partial(ConfTopK, "margin"), "one", "kim2025train", ("topk_margin",)),
     "entropy": RuleEntry(partial(ConfTopK, "entropy"), "one", "ye2025dream", ("neg_entropy",)),
     "random": RuleEntry(partial(ConfTopK, "random"), "one", "nie2025llada"),
-    "left_to_right": RuleEntry(partial(ConfTopK, "left_to_right"), "one", "nie2025llada", ("autoregressive", "ar")),
+    "left_to_right": RuleEntry(
+        partial(ConfTopK, "left_to_right"), "one", "nie2025llada", ("autoregressive", "ar")
+    ),
     "conf_topp": RuleEntry(ConfTopP, "no", "yu2025dimple", ("threshold", "confident_decoding")),
     "factor": RuleEntry(Factor, "no", "wu2025fastdllm", ("fast_dllm",)),
     "entropy_bound": RuleEntry(EntropyBound, "no", "benhamu2025eb", ("eb",)),

@@ -58,6 +58,7 @@ def count_weight(
 @dataclass(frozen=True)
 class CorruptedBatch:
     "A batch with masks in it; all tensors but those that say otherwise have the shape of the tokens"
+
     x_0: Tensor  # clean
     x_t: Tensor
     masked: Tensor  # hidden from the network
@@ -76,14 +77,17 @@ def corrupt(
     tokens: Tensor,  # (B, L) or (B, L, Q) int64, clean
     row_keys: Tensor,  # (B,) as `utterance_keys` gives them
     mask_id: int,
-    t: Tensor | None = None,  # (B,), one time a row, perhaps from `schedule.stratified_times`; when not given, each row draws its own from its key
+    t: Tensor
+    | None = None,  # (B,), one time a row, perhaps from `schedule.stratified_times`; when not given, each row draws its own from its key
     lengths: Tensor | None = None,  # (B,); the whole width when not given
-    maskable: Tensor | None = None,  # bool, (B, L) or as tokens: False for prompts and conditions, which stay clean
+    maskable: Tensor
+    | None = None,  # bool, (B, L) or as tokens: False for prompts and conditions, which stay clean
     masking: str = "bernoulli",  # or count
     span: float = 1.0,  # mean length of the spans that fall together
     never_empty: bool = False,  # mask at least one (counts always do)
     codebooks: str = "full",  # full: each place for itself; one: one level partly, finer_levels ones wholly
-    level_weights: Sequence[float] | None = None,  # how often each level is the one; equally often when not given
+    level_weights: Sequence[float]
+    | None = None,  # how often each level is the one; equally often when not given
     schedule: Schedule = linear,
 ) -> CorruptedBatch:
     "x_t ~ q(x_t | x_0): each maskable place is hidden with chance 1 - alpha(t)"
@@ -103,7 +107,9 @@ def corrupt(
     inside = (torch.arange(L, device=device) < lengths[:, None])[..., None].expand_as(x)
     if maskable is not None:
         if maskable.shape not in (tokens.shape, tokens.shape[:2]) or maskable.dtype != torch.bool:
-            raise ValueError(f"maskable is {maskable.dtype} of shape {tuple(maskable.shape)}; bool of {tuple(tokens.shape)} is wanted")
+            raise ValueError(
+                f"maskable is {maskable.dtype} of shape {tuple(maskable.shape)}; bool of {tuple(tokens.shape)} is wanted"
+            )
         inside = inside & maskable.to(device).view(B, L, -1)
     if (inside & (x == mask_id)).any():
         raise ValueError(f"the mask id {mask_id} is among the clean tokens")
@@ -113,15 +119,23 @@ def corrupt(
         if len(share) != Q:
             raise ValueError(f"level_weights has {len(share)} entries for {Q} codebooks")
         share = share / share.sum()
-        level = torch.searchsorted(share.cumsum(0), random.uniform(random.fold_in(row_keys, CODEBOOK))).clamp_max(Q - 1)
+        level = torch.searchsorted(
+            share.cumsum(0), random.uniform(random.fold_in(row_keys, CODEBOOK))
+        ).clamp_max(Q - 1)
         q = torch.arange(Q, device=device)
-        eligible, finer_levels, chance = inside & (q == level[:, None, None]), inside & (q > level[:, None, None]), share[level]
+        eligible, finer_levels, chance = (
+            inside & (q == level[:, None, None]),
+            inside & (q > level[:, None, None]),
+            share[level],
+        )
     ratio, n = 1 - schedule.alpha(t), eligible.sum((1, 2))
     u = mask_uniforms(row_keys, L, Q, span).masked_fill(~eligible, 2.0).flatten(1)
     num_below = (u < ratio[:, None]).sum(1)
     least = torch.tensor(int(never_empty or masking == "count"), device=device)
     k = ((ratio * n).round().long() if masking == "count" else num_below).maximum(least).minimum(n)
-    rank = u.argsort(dim=1, stable=True).argsort(dim=1)  # stable: a span that the count cuts in two loses its end
+    rank = u.argsort(dim=1, stable=True).argsort(
+        dim=1
+    )  # stable: a span that the count cuts in two loses its end
     target = (rank < k[:, None]).view_as(x)
     masked = target | finer_levels
     if masking == "count":
@@ -130,8 +144,12 @@ def corrupt(
     else:
         weight = None if never_empty else schedule.weight(t) / chance
         ratio = torch.where(k > num_below, k / n.clamp_min(1), ratio)
-    x_t, masked, target, eligible = (a.view_as(tokens) for a in (x.masked_fill(masked, mask_id), masked, target, eligible))
-    return CorruptedBatch(tokens, x_t, masked, target, eligible, lengths, t, ratio, weight, mask_id, masking, schedule)
+    x_t, masked, target, eligible = (
+        a.view_as(tokens) for a in (x.masked_fill(masked, mask_id), masked, target, eligible)
+    )
+    return CorruptedBatch(
+        tokens, x_t, masked, target, eligible, lengths, t, ratio, weight, mask_id, masking, schedule
+    )
 
 # %% ../../nbs/diffusion/corrupt.ipynb #25a19edb
 def complement(
@@ -142,5 +160,12 @@ def complement(
     masked = (c.masked & ~c.target) | target
     ratio = 1 - c.ratio
     weight = None if c.weight is None or c.masking == "count" else c.weight * c.ratio / ratio
-    return replace(c, x_t=c.x_0.masked_fill(masked, c.mask_id), masked=masked, target=target, ratio=ratio,
-                   t=c.schedule.inverse(c.ratio).clamp(0, 1), weight=weight)
+    return replace(
+        c,
+        x_t=c.x_0.masked_fill(masked, c.mask_id),
+        masked=masked,
+        target=target,
+        ratio=ratio,
+        t=c.schedule.inverse(c.ratio).clamp(0, 1),
+        weight=weight,
+    )

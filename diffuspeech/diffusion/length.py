@@ -23,6 +23,7 @@ from .sample import Rule, sample
 @dataclass
 class GivenLength:
     "The lengths that are known"
+
     frames: Tensor  # (B,)
 
     def __call__(self, condition=None) -> Tensor:
@@ -32,6 +33,7 @@ class GivenLength:
 @dataclass
 class LengthRatio:
     "So many speech tokens for each text token"
+
     per_token: float
     scale: float = 1.0  # 1.1 is a tenth longer
     min_length: int = 1
@@ -42,7 +44,8 @@ class LengthRatio:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above 0")
 
     @classmethod
-    def from_prompt(cls,
+    def from_prompt(
+        cls,
         frames: int,  # speech tokens of the prompt
         tokens: int,  # text tokens of the prompt
         reference_rate: float,  # speech tokens per text token in this language
@@ -70,12 +73,14 @@ def pinball_loss(
 # %% ../../nbs/diffusion/length.ipynb #9794da36
 class LengthPredictor(Protocol):
     "What a length predictor is: a small network, or the line below"
+
     def quantile(self, condition, q: float) -> Tensor: ...  # (B,) frames
 
 
 @dataclass
 class PredictedLength:
     "Lengths from a predictor, at a quantile that errs long"
+
     predictor: LengthPredictor
     q: float = 0.7
     max_length: int | None = None
@@ -91,19 +96,23 @@ class PredictedLength:
 @dataclass
 class LinearQuantiles:
     "For each quantile, a line from text length to speech length"
+
     q: Tensor  # (k,) rising
     intercept: Tensor  # (k,) frames whatever the text
     slope: Tensor  # (k,) frames for each text token
 
     @classmethod
-    def fit(cls,
+    def fit(
+        cls,
         text: Tensor,  # (N,) text tokens
         speech: Tensor,  # (N,) speech tokens
         q: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95),  # two at least
     ) -> "LinearQuantiles":
         "By the pinball loss, exactly"
         if text.shape != speech.shape or text.ndim != 1 or len(text) < 2:
-            raise ValueError(f"text of shape {tuple(text.shape)} and speech of shape {tuple(speech.shape)}: two lists of the same length are wanted")
+            raise ValueError(
+                f"text of shape {tuple(text.shape)} and speech of shape {tuple(speech.shape)}: two lists of the same length are wanted"
+            )
         text, speech = text.double(), speech.double()
 
         q = torch.tensor(q, dtype=torch.float64)
@@ -113,6 +122,7 @@ class LinearQuantiles:
 
         def loss(slope):  # (k,)
             return pinball_loss(speech, rest(slope)[:, None] + slope[:, None] * text, q[:, None]).mean(1)
+
         low, high = torch.zeros_like(q), (speech / text.clamp_min(1)).amax().expand_as(q)
         for _ in range(80):
             a, b = (2 * low + high) / 3, (low + 2 * high) / 3
@@ -160,7 +170,9 @@ def make_canvas(
     whole = given + lengths
     out = prompt.new_full((B, int(whole.max()), *prompt.shape[2:]), mask_id)
     width = min(P, out.shape[1])
-    inside = (torch.arange(width, device=out.device) < given[:, None]).view(B, width, *[1] * (prompt.ndim - 2))
+    inside = (torch.arange(width, device=out.device) < given[:, None]).view(
+        B, width, *[1] * (prompt.ndim - 2)
+    )
     out[:, :width] = torch.where(inside, prompt[:, :width], mask_id)
     return out, whole
 
@@ -183,6 +195,7 @@ def eos_lengths(
 @dataclass
 class BlockGeneration:
     "What growing gives: the tokens and what they cost"
+
     tokens: Tensor  # (B, L) or (B, L, Q): prompt and answer, the mask id beyond the length
     lengths: Tensor  # (B,) with the prompt, without the end
     ended: Tensor  # (B,) whether the row ended itself, before `max_new_tokens`
@@ -195,9 +208,11 @@ class BlockGeneration:
 # %% ../../nbs/diffusion/length.ipynb #ed30dbc1
 def _select_rows(denoiser: Callable | None, rows: Tensor) -> Callable | None:
     "A denoiser for some rows of the batch"
+
     @functools.wraps(denoiser, updated=())
     def some(tokens, lengths, batch=None, **more):
         return denoiser(tokens, lengths, batch=rows if batch is None else rows[batch], **more)
+
     return denoiser and some
 
 
@@ -226,16 +241,31 @@ def generate_blocks(
     B, device, began = len(prompt), prompt.device, time.perf_counter()
     out, limit = make_canvas(torch.full((B,), max_new_tokens, device=device), mask_id, prompt, prompt_lengths)
     start, rows = limit - max_new_tokens, torch.arange(B, device=device)
-    if ((out == mask_id).view(B, out.shape[1], -1).any(-1) & (torch.arange(out.shape[1], device=device) < start[:, None])).any():
+    if (
+        (out == mask_id).view(B, out.shape[1], -1).any(-1)
+        & (torch.arange(out.shape[1], device=device) < start[:, None])
+    ).any():
         raise ValueError(f"prompt holds a mask (mask_id={mask_id})")
     lengths, key = start.clone(), random.row_keys(seed, B, device)
     ended, nfe = torch.zeros(B, dtype=torch.bool, device=device), 0
-    blocks, calls = torch.zeros(B, dtype=torch.int64, device=device), torch.zeros(B, dtype=torch.int64, device=device)
+    blocks, calls = (
+        torch.zeros(B, dtype=torch.int64, device=device),
+        torch.zeros(B, dtype=torch.int64, device=device),
+    )
     while len(rows):
         grown = torch.minimum(lengths[rows] + block_size, limit[rows])
         width = int(grown.max())
-        done = sample(_select_rows(denoiser, rows), out[rows, :width], rule, mask_id, steps=steps, seed=random.fold_in(key, blocks)[rows], lengths=grown,
-                      unconditional=_select_rows(unconditional, rows), **options)
+        done = sample(
+            _select_rows(denoiser, rows),
+            out[rows, :width],
+            rule,
+            mask_id,
+            steps=steps,
+            seed=random.fold_in(key, blocks)[rows],
+            lengths=grown,
+            unconditional=_select_rows(unconditional, rows),
+            **options,
+        )
         out[rows, :width] = done.tokens
         cut = eos_lengths(done.tokens, eos_id, grown, lengths[rows])
         nfe, lengths[rows], ended[rows] = nfe + done.nfe, cut, cut < grown
@@ -244,4 +274,13 @@ def generate_blocks(
         rows = rows[(cut == grown) & (grown < limit[rows])]
     beyond = torch.arange(out.shape[1], device=device) >= lengths[:, None]
     out = out.masked_fill(beyond.view(*beyond.shape, *[1] * (out.ndim - 2)), mask_id)[:, : int(lengths.max())]
-    return BlockGeneration(out, lengths, ended, blocks, nfe, calls, time.perf_counter() - began, int((lengths - start).sum()) / max(int(calls.sum()), 1))
+    return BlockGeneration(
+        out,
+        lengths,
+        ended,
+        blocks,
+        nfe,
+        calls,
+        time.perf_counter() - began,
+        int((lengths - start).sum()) / max(int(calls.sum()), 1),
+    )

@@ -36,6 +36,7 @@ NORMALIZERS = ("masked", "maskable", "positions", "row", "batch")
 @dataclass(frozen=True)
 class LossOutput:
     "The loss, and what should be logged beside it"
+
     loss: Tensor  # () with its gradient
     nats: Tensor  # (B,) unweighted cross entropy of each row, summed over its targets
     count: Tensor  # (B,) targets
@@ -55,7 +56,9 @@ def diffusion_loss(
         if given not in known:
             raise ValueError(f"{name}={given!r} is not one of {', '.join(known)}")
     if weight == "elbo" and c.weight is None:
-        raise ValueError("weight='elbo', but this draw has no exact weight: never_empty, the complement of a count, or a count of spans")
+        raise ValueError(
+            "weight='elbo', but this draw has no exact weight: never_empty, the complement of a count, or a count of spans"
+        )
     B, Q = len(c.x_0), c.x_0[0, 0].numel()
     ce, where = cross_entropy(denoiser, c)
     row = where // c.x_0[0].numel()
@@ -70,7 +73,9 @@ def diffusion_loss(
     if normalize == "row":
         w = w / maskable.clamp_min(1)
     if denominator is None:
-        n = {"masked": count.sum(), "maskable": maskable.sum(), "positions": c.lengths.sum() * Q}.get(normalize, B)
+        n = {"masked": count.sum(), "maskable": maskable.sum(), "positions": c.lengths.sum() * Q}.get(
+            normalize, B
+        )
         denominator = max(float(n), 1.0)
     return LossOutput((ce * w[row].to(ce.dtype)).sum() / denominator, nats, count, denominator)
 
@@ -81,6 +86,7 @@ ESTIMATORS = {"quadrature": "bernoulli", "counts": "count"}
 @dataclass(frozen=True)
 class NelboEstimate:
     "An upper bound on -log p(x) of each row, estimated"
+
     nats: Tensor  # (B,) float64
     std_error: Tensor  # (B,) standard error
     count: Tensor  # (B,) tokens that it is about
@@ -112,10 +118,24 @@ def nelbo(
     count = corrupt(tokens, row_keys, mask_id, None, lengths, maskable).maskable.flatten(1).sum(1)
     u, draws = random.uniform(random.fold_in(row_keys, num_samples)), []
     for s in range(num_samples):
-        c = corrupt(tokens, random.fold_in(row_keys, s), mask_id, (u + s) / num_samples, lengths, maskable, ESTIMATORS[estimator], schedule=schedule, **corrupt_kwargs)
+        c = corrupt(
+            tokens,
+            random.fold_in(row_keys, s),
+            mask_id,
+            (u + s) / num_samples,
+            lengths,
+            maskable,
+            ESTIMATORS[estimator],
+            schedule=schedule,
+            **corrupt_kwargs,
+        )
         if c.weight is None:
             raise ValueError(f"estimator={estimator!r} with {corrupt_kwargs} has no exact weight")
         ce, where = cross_entropy(denoiser, c)
-        draws.append(c.weight * torch.zeros_like(c.weight).index_add(0, where // c.x_0[0].numel(), ce.double()))
+        draws.append(
+            c.weight * torch.zeros_like(c.weight).index_add(0, where // c.x_0[0].numel(), ce.double())
+        )
     y = torch.stack(draws)
-    return NelboEstimate(y.mean(0), (y.diff(dim=0).square().sum(0) / (2 * num_samples * (num_samples - 1))).sqrt(), count)
+    return NelboEstimate(
+        y.mean(0), (y.diff(dim=0).square().sum(0) / (2 * num_samples * (num_samples - 1))).sqrt(), count
+    )

@@ -39,7 +39,8 @@ def digits_to_codes(
 class MetricPath:
     "p_t(x | x_0) on an FSQ grid"
 
-    def __init__(self,
+    def __init__(
+        self,
         levels: tuple[int, ...],
         eps: float = 1e-3,  # chance that a code is still wrong at t = 0
         points: int = 4096,  # in the table of beta
@@ -57,7 +58,9 @@ class MetricPath:
             information += ((p * d * d).sum(-1) - (p * d).sum(-1) ** 2).mean(1)
         length = torch.cat([beta.new_zeros(1), torch.cumulative_trapezoid(information.sqrt(), beta)])
         even = np.linspace(0, 1, points)
-        self.table = torch.from_numpy(np.interp(even, length / length[-1], beta))  # beta at even steps of 1 - t
+        self.table = torch.from_numpy(
+            np.interp(even, length / length[-1], beta)
+        )  # beta at even steps of 1 - t
 
     def beta(self, t: Tensor) -> Tensor:
         "beta_t, float64"
@@ -86,7 +89,9 @@ def corrupt(
 ) -> Tensor:  # (B, L)
     "Draw x_t from p_t(x | x_0)"
     u = random.uniform(random.fold_in(key[:, None], torch.arange(x0.shape[1], device=x0.device)))
-    xt = sample_categorical(path.p(x0, path.beta(t).float()[:, None, None]).flatten(0, 1), u.flatten()).view_as(x0)
+    xt = sample_categorical(
+        path.p(x0, path.beta(t).float()[:, None, None]).flatten(0, 1), u.flatten()
+    ).view_as(x0)
     return xt if free is None else torch.where(free, xt, x0)
 
 # %% ../../nbs/diffusion/metric.ipynb #782ab62b
@@ -107,6 +112,7 @@ def jump(
 
     def total(v):  # by a cumulative sum, whose rounding does not depend on how many rows there are
         return v.cumsum(-1)[:, -1]
+
     if solver == "coupled":
         to = (p_s - p_t).clamp_min(0)
         q = 1 - (p_s / p_t).gather(1, x[:, None]).squeeze(1)
@@ -122,6 +128,7 @@ def jump(
 @dataclass
 class MetricGeneration:
     "What a walk gives: the tokens and what they cost"
+
     tokens: Tensor  # (B, L)
     lengths: Tensor  # (B,)
     nfe: int
@@ -149,7 +156,12 @@ def sample_metric(
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths
     inside = torch.arange(L, device=device) < lengths[:, None]
     free = inside if free is None else free & inside
-    wrong = {"steps": isinstance(steps, int) and steps >= 1, "temperature": temperature > 0, "solver": solver in SOLVERS, "last": last in ("argmax", "draw")}
+    wrong = {
+        "steps": isinstance(steps, int) and steps >= 1,
+        "temperature": temperature > 0,
+        "solver": solver in SOLVERS,
+        "last": last in ("argmax", "draw"),
+    }
     for name, fine in wrong.items():
         if not fine:
             raise ValueError(f"{name}={locals()[name]!r} is out of range")
@@ -157,26 +169,46 @@ def sample_metric(
         raise ValueError("free holds no place within lengths: nothing to sample")
     given = canvas[inside & ~free]
     if ((given < 0) | (given >= path.size)).any():
-        raise ValueError(f"canvas holds {int(given.max())}, which is not among the {path.size} codes of levels={path.levels}")
+        raise ValueError(
+            f"canvas holds {int(given.max())}, which is not among the {path.size} codes of levels={path.levels}"
+        )
 
     where = free.flatten().nonzero().squeeze(1)
     key = random.row_keys(seed, B, device)
     beta = path.beta(torch.linspace(1, 0, steps + 1, device=device)).tolist()
 
     def u(step, tag):
-        return random.uniform(random.fold_in(random.fold_in(random.fold_in(key, step), tag)[:, None], torch.arange(L, device=device))).flatten()[where]
+        return random.uniform(
+            random.fold_in(
+                random.fold_in(random.fold_in(key, step), tag)[:, None], torch.arange(L, device=device)
+            )
+        ).flatten()[where]
+
     x, changes = canvas.flatten().clone(), torch.zeros(B * L, dtype=torch.int64, device=device)
     x[where] = (u(steps, 0) * path.size).long()
     began = time.perf_counter()
     for k in range(steps):
         t = torch.full((B,), 1 - k / steps, device=device)
-        logits = denoiser(x.view(B, L), lengths, t=t, where=where, batch=torch.arange(B, device=device))[:, : path.size].float()
+        logits = denoiser(x.view(B, L), lengths, t=t, where=where, batch=torch.arange(B, device=device))[
+            :, : path.size
+        ].float()
         if k == steps - 1:
-            x[where] = logits.argmax(-1) if last == "argmax" else sample_categorical(sampling_probs(logits, temperature), u(k, 0))
+            x[where] = (
+                logits.argmax(-1)
+                if last == "argmax"
+                else sample_categorical(sampling_probs(logits, temperature), u(k, 0))
+            )
             break
         x0_hat = sample_categorical(sampling_probs(logits, temperature), u(k, 0))
         q, to = jump(path, x[where], x0_hat, beta[k], beta[k + 1], solver)
         new = torch.where(u(k, 1) < q, sample_categorical(to, u(k, 2)), x[where])
         changes[where] += new != x[where]
         x[where] = new
-    return MetricGeneration(x.view(B, L), lengths, steps, time.perf_counter() - began, len(where) / (steps * B), changes.view(B, L))
+    return MetricGeneration(
+        x.view(B, L),
+        lengths,
+        steps,
+        time.perf_counter() - began,
+        len(where) / (steps * B),
+        changes.view(B, L),
+    )

@@ -18,24 +18,32 @@ from ..base import random
 class JointDistribution:
     "A random joint distribution over `vocab_size ** length` sequences, as a denoiser with exact conditionals"
 
-    def __init__(self,
+    def __init__(
+        self,
         vocab_size: int = 3,
         length: int = 4,
         seed: int = 0,
         logit_std: float = 1.5,  # standard deviation of log p: 0 is the uniform distribution
     ):
         self.vocab_size, self.length, self.mask_id = vocab_size, length, vocab_size
-        z = torch.erfinv(2 * random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size**length))) - 1) * math.sqrt(2)
+        z = torch.erfinv(
+            2 * random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size**length))) - 1
+        ) * math.sqrt(2)
         self.p = (logit_std * z).softmax(0)  # (vocab_size ** length,) float64
         self.sequences = torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
         self.canvases = torch.tensor(list(itertools.product(range(vocab_size + 1), repeat=length)))
-        agrees = ((self.canvases[:, None] == self.sequences) | (self.canvases[:, None] == self.mask_id)).all(-1)  # (canvases, sequences)
+        agrees = ((self.canvases[:, None] == self.sequences) | (self.canvases[:, None] == self.mask_id)).all(
+            -1
+        )  # (canvases, sequences)
         one_hot = torch.nn.functional.one_hot(self.sequences, vocab_size + 1).double()
         mass = torch.einsum("cs,s,siv->civ", agrees.double(), self.p, one_hot)
-        self.table = mass / mass.sum(-1, keepdim=True)  # (canvases, length, vocab_size + 1); the mask has probability zero
+        self.table = mass / mass.sum(
+            -1, keepdim=True
+        )  # (canvases, length, vocab_size + 1); the mask has probability zero
         self.logits = self.table.log().float()
 
-    def index(self,
+    def index(
+        self,
         tokens: Tensor,  # (..., length), the mask included
         base: int | None = None,  # `vocab_size` for sequences without masks; vocab_size + 1 for canvases
     ) -> Tensor:  # (...)
@@ -43,8 +51,16 @@ class JointDistribution:
         power = (base or self.vocab_size + 1) ** torch.arange(self.length - 1, -1, -1)
         return (tokens * power).sum(-1)
 
-    def __call__(self, tokens: Tensor, lengths: Tensor, t=None, where: Tensor | None = None, batch=None,
-                 positions: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        t=None,
+        where: Tensor | None = None,
+        batch=None,
+        positions: Tensor | None = None,
+        attention: Tensor | None = None,
+    ) -> Tensor:
         "Exact log-probabilities, at `where` or everywhere; with `attention` (B, n, n), of what each query at `positions` (B, n) may see"
         if attention is None:
             logits = self.logits[self.index(tokens)]
@@ -70,7 +86,8 @@ class JointDistribution:
 class MarkovChain:
     "A Markov chain as a denoiser with exact conditionals"
 
-    def __init__(self,
+    def __init__(
+        self,
         start: Tensor,  # (V,) probabilities of the first symbol
         transition: Tensor,  # (V, V) probabilities of the next symbol, rows sum to one
     ):
@@ -79,12 +96,19 @@ class MarkovChain:
     @classmethod
     def random(cls, vocab_size: int = 8, seed: int = 0, logit_std: float = 2.0) -> "MarkovChain":
         "A chain with rough transition probabilities"
-        z = torch.erfinv(2 * random.uniform(random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size * (vocab_size + 1)))) - 1)
+        z = torch.erfinv(
+            2
+            * random.uniform(
+                random.fold_in(random.row_keys(seed, 1), torch.arange(vocab_size * (vocab_size + 1)))
+            )
+            - 1
+        )
         p = (logit_std * math.sqrt(2) * z).view(vocab_size + 1, vocab_size).softmax(-1)
         return cls(p[0], p[1:])
 
     @classmethod
-    def fit(cls,
+    def fit(
+        cls,
         ids: Tensor,  # (L,) tokens of a recording
         vocab_size: int,
         smoothing: float = 0.02,  # added to each count
@@ -95,12 +119,16 @@ class MarkovChain:
         start = torch.bincount(ids, minlength=vocab_size) + smoothing
         return cls(start / start.sum(), counts / counts.sum(1, keepdim=True))
 
-    def __call__(self, tokens: Tensor, lengths: Tensor, t=None, where: Tensor | None = None, batch=None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, lengths: Tensor, t=None, where: Tensor | None = None, batch=None
+    ) -> Tensor:
         "Exact log-probabilities, at `where` or everywhere; what lies beyond a row's length is not evidence"
         B, L = tokens.shape
         V = self.mask_id
         seen = (tokens != V) & (torch.arange(L) < lengths[:, None])
-        evidence = torch.where(seen[..., None], torch.nn.functional.one_hot(tokens.clamp(max=V - 1), V).double(), 1.0)
+        evidence = torch.where(
+            seen[..., None], torch.nn.functional.one_hot(tokens.clamp(max=V - 1), V).double(), 1.0
+        )
         before, after = torch.empty(L, B, V, dtype=torch.float64), torch.ones(L, B, V, dtype=torch.float64)
         f = None
         for l in range(L):
@@ -111,7 +139,9 @@ class MarkovChain:
             b = (evidence[:, l + 1] * after[l + 1]) @ self.transition.T
             after[l] = b / b.sum(-1, keepdim=True).clamp_min(1e-300)
         p = (before * after).transpose(0, 1)
-        p = torch.where(p.sum(-1, keepdim=True) > 0, p, 1.0)  # tokens that cannot stand side by side say nothing of what is between them
+        p = torch.where(
+            p.sum(-1, keepdim=True) > 0, p, 1.0
+        )  # tokens that cannot stand side by side say nothing of what is between them
         p = p / p.sum(-1, keepdim=True)
         logits = torch.cat([p.log(), p.new_full((B, L, 1), -torch.inf)], -1).float()
         return logits if where is None else logits.flatten(0, 1)[where]
@@ -126,5 +156,7 @@ class MarkovChain:
         x = torch.searchsorted(self.start.cumsum(0), u[:, :1].contiguous()).clamp(max=self.mask_id - 1)
         for l in range(1, length):
             c = self.transition[x[:, -1]].cumsum(-1)
-            x = torch.cat([x, torch.searchsorted(c, u[:, l : l + 1].contiguous()).clamp(max=self.mask_id - 1)], 1)
+            x = torch.cat(
+                [x, torch.searchsorted(c, u[:, l : l + 1].contiguous()).clamp(max=self.mask_id - 1)], 1
+            )
         return x

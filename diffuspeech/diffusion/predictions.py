@@ -26,7 +26,9 @@ def sampling_probs(
     p = logits.softmax(-1)
     if top_p < 1:
         down, order = p.sort(descending=True)
-        before = down.cumsum(-1) - down  # the mass of the tokens above: below `top_p` means that this one is still needed
+        before = (
+            down.cumsum(-1) - down
+        )  # the mass of the tokens above: below `top_p` means that this one is still needed
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(1, order, before >= top_p), 0)
     return p
 
@@ -36,7 +38,10 @@ def sample_categorical(
     u: Tensor,  # (n,) float64 in (0, 1)
 ) -> Tensor:  # (n,) int64
     "The token at which the cumulative sum passes u: a token of probability zero is never drawn"
-    width, V = 64, p.shape[1]  # first the block of 64 tokens, then the token in it: sums of V / 64 numbers and of 64, instead of one of V
+    width, V = (
+        64,
+        p.shape[1],
+    )  # first the block of 64 tokens, then the token in it: sums of V / 64 numbers and of 64, instead of one of V
     whole = V // width * width
     sums = p[:, :whole].unflatten(1, (-1, width)).sum(-1)
     outer = torch.cat([sums, p[:, whole:].sum(-1, keepdim=True)], 1).cumsum(1, dtype=torch.float64)
@@ -45,13 +50,16 @@ def sample_categorical(
     low = torch.where(block > 0, outer.gather(1, (block - 1).clamp_min(0)), 0.0)
     tokens = block * width + torch.arange(width, device=p.device)
     inner = p.gather(1, tokens.clamp(max=V - 1)).masked_fill_(tokens >= V, 0).cumsum(1, dtype=torch.float64)
-    part = ((line - low) / (outer.gather(1, block) - low)).clamp(0, 1 - 2.0**-53)  # below one: what has no mass cannot be reached
+    part = ((line - low) / (outer.gather(1, block) - low)).clamp(
+        0, 1 - 2.0**-53
+    )  # below one: what has no mass cannot be reached
     return (block * width + torch.searchsorted(inner, part * inner[:, -1:], right=True)).squeeze(1)
 
 # %% ../../nbs/diffusion/predictions.ipynb #8498e7dc
 @dataclass(frozen=True)
 class SamplingConfig:
     "How candidates are drawn and positions are scored, the same for every rule"
+
     temperature: float = 0.0  # 0 takes the likeliest token
     top_k: int | None = None
     top_p: float = 1.0
@@ -64,8 +72,12 @@ class SamplingConfig:
 
     def __post_init__(self):
         wrong = {
-            "temperature": self.temperature >= 0, "top_p": 0 < self.top_p <= 1, "position_temperature": self.position_temperature >= 0,
-            "top_k": self.top_k is None or self.top_k >= 1, "eos": self.eos in ("free", "suppress", "last"), "cfg_scale": self.cfg_scale > -1,
+            "temperature": self.temperature >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "position_temperature": self.position_temperature >= 0,
+            "top_k": self.top_k is None or self.top_k >= 1,
+            "eos": self.eos in ("free", "suppress", "last"),
+            "cfg_scale": self.cfg_scale > -1,
         }
         for name, fine in wrong.items():
             if not fine:
@@ -87,21 +99,31 @@ def apply_guidance(
 class Predictions:
     "The network's answer at the asked positions of one step"
 
-    def __init__(self,
+    def __init__(
+        self,
         logits: Tensor,  # (n, V); the columns of `never` are overwritten
         where: Tensor,  # (n,) places in the flattened B x N canvas
         shape: tuple[int, int],  # B, N
         u: Tensor,  # (B, N) float64, the uniform number of each place for drawing its token
         config: SamplingConfig,
         suppressed: list[int],  # token ids that cannot be drawn: the mask, perhaps the end
-        score_mask: Tensor | None = None,  # (B, N) where scores count, if logits came for more places than were asked for
+        score_mask: Tensor
+        | None = None,  # (B, N) where scores count, if logits came for more places than were asked for
     ):
         logits = logits.float()
         for token in suppressed:
             logits[:, token] = -torch.inf
-        self.logits, self.where, self.shape, self.config, self.score_mask = logits, where, shape, config, score_mask
+        self.logits, self.where, self.shape, self.config, self.score_mask = (
+            logits,
+            where,
+            shape,
+            config,
+            score_mask,
+        )
         self.u = u.flatten()[where]
-        self._probs = self._score_probs = self._tokens = None  # computed when first asked for (functools.cached_property takes a lock, which no graph can hold)
+        self._probs = self._score_probs = self._tokens = (
+            None  # computed when first asked for (functools.cached_property takes a lock, which no graph can hold)
+        )
 
     @property
     def probs(self) -> Tensor:
@@ -129,7 +151,11 @@ class Predictions:
 
     def _candidate(self, logits: Tensor, u: Tensor) -> Tensor:
         k = self.config
-        return logits.argmax(-1) if k.temperature == 0 else sample_categorical(sampling_probs(logits, k.temperature, k.top_k, k.top_p), u)
+        return (
+            logits.argmax(-1)
+            if k.temperature == 0
+            else sample_categorical(sampling_probs(logits, k.temperature, k.top_k, k.top_p), u)
+        )
 
     def _answer(self, rows) -> tuple[Tensor, Tensor]:
         "The tokens of some rows and the network's probabilities there; nothing that is at hand is computed again"

@@ -23,6 +23,7 @@ STRATEGIES = ("cap", "rescale", "conf", "loop")
 @dataclass
 class ReMDM(Rule):
     "Commit as Ancestral does, and mask visible tokens again with chance sigma, so that the marginals hold"
+
     strategy: str = "cap"
     remasks_per_token: float = 2.0  # re-masks a token: eta * T
     eta: float | None = None  # instead of remasks_per_token / T
@@ -43,16 +44,24 @@ class ReMDM(Rule):
         if not self.remasks_per_token >= 0:
             raise ValueError(f"remasks_per_token={self.remasks_per_token!r} must not be negative")
         if not 0 <= self.t_off < self.t_on <= 1:
-            raise ValueError(f"t_on={self.t_on!r} and t_off={self.t_off!r} must satisfy 0 <= t_off < t_on <= 1")
+            raise ValueError(
+                f"t_on={self.t_on!r} and t_off={self.t_off!r} must satisfy 0 <= t_off < t_on <= 1"
+            )
         check_unit_interval("alpha_on", self.alpha_on)
         self.name = f"remdm_{self.strategy}"
 
     def alphas(self, state: StepState) -> tuple[Tensor, Tensor]:
         "(b, 1) alpha before and after this step; the loop has a path of its own"
-        return (state.alpha_t, state.alpha_s) if self.strategy != "loop" else (self._path(1 - state.alpha_t), self._path(1 - state.alpha_s))
+        return (
+            (state.alpha_t, state.alpha_s)
+            if self.strategy != "loop"
+            else (self._path(1 - state.alpha_t), self._path(1 - state.alpha_s))
+        )
 
     def _path(self, t: Tensor) -> Tensor:
-        rise = (1 - t) / (1 - self.t_on) * self.alpha_on if self.t_on < 1 else torch.full_like(t, self.alpha_on)
+        rise = (
+            (1 - t) / (1 - self.t_on) * self.alpha_on if self.t_on < 1 else torch.full_like(t, self.alpha_on)
+        )
         finish = 1 - t / self.t_off * (1 - self.alpha_on) if self.t_off > 0 else torch.ones_like(t)
         return torch.where(t > self.t_on, rise, torch.where(t > self.t_off, self.alpha_on, finish))
 
@@ -66,7 +75,9 @@ class ReMDM(Rule):
         eta = self.remasks_per_token / state.steps[:, None].double() if self.eta is None else self.eta
         if self.strategy == "conf":
             psi = state.confidence.double().masked_fill(state.masked | ~state.maskable, torch.inf)
-            return torch.nan_to_num((-psi).softmax(1)) * (self.conf_scale * most).clamp(max=1)  # nothing visible: no softmax, no sigma
+            return torch.nan_to_num((-psi).softmax(1)) * (self.conf_scale * most).clamp(
+                max=1
+            )  # nothing visible: no softmax, no sigma
         if self.strategy == "rescale":
             return (eta * most).clamp(max=1)
         held = (a_t == a_s).double() if self.strategy == "loop" else 1.0
@@ -83,7 +94,10 @@ class ReMDM(Rule):
 @dataclass
 class Psi(ReMDM):
     "kappa * posterior + (1 - kappa) * forward process around the guess"
-    kappa: float | Callable[[Tensor], Tensor] = 0.95  # 1: Ancestral; 0: predictor-corrector; or a function of alpha_t
+
+    kappa: float | Callable[[Tensor], Tensor] = (
+        0.95  # 1: Ancestral; 0: predictor-corrector; or a function of alpha_t
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,6 +113,7 @@ class Psi(ReMDM):
 @dataclass
 class P2(Rule):
     "Score all places, keep the best as the masking schedule allows, mask the rest"
+
     eta: float = 1.0
     name = "p2"
     remasks = True
@@ -117,14 +132,19 @@ class P2(Rule):
         visible = held != state.mask_id
         token = torch.where(visible, held, predictions.candidate)
         score = predictions.probs.gather(1, token[:, None]).squeeze(1).clamp_min(1e-38).log()
-        score = predictions.scatter(torch.where(visible, self.eta * score, score)).masked_fill(~state.maskable, -torch.inf)
-        keep = topk_mask(score, state.group_size - (state.group_size * (1 - state.alpha_s[:, 0]) - 1e-6).ceil().long())
+        score = predictions.scatter(torch.where(visible, self.eta * score, score)).masked_fill(
+            ~state.maskable, -torch.inf
+        )
+        keep = topk_mask(
+            score, state.group_size - (state.group_size * (1 - state.alpha_s[:, 0]) - 1e-6).ceil().long()
+        )
         return state.masked & keep, state.maskable & ~state.masked & ~keep
 
 # %% ../../nbs/diffusion/remask.ipynb #8e96b95b
 @dataclass
 class WINO(Rule):
     "Commit above `draft_threshold`; mask again what falls below `verify_threshold` when left out"
+
     draft_threshold: float = 0.6
     verify_threshold: float = 0.9
     max_fraction: float = 0.7  # of the masks, at most so many are drafted at once, between 5 and 20
@@ -147,13 +167,17 @@ class WINO(Rule):
         tokens = torch.cat([state.x, torch.full_like(state.x, state.mask_id)], 1)
         same = torch.eye(N, dtype=torch.bool, device=state.x.device)
         none_visible = torch.zeros_like(same)
-        attention = torch.cat([torch.cat([~none_visible, none_visible], 1), torch.cat([~same, same], 1)], 0).expand(b, -1, -1)
+        attention = torch.cat(
+            [torch.cat([~none_visible, none_visible], 1), torch.cat([~same, same], 1)], 0
+        ).expand(b, -1, -1)
         attention = attention & torch.cat([inside, inside], 1)[:, None]
         committed = state.maskable & ~state.masked
         both = torch.cat([needed, committed], 1).flatten().nonzero().squeeze(1)
         if len(both) == 0:
             return None
-        logits = state.call_denoiser(both, None, tokens, positions=place.repeat(2).expand(b, -1), attention=attention)
+        logits = state.call_denoiser(
+            both, None, tokens, positions=place.repeat(2).expand(b, -1), attention=attention
+        )
         row, at = both // (2 * N), both % (2 * N)
         real = at < N
         shadow = logits[~real].float().softmax(-1)
@@ -161,7 +185,9 @@ class WINO(Rule):
         where = (row * N + at % N)[~real]
         left_out[where] = shadow.gather(1, state.x.flatten()[where][:, None]).squeeze(1)
         state.cache["left_out"] = left_out.view(b, N)
-        return Predictions(logits[real], (row * N + at)[real], (b, N), state.u(0), state.config, state.suppressed)
+        return Predictions(
+            logits[real], (row * N + at)[real], (b, N), state.u(0), state.config, state.suppressed
+        )
 
     def choose(self, state: StepState, predictions: Predictions | None):
         score = predictions.score("max")

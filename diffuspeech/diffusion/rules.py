@@ -21,6 +21,7 @@ from .step import Rule, StepState
 @dataclass
 class Ancestral(Rule):
     "Commit each masked token with chance (alpha_s - alpha_t) / (1 - alpha_t)"
+
     name = "ancestral"
     uses_predictions = False
 
@@ -31,6 +32,7 @@ class Ancestral(Rule):
 @dataclass
 class FirstHitting(Rule):
     "One token a call, at a place drawn uniformly, at the time when it would fall; exact"
+
     name = "first_hitting"
     uses_predictions = False
     steps = None
@@ -52,7 +54,9 @@ def topk_mask(
     "The `count` best places of each row"
     shuffle = random.mix(torch.arange(score.shape[1], device=score.device)).argsort()
     order = shuffle[score[:, shuffle].argsort(dim=1, descending=True, stable=True)]
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
     return (rank < count[:, None]) & (score > -torch.inf)
 
 # %% ../../nbs/diffusion/rules.ipynb #52dd4913
@@ -62,13 +66,22 @@ MODEL_FREE = ("random", "left_to_right")
 @dataclass
 class ConfTopK(Rule):
     "Commit the K most confident tokens, K by the masking schedule"
+
     score: str = "max"  # max, candidate, margin, entropy, random, left_to_right
 
     def __post_init__(self):
         if self.score not in (*MODEL_FREE, "max", "candidate", "margin", "entropy"):
-            raise ValueError(f"score={self.score!r} is not one of max, candidate, margin, entropy, random, left_to_right")
+            raise ValueError(
+                f"score={self.score!r} is not one of max, candidate, margin, entropy, random, left_to_right"
+            )
         self.uses_predictions = self.score not in MODEL_FREE
-        self.name = self.score if self.score in MODEL_FREE else "conf_topk" if self.score == "max" else f"{self.score}(conf_topk)"
+        self.name = (
+            self.score
+            if self.score in MODEL_FREE
+            else "conf_topk"
+            if self.score == "max"
+            else f"{self.score}(conf_topk)"
+        )
 
     def needs_logits(self, state: StepState) -> Tensor:
         return state.masked & (state.num_commit > 0)[:, None]
@@ -99,6 +112,7 @@ def add_gumbel_noise(
 @dataclass
 class ConfTopP(Rule):
     "Commit every token whose confidence is above the threshold, at least one"
+
     threshold: float = 0.9
     score: str = "max"
     fallback: str = "best"  # best: one token when none is sure enough; pace: as many as the pace says
@@ -112,8 +126,14 @@ class ConfTopP(Rule):
 
     def choose(self, state: StepState, predictions: Predictions | None):
         score = predictions.score(self.score)
-        least = state.num_commit.clamp_min(1) if self.fallback == "schedule" else torch.ones_like(state.num_commit)
-        return confident_or_topk(score > self.threshold, add_gumbel_noise(state, score, self.score), least), None
+        least = (
+            state.num_commit.clamp_min(1)
+            if self.fallback == "schedule"
+            else torch.ones_like(state.num_commit)
+        )
+        return confident_or_topk(
+            score > self.threshold, add_gumbel_noise(state, score, self.score), least
+        ), None
 
 # %% ../../nbs/diffusion/rules.ipynb #7782f340
 def check_unit_interval(name: str, value: float):
@@ -134,6 +154,7 @@ def confident_or_topk(
 @dataclass
 class Factor(Rule):
     "Commit the n most confident, n as large as (n + 1)(1 - c_(n)) < factor allows"
+
     factor: float = 1.0
     name = "factor"
     steps = None
@@ -146,13 +167,16 @@ class Factor(Rule):
         score = predictions.score("max")
         down = score.sort(1, descending=True).values
         n = torch.arange(1, score.shape[1] + 1, device=score.device)
-        passing = ((n + 1) * (1 - down) < self.factor).sum(1)  # (n + 1)(1 - c_(n)) rises with n, so those that pass come first
+        passing = ((n + 1) * (1 - down) < self.factor).sum(
+            1
+        )  # (n + 1)(1 - c_(n)) rises with n, so those that pass come first
         return topk_mask(score, passing.clamp_min(1)), None
 
 # %% ../../nbs/diffusion/rules.ipynb #885583ee
 @dataclass
 class EntropyBound(Rule):
     "Commit the longest prefix whose summed entropy less its largest stays below gamma"
+
     gamma: float = 0.1  # nats
     order: str = "entropy"  # what sorts the prefix: entropy, max or margin
     name = "entropy_bound"
@@ -174,6 +198,7 @@ class EntropyBound(Rule):
 @dataclass
 class KLASS(Rule):
     "Commit what is confident and has not moved for `history` steps"
+
     threshold: float = 0.9
     kl_threshold: float = 0.01
     history: int = 2
@@ -185,21 +210,28 @@ class KLASS(Rule):
 
     def choose(self, state: StepState, predictions: Predictions | None):
         V = predictions.probs.shape[1]
-        before = state.cache.get("p", torch.zeros(*state.x.shape, V, device=state.x.device)).flatten(0, 1)[predictions.where]
+        before = state.cache.get("p", torch.zeros(*state.x.shape, V, device=state.x.device)).flatten(0, 1)[
+            predictions.where
+        ]
         known = before.sum(1) > 0
-        kl = (predictions.probs * (predictions.probs.clamp_min(1e-38).log() - before.clamp_min(1e-38).log())).sum(1)
+        kl = (
+            predictions.probs * (predictions.probs.clamp_min(1e-38).log() - before.clamp_min(1e-38).log())
+        ).sum(1)
         still = predictions.scatter(((kl < self.kl_threshold) & known).float(), 0.0)
         still = still * (state.cache.get("still", torch.zeros_like(still)) + 1)
         table = torch.zeros(state.x.numel(), V, device=state.x.device)
         table[predictions.where] = predictions.probs
         state.cache.update(p=table.view(*state.x.shape, V), still=still)
         score = predictions.score("max")
-        return confident_or_topk((score > self.threshold) & (still >= self.history), score, state.num_commit.clamp_min(1)), None
+        return confident_or_topk(
+            (score > self.threshold) & (still >= self.history), score, state.num_commit.clamp_min(1)
+        ), None
 
 # %% ../../nbs/diffusion/rules.ipynb #9e2d4495
 @dataclass
 class PC(Rule):
     "Top-K by confidence weighed with rarity, leaning to the left"
+
     frequencies: Tensor  # (V,) counts or shares of each token in the training corpus
     decay: float = 0.25  # lambda, for each position; 0 lets the order be free
     cap: float = 10.0
@@ -208,8 +240,12 @@ class PC(Rule):
     def __post_init__(self):
         f = torch.as_tensor(self.frequencies).double()
         if f.ndim != 1 or (f < 0).any() or f.sum() <= 0:
-            raise ValueError(f"frequencies of shape {tuple(f.shape)} must be one non-negative number for each token, not all zero")
-        self.rarity = -(f.clamp_min(f[f > 0].min()) / f.sum()).log().float()  # an unseen token counts as the rarest that was seen
+            raise ValueError(
+                f"frequencies of shape {tuple(f.shape)} must be one non-negative number for each token, not all zero"
+            )
+        self.rarity = (
+            -(f.clamp_min(f[f > 0].min()) / f.sum()).log().float()
+        )  # an unseen token counts as the rarest that was seen
 
     def __repr__(self) -> str:
         return f"PC(decay={self.decay}, cap={self.cap})"
@@ -223,13 +259,18 @@ class PC(Rule):
         weighted = p * rarity[token.clamp(max=len(rarity) - 1)]
         score = predictions.scatter(weighted.clamp(max=self.cap).clamp_min(1e-30).log())
         place = torch.arange(state.x.shape[1], device=state.x.device) // state.codebooks
-        return topk_mask(add_gumbel_noise(state, score - self.decay * place, "entropy"), state.num_commit), None
+        return topk_mask(
+            add_gumbel_noise(state, score - self.decay * place, "entropy"), state.num_commit
+        ), None
 
 # %% ../../nbs/diffusion/rules.ipynb #ea1e9daa
 @dataclass
 class PMI(Rule):
     "Commit where the context raised the token most: log p - weight * log prior"
-    prior: Callable | None = None  # a denoiser, asked once on an all-masked canvas; None: the mean answer of the row
+
+    prior: Callable | None = (
+        None  # a denoiser, asked once on an all-masked canvas; None: the mean answer of the row
+    )
     weight: float = 1.0
     tau: float = 0.1
     name = "pmi"
@@ -239,7 +280,10 @@ class PMI(Rule):
         V = predictions.probs.shape[1]
         row = predictions.where // state.x.shape[1]
         if self.prior is None:
-            prior = torch.zeros(len(state.x), V, device=state.x.device).index_add_(0, row, predictions.probs) / state.num_masked.clamp_min(1)[:, None]
+            prior = (
+                torch.zeros(len(state.x), V, device=state.x.device).index_add_(0, row, predictions.probs)
+                / state.num_masked.clamp_min(1)[:, None]
+            )
             prior = prior[row]
         else:
             if "prior" not in state.cache:
@@ -257,6 +301,7 @@ class PMI(Rule):
 @dataclass
 class SlowFast(Rule):
     "Single cautious commits until the confident span holds still, then all of it that is sure"
+
     low: float = 0.3
     high: float = 0.9
     patience: int = 6  # cautious steps at most
@@ -271,11 +316,19 @@ class SlowFast(Rule):
         score = predictions.score("max")
         place = torch.arange(state.x.shape[1], device=state.x.device)
         zero = torch.zeros_like(state.group_step)
-        tries, end, span = (state.cache.get(name, zero if name == "tries" else zero - 1) for name in ("tries", "end", "span"))
+        tries, end, span = (
+            state.cache.get(name, zero if name == "tries" else zero - 1) for name in ("tries", "end", "span")
+        )
         fast = (state.masked & (place <= span[:, None])).any(1)  # a span was found and still holds masks
         reach = torch.where(score >= self.low, place, -1).amax(1)
         tries = torch.where(fast, 0, tries + 1)
         found = ~fast & (reach >= 0) & (((reach - end).abs() <= 1) & (tries > 1) | (tries >= self.patience))
-        state.cache.update(tries=torch.where(found, 0, tries), end=reach, span=torch.where(found, reach, torch.where(fast, span, -1)))
+        state.cache.update(
+            tries=torch.where(found, 0, tries),
+            end=reach,
+            span=torch.where(found, reach, torch.where(fast, span, -1)),
+        )
         inside = score.masked_fill(fast[:, None] & (place > span[:, None]), -torch.inf)
-        return confident_or_topk((inside >= self.high) & fast[:, None], inside, torch.ones_like(state.group_step)), None
+        return confident_or_topk(
+            (inside >= self.high) & fast[:, None], inside, torch.ones_like(state.group_step)
+        ), None

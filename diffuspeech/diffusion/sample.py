@@ -25,7 +25,8 @@ from .trajectory import Trajectory
 class SamplingRun:
     "A sampling run: iterate it for one step at a time, or `finish()`"
 
-    def __init__(self,
+    def __init__(
+        self,
         denoiser: Callable,
         canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it
         rule: "Rule | str",
@@ -43,8 +44,19 @@ class SamplingRun:
         check_canvas(canvas, mask_id, lengths, vocab_sizes)
         if config.cfg_scale and unconditional is None:
             raise ValueError(f"cfg_scale={config.cfg_scale} needs an unconditional denoiser")
-        self.denoiser, self.unconditional, self.mask_id, self.config, self.vocab_sizes = denoiser, unconditional, mask_id, config, vocab_sizes
-        self.masking_schedule, self.schedule, self.on_step, self.shape = get_masking_schedule(masking_schedule), schedule, on_step, canvas.shape
+        self.denoiser, self.unconditional, self.mask_id, self.config, self.vocab_sizes = (
+            denoiser,
+            unconditional,
+            mask_id,
+            config,
+            vocab_sizes,
+        )
+        self.masking_schedule, self.schedule, self.on_step, self.shape = (
+            get_masking_schedule(masking_schedule),
+            schedule,
+            on_step,
+            canvas.shape,
+        )
         B, L, self.codebooks, device = *canvas.shape[:2], canvas[0, 0].numel(), canvas.device
         self.lengths = torch.full((B,), L, device=device) if lengths is None else lengths.to(device)
         self.x = canvas.reshape(B, -1).clone()
@@ -53,7 +65,9 @@ class SamplingRun:
         self.position, self.level = place // self.codebooks, place % self.codebooks
         self.valid = self.position < self.lengths[:, None]
         self.keys = random.row_keys(seed, B, device)
-        self.suppressed = [mask_id, *config.suppress_tokens] + ([config.eos_id] if config.eos == "suppress" else [])
+        self.suppressed = [mask_id, *config.suppress_tokens] + (
+            [config.eos_id] if config.eos == "suppress" else []
+        )
         self.steps_taken, self.nfe, self.seconds, self._uniforms = 0, 0, 0.0, {}
         self.calls = torch.zeros(B, dtype=torch.int64, device=device)
         masked = self.masked
@@ -77,7 +91,8 @@ class SamplingRun:
     def done(self) -> bool:
         return len(self.active) == 0
 
-    def continue_with(self,
+    def continue_with(
+        self,
         rule: "Rule | str | None" = None,
         steps: int | None = None,  # from here on
         seed: "int | Tensor | None" = None,
@@ -113,14 +128,19 @@ class SamplingRun:
         "A rule, perhaps by its name, that these config and this denoiser serve"
         if isinstance(rule, str):
             from diffuspeech.diffusion.catalogue import get_rule
+
             rule = get_rule(rule)
         if not rule.uses_predictions and (self.config.eos == "last" or self.config.position_temperature):
             name = "eos" if self.config.eos == "last" else "position_temperature"
-            raise ValueError(f"{name}={getattr(self.config, name)!r} ranks positions, but {type(rule).__name__} chooses without looking")
+            raise ValueError(
+                f"{name}={getattr(self.config, name)!r} ranks positions, but {type(rule).__name__} chooses without looking"
+            )
         takes = inspect.signature(self.denoiser).parameters
         for name in rule.denoiser_kwargs:
             if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-                raise ValueError(f"{type(rule).__name__} needs a denoiser that takes {name}=, and this one does not: {self.denoiser!r:.80}")
+                raise ValueError(
+                    f"{type(rule).__name__} needs a denoiser that takes {name}=, and this one does not: {self.denoiser!r:.80}"
+                )
         return rule
 
     def set_token(self, row: int, place: "int | tuple[int, int]", token: int):
@@ -141,7 +161,15 @@ class SamplingRun:
             self.groups[row] += 1
             self.group_step[row] = 0
             self.active, order = torch.cat([self.active, torch.tensor([row], device=self.x.device)]).sort()
-            self.cache = {name: torch.cat([value, torch.zeros_like(value[:1]) if len(value) else value.new_zeros(1, *value.shape[1:])])[order] for name, value in self.cache.items()}
+            self.cache = {
+                name: torch.cat(
+                    [
+                        value,
+                        torch.zeros_like(value[:1]) if len(value) else value.new_zeros(1, *value.shape[1:]),
+                    ]
+                )[order]
+                for name, value in self.cache.items()
+            }
 
     def branch(self, seed: "int | Tensor | None" = None) -> "SamplingRun":
         "A second run that starts where this one stands; with another seed it will differ"
@@ -149,7 +177,11 @@ class SamplingRun:
         for name, value in self.__dict__.items():
             if isinstance(value, Tensor):
                 setattr(branch, name, value.clone())
-        branch.cache, branch.canvases, branch._uniforms = dict(self.cache), list(self.canvases), dict(self._uniforms)
+        branch.cache, branch.canvases, branch._uniforms = (
+            dict(self.cache),
+            list(self.canvases),
+            dict(self._uniforms),
+        )
         if seed is not None:
             branch.keys, branch._uniforms = random.row_keys(seed, len(self.x), self.x.device), {}
         return branch
@@ -159,7 +191,10 @@ class SamplingRun:
         ahead = max(1, min(16, (1 << 18) // self.x.numel()))
         first = self.steps_taken // ahead * ahead
         if self._uniforms.get(tag, (-1,))[0] != first:
-            self._uniforms[tag] = first, uniform(self.keys, first + torch.arange(ahead, device=self.x.device), tag, self.x.shape[1])
+            self._uniforms[tag] = (
+                first,
+                uniform(self.keys, first + torch.arange(ahead, device=self.x.device), tag, self.x.shape[1]),
+            )
         return self._uniforms[tag][1][self.steps_taken - first]
 
     def _state(self) -> StepState:
@@ -181,10 +216,31 @@ class SamplingRun:
         alpha_s = torch.where(last, 1.0, 1 - self.masking_schedule((n.double() + 1) / steps))
         keep = (total * (1 - alpha_s) - 1e-6).ceil().long()
         count = (left - keep).clamp_min(0)
-        state = StepState(self.steps_taken, x, masked, in_group, n, steps, alpha_t[:, None], alpha_s[:, None], total, left, count, pick(self.confidence),
-                 pick(self.lengths), pick(self.keys), self.codebooks, self.mask_id, self.config, self.cache, self.suppressed)
+        state = StepState(
+            self.steps_taken,
+            x,
+            masked,
+            in_group,
+            n,
+            steps,
+            alpha_t[:, None],
+            alpha_s[:, None],
+            total,
+            left,
+            count,
+            pick(self.confidence),
+            pick(self.lengths),
+            pick(self.keys),
+            self.codebooks,
+            self.mask_id,
+            self.config,
+            self.cache,
+            self.suppressed,
+        )
         state.uniforms = lambda tag: pick(self._uniform(tag))
-        state.call_denoiser = lambda where, denoiser=None, tokens=None, **more: self._call_denoiser(state, where, denoiser, tokens, **more)
+        state.call_denoiser = lambda where, denoiser=None, tokens=None, **more: self._call_denoiser(
+            state, where, denoiser, tokens, **more
+        )
         return state
 
     def __iter__(self) -> Iterator["SamplingRun"]:
@@ -221,7 +277,14 @@ class SamplingRun:
         if self.on_step:
             self.on_step(self)
 
-    def _call_denoiser(self, state: StepState, where: Tensor, denoiser: Callable | None = None, tokens: Tensor | None = None, **more: Tensor) -> Tensor:
+    def _call_denoiser(
+        self,
+        state: StepState,
+        where: Tensor,
+        denoiser: Callable | None = None,
+        tokens: Tensor | None = None,
+        **more: Tensor,
+    ) -> Tensor:
         "(n, V) logits at `where`, from a call for the rows that hold any of it"
         x = state.x if tokens is None else tokens
         N, batch, packed = x.shape[1], self.active, where
@@ -231,27 +294,45 @@ class SamplingRun:
         if not asked.all():
             rows = asked.nonzero().squeeze(1)
             packed = (asked.cumsum(0) - 1)[where // N] * N + where % N
-            x, t, batch, more = x[rows], t[rows], batch[rows], {name: value[rows] for name, value in more.items()}
+            x, t, batch, more = (
+                x[rows],
+                t[rows],
+                batch[rows],
+                {name: value[rows] for name, value in more.items()},
+            )
         x = x.view(len(x), -1, *self.shape[2:])
         call = dict(t=t, where=packed, batch=batch, **more)
         logits = self._checked((denoiser or self.denoiser)(x, self.lengths[batch], **call), len(where))
         self.nfe += 1
         self.calls[batch] += 1
         if self.config.cfg_scale and denoiser is None:
-            logits = apply_guidance(logits, self._checked(self.unconditional(x, self.lengths[batch], **call), len(where)), self.config.cfg_scale)
+            logits = apply_guidance(
+                logits,
+                self._checked(self.unconditional(x, self.lengths[batch], **call), len(where)),
+                self.config.cfg_scale,
+            )
             self.nfe += 1
             self.calls[batch] += 1
         if self.vocab_sizes:
-            over = torch.arange(logits.shape[-1], device=x.device) >= torch.tensor(self.vocab_sizes, device=x.device)[where % self.codebooks][:, None]
+            over = (
+                torch.arange(logits.shape[-1], device=x.device)
+                >= torch.tensor(self.vocab_sizes, device=x.device)[where % self.codebooks][:, None]
+            )
             logits = logits.masked_fill(over, -torch.inf)
         return logits
 
     def _checked(self, logits: Tensor, n: int) -> Tensor:
         if logits.shape[0] != n or logits.ndim != 2:
-            raise ValueError(f"the denoiser gave logits of shape {tuple(logits.shape)} for {n} positions: (n, V) is wanted, rows as in `where`")
+            raise ValueError(
+                f"the denoiser gave logits of shape {tuple(logits.shape)} for {n} positions: (n, V) is wanted, rows as in `where`"
+            )
         if self.mask_id >= logits.shape[1]:
-            raise ValueError(f"mask_id={self.mask_id} is outside the denoiser's vocabulary of {logits.shape[1]} tokens")
-        return logits.clone() if logits.is_inference() else logits  # what was made under inference_mode cannot be written to
+            raise ValueError(
+                f"mask_id={self.mask_id} is outside the denoiser's vocabulary of {logits.shape[1]} tokens"
+            )
+        return (
+            logits.clone() if logits.is_inference() else logits
+        )  # what was made under inference_mode cannot be written to
 
     def _write(self, state: StepState, taken, remask: Tensor | None):
         "Put the step's outcome into the state, and let rows that are finished leave"
@@ -261,10 +342,17 @@ class SamplingRun:
             at, tokens, p, h = taken
             if torch.isnan(p).any():
                 bad = int(at[torch.isnan(p)][0])
-                raise ValueError(f"logits are not numbers at step {self.steps_taken}: first in row {int(a[bad // N])}, position {bad % N // self.codebooks}")
+                raise ValueError(
+                    f"logits are not numbers at step {self.steps_taken}: first in row {int(a[bad // N])}, position {bad % N // self.codebooks}"
+                )
             if not whole:
                 at = a[at // N] * N + at % N
-            for tensor, value in ((self.x, tokens), (self.confidence, p), (self.entropy, h), (self.commit_step, torch.full_like(tokens, self.steps_taken, dtype=torch.int16))):
+            for tensor, value in (
+                (self.x, tokens),
+                (self.confidence, p),
+                (self.entropy, h),
+                (self.commit_step, torch.full_like(tokens, self.steps_taken, dtype=torch.int16)),
+            ):
                 tensor.view(-1)[at] = value.to(tensor.dtype)
         if remask is not None:
             remask = remask & state.maskable & (state.group_step + 1 < state.steps)[:, None]
@@ -294,20 +382,41 @@ class SamplingRun:
     def result(self) -> "Generation":
         "The tokens as they stand, with what they cost"
         free = int((self.commit_step >= 0).sum())
-        return Generation(self.canvas.clone(), self.lengths, self.nfe, self.calls.clone(), self.seconds, free / max(int(self.calls.sum()), 1), self.trajectory())
+        return Generation(
+            self.canvas.clone(),
+            self.lengths,
+            self.nfe,
+            self.calls.clone(),
+            self.seconds,
+            free / max(int(self.calls.sum()), 1),
+            self.trajectory(),
+        )
 
     def trajectory(self) -> Trajectory:
         "The run as data"
+
         def view(t):
             return t.view(self.shape).clone()  # what is given away does not change when the run goes on
+
         stack = torch.stack(self.canvases).view(-1, *self.shape) if self.canvases else None
-        return Trajectory(view(self.start), view(self.x), self.lengths, view(self.commit_step), view(self.confidence), view(self.entropy),
-                          self.mask_id, self.steps_taken, repr(self.rule), stack)
+        return Trajectory(
+            view(self.start),
+            view(self.x),
+            self.lengths,
+            view(self.commit_step),
+            view(self.confidence),
+            view(self.entropy),
+            self.mask_id,
+            self.steps_taken,
+            repr(self.rule),
+            stack,
+        )
 
 # %% ../../nbs/diffusion/sample.ipynb #7554d035
 @dataclass
 class Generation:
     "What a run gives: the tokens and what they cost"
+
     tokens: Tensor  # as the canvas
     lengths: Tensor  # (B,)
     nfe: int  # network calls made
@@ -320,26 +429,38 @@ class Generation:
 def check_canvas(canvas: Tensor, mask_id: int, lengths: Tensor | None, vocab_sizes: list[int] | None):
     "Refuse what cannot be sampled"
     if canvas.ndim not in (2, 3) or canvas.is_floating_point() or canvas.numel() == 0:
-        raise ValueError(f"canvas is {canvas.dtype} of shape {tuple(canvas.shape)}; whole numbers of shape (B, L) or (B, L, Q), and at least one, are wanted")
+        raise ValueError(
+            f"canvas is {canvas.dtype} of shape {tuple(canvas.shape)}; whole numbers of shape (B, L) or (B, L, Q), and at least one, are wanted"
+        )
     if vocab_sizes is not None and len(vocab_sizes) != canvas[0, 0].numel():
-        raise ValueError(f"vocab_sizes={vocab_sizes} names {len(vocab_sizes)} codebooks, the canvas has {canvas[0, 0].numel()}")
+        raise ValueError(
+            f"vocab_sizes={vocab_sizes} names {len(vocab_sizes)} codebooks, the canvas has {canvas[0, 0].numel()}"
+        )
     inside = torch.ones_like(canvas, dtype=torch.bool)
     if lengths is not None:
         if lengths.shape != canvas.shape[:1]:
             raise ValueError(f"lengths has shape {tuple(lengths.shape)} for a batch of {len(canvas)}")
         bad = (lengths > canvas.shape[1]) | (lengths < 0)
         if bad.any():
-            raise ValueError(f"lengths[{int(bad.nonzero()[0])}]={int(lengths[bad][0])} does not fit a canvas of length {canvas.shape[1]}")
+            raise ValueError(
+                f"lengths[{int(bad.nonzero()[0])}]={int(lengths[bad][0])} does not fit a canvas of length {canvas.shape[1]}"
+            )
         place = torch.arange(canvas.shape[1], device=canvas.device)
-        inside &= (place < lengths.to(canvas.device)[:, None]).view(*canvas.shape[:2], *[1] * (canvas.ndim - 2))
+        inside &= (place < lengths.to(canvas.device)[:, None]).view(
+            *canvas.shape[:2], *[1] * (canvas.ndim - 2)
+        )
     if not ((canvas == mask_id) & inside).any():
         raise ValueError(f"canvas holds no mask (mask_id={mask_id}) within lengths: nothing to sample")
 
 # %% ../../nbs/diffusion/sample.ipynb #a72a3920
 def _run(denoiser, canvas, rule, mask_id, steps, seed, lengths, **options) -> SamplingRun:
     "The config apart from the rest"
-    config = SamplingConfig(**{name: options.pop(name) for name in list(options) if name in SamplingConfig.__dataclass_fields__})
-    return SamplingRun(denoiser, canvas, rule, mask_id, lengths=lengths, steps=steps, seed=seed, config=config, **options)
+    config = SamplingConfig(
+        **{name: options.pop(name) for name in list(options) if name in SamplingConfig.__dataclass_fields__}
+    )
+    return SamplingRun(
+        denoiser, canvas, rule, mask_id, lengths=lengths, steps=steps, seed=seed, config=config, **options
+    )
 
 # %% ../../nbs/diffusion/sample.ipynb #fd87a1a3
 def steps(

@@ -20,6 +20,7 @@ from ..base import random
 @dataclass(frozen=True)
 class Schedule:
     "alpha(t) with its slope alpha'(t) and its inverse, each elementwise on float64 tensors"
+
     name: str
     alpha: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
@@ -34,17 +35,24 @@ class Schedule:
 
 # %% ../../nbs/diffusion/schedule.ipynb #53bff1e6
 linear = Schedule("linear", lambda t: 1 - t, lambda t: -torch.ones_like(t), lambda a: 1 - a)
-cosine = Schedule("cosine",
-                  lambda t: 1 - torch.sin(math.pi / 2 * t),
-                  lambda t: -math.pi / 2 * torch.cos(math.pi / 2 * t),
-                  lambda a: 2 / math.pi * torch.asin(1 - a))
+cosine = Schedule(
+    "cosine",
+    lambda t: 1 - torch.sin(math.pi / 2 * t),
+    lambda t: -math.pi / 2 * torch.cos(math.pi / 2 * t),
+    lambda a: 2 / math.pi * torch.asin(1 - a),
+)
 
 # %% ../../nbs/diffusion/schedule.ipynb #3e0febbd
 def log_linear(
     eps: float = 1e-3,  # what is left clean at t = 1
 ) -> Schedule:
     "alpha = 1 - (1 - eps) t"
-    return Schedule("log_linear", lambda t: 1 - (1 - eps) * t, lambda t: -(1 - eps) * torch.ones_like(t), lambda a: (1 - a) / (1 - eps))
+    return Schedule(
+        "log_linear",
+        lambda t: 1 - (1 - eps) * t,
+        lambda t: -(1 - eps) * torch.ones_like(t),
+        lambda a: (1 - a) / (1 - eps),
+    )
 
 # %% ../../nbs/diffusion/schedule.ipynb #a2566636
 def geometric(
@@ -57,15 +65,24 @@ def geometric(
     def sigma(t):
         return low * torch.exp(ratio * t)
 
-    return Schedule("geometric", lambda t: torch.exp(-sigma(t)), lambda t: -ratio * sigma(t) * torch.exp(-sigma(t)),
-                    lambda a: torch.log(-torch.log(a) / low) / ratio)
+    return Schedule(
+        "geometric",
+        lambda t: torch.exp(-sigma(t)),
+        lambda t: -ratio * sigma(t) * torch.exp(-sigma(t)),
+        lambda a: torch.log(-torch.log(a) / low) / ratio,
+    )
 
 # %% ../../nbs/diffusion/schedule.ipynb #40e2ec5f
 def polynomial(
     power: float = 2.0,
 ) -> Schedule:
     "alpha = 1 - t^power"
-    return Schedule("polynomial", lambda t: 1 - t**power, lambda t: -power * t ** (power - 1), lambda a: (1 - a) ** (1 / power))
+    return Schedule(
+        "polynomial",
+        lambda t: 1 - t**power,
+        lambda t: -power * t ** (power - 1),
+        lambda a: (1 - a) ** (1 / power),
+    )
 
 # %% ../../nbs/diffusion/schedule.ipynb #90aabe8d
 def linear_masking(x: Tensor) -> Tensor:
@@ -91,12 +108,21 @@ MASKING_SCHEDULES = {"linear": linear_masking, "cosine": cosine_masking, "time_s
 
 
 def get_masking_schedule(
-    masking_schedule: str | Callable[[Tensor], Tensor],  # a name of `MASKING_SCHEDULES`, or a function that falls from 1 at 0 to 0 at 1
+    masking_schedule: str
+    | Callable[
+        [Tensor], Tensor
+    ],  # a name of `MASKING_SCHEDULES`, or a function that falls from 1 at 0 to 0 at 1
 ) -> Callable[[Tensor], Tensor]:
     "A pace by its name, or any function that is one"
-    g = MASKING_SCHEDULES.get(masking_schedule, masking_schedule) if isinstance(masking_schedule, str) else masking_schedule
+    g = (
+        MASKING_SCHEDULES.get(masking_schedule, masking_schedule)
+        if isinstance(masking_schedule, str)
+        else masking_schedule
+    )
     if not callable(g):
-        raise ValueError(f"masking_schedule={masking_schedule!r} is not one of {', '.join(MASKING_SCHEDULES)}, nor a function")
+        raise ValueError(
+            f"masking_schedule={masking_schedule!r} is not one of {', '.join(MASKING_SCHEDULES)}, nor a function"
+        )
     start, end = g(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     if abs(start - 1) > 1e-6 or abs(end) > 1e-6:
         raise ValueError(f"a pace falls from 1 at 0 to 0 at 1; this one goes from {start:g} to {end:g}")

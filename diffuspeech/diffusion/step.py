@@ -19,6 +19,7 @@ from .predictions import SamplingConfig, Predictions
 @dataclass
 class StepState:
     "What a rule sees before a step: tensors over the b rows at work and N = L * Q places"
+
     step: int | Tensor  # steps taken so far; a tensor where one compiled graph is to serve every step
     x: Tensor  # (b, N) tokens
     masked: Tensor  # (b, N) masked, and may be committed now
@@ -30,7 +31,9 @@ class StepState:
     group_size: Tensor  # (b,) places that the group began with
     num_masked: Tensor  # (b,) of them, still masked
     num_commit: Tensor  # (b,) to commit now, by the pace
-    confidence: Tensor  # (b, N) float32, probability of each token when it was committed; nan where masked or given
+    confidence: (
+        Tensor  # (b, N) float32, probability of each token when it was committed; nan where masked or given
+    )
     lengths: Tensor  # (b,)
     keys: Tensor  # (b,) a key for each row
     codebooks: int  # Q: place p is position p // Q, codebook p % Q
@@ -38,17 +41,33 @@ class StepState:
     config: SamplingConfig
     cache: dict  # what the rule left here at the step before: tensors with b rows
     suppressed: list[int]  # token ids that are never drawn
-    uniforms: Callable | None = None  # noise(tag) -> (b, N): the numbers of `u`, computed for several steps at once
-    call_denoiser: Callable | None = None  # ask(where, denoiser=None, tokens=None, **more) -> logits: a call of the network, counted
+    uniforms: Callable | None = (
+        None  # noise(tag) -> (b, N): the numbers of `u`, computed for several steps at once
+    )
+    call_denoiser: Callable | None = (
+        None  # ask(where, denoiser=None, tokens=None, **more) -> logits: a call of the network, counted
+    )
 
     def predict(self, needed: Tensor) -> Predictions | None:
         "The network's answer at the `wanted` places (b, N), for the rows that want any"
         where = needed.flatten().nonzero().squeeze(1)
-        return Predictions(self.call_denoiser(where), where, tuple(self.x.shape), self.u(0), self.config, self.suppressed) if len(where) else None
+        return (
+            Predictions(
+                self.call_denoiser(where), where, tuple(self.x.shape), self.u(0), self.config, self.suppressed
+            )
+            if len(where)
+            else None
+        )
 
     def u(self, tag: int) -> Tensor:
         "(b, N) float64 uniform numbers, a fresh set for each tag; a place's number does not depend on the canvas's width"
-        return self.uniforms(tag) if self.uniforms else uniform(self.keys, torch.as_tensor(self.step, device=self.x.device).view(1), tag, self.x.shape[1])[0]
+        return (
+            self.uniforms(tag)
+            if self.uniforms
+            else uniform(
+                self.keys, torch.as_tensor(self.step, device=self.x.device).view(1), tag, self.x.shape[1]
+            )[0]
+        )
 
 # %% ../../nbs/diffusion/step.ipynb #97f71bdd
 def uniform(
@@ -64,6 +83,7 @@ def uniform(
 # %% ../../nbs/diffusion/step.ipynb #43053cde
 class Rule:
     "A sampler. Subclasses are dataclasses that define `choose`"
+
     uses_predictions = True  # chooses after seeing the network's answer
     remasks = False  # may mask again what it has committed
     stops_when_unmasked = True  # a row without masks has finished; False: it uses all its steps
@@ -87,7 +107,11 @@ class Rule:
 
     def alpha(self, state: StepState) -> Tensor:
         "(b, 1) share clean, for networks that want the time: as it is for rules that look, by the pace for others"
-        return 1 - state.num_masked[:, None] / state.group_size[:, None].clamp_min(1) if self.uses_predictions else state.alpha_t
+        return (
+            1 - state.num_masked[:, None] / state.group_size[:, None].clamp_min(1)
+            if self.uses_predictions
+            else state.alpha_t
+        )
 
 # %% ../../nbs/diffusion/step.ipynb #574d8c80
 def static_step(
@@ -97,7 +121,15 @@ def static_step(
 ) -> tuple[Tensor, Tensor]:  # (b, N) tokens and (b, N) probabilities of those just committed
     "One step with no shape that depends on values, for `torch.compile(fullgraph=True)`"
     where = torch.arange(state.x.numel(), device=state.x.device)
-    predictions = Predictions(logits.flatten(0, 1).clone(), where, tuple(state.x.shape), state.u(0), state.config, state.suppressed, state.masked)
+    predictions = Predictions(
+        logits.flatten(0, 1).clone(),
+        where,
+        tuple(state.x.shape),
+        state.u(0),
+        state.config,
+        state.suppressed,
+        state.masked,
+    )
     commit, remask = rule.choose(state, predictions if rule.uses_predictions else None)
     if state.config.eos == "last":
         commit = predictions.defer_eos(commit, state.masked)
@@ -105,5 +137,7 @@ def static_step(
     _, tokens, p, _ = predictions.take()
     x = torch.where(commit, tokens.view_as(state.x), state.x)
     if remask is not None:
-        x = torch.where(remask & state.maskable & (state.group_step + 1 < state.steps)[:, None], state.mask_id, x)
+        x = torch.where(
+            remask & state.maskable & (state.group_step + 1 < state.steps)[:, None], state.mask_id, x
+        )
     return x, torch.where(commit, p.view_as(state.confidence), state.confidence)

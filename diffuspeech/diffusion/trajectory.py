@@ -25,13 +25,17 @@ def concat_rows(
     fill: float,  # behind the end
 ) -> Tensor:  # (B, L', ...)
     "Rows end to end: those that are of one utterance behind one another"
-    joined = [torch.cat([row[:n] for row, n, of in zip(x, lengths, rows) if of == b]) for b in range(int(rows[-1]) + 1)]
+    joined = [
+        torch.cat([row[:n] for row, n, of in zip(x, lengths, rows) if of == b])
+        for b in range(int(rows[-1]) + 1)
+    ]
     return pad_sequence(joined, batch_first=True, padding_value=fill)
 
 # %% ../../nbs/diffusion/trajectory.ipynb #dda37447
 @dataclass
 class Trajectory:
     "All tensors have the canvas's shape; `commit_step` is -2 where a token was given and -1 where none ever was"
+
     start: Tensor
     final: Tensor
     lengths: Tensor  # (B,)
@@ -43,7 +47,8 @@ class Trajectory:
     rule: str
     canvases: Tensor | None = None  # (steps, ...) int32, after each step, if the rule masks again
 
-    def canvas(self,
+    def canvas(
+        self,
         step: int,  # 0 is the start, `steps` the end
     ) -> Tensor:
         "The canvas after so many steps"
@@ -60,22 +65,45 @@ class Trajectory:
         "One utterance of the batch, as a batch of one"
         pick = slice(i, i + 1)
         stack = None if self.canvases is None else self.canvases[:, pick]
-        return Trajectory(self.start[pick], self.final[pick], self.lengths[pick], self.commit_step[pick], self.confidence[pick], self.entropy[pick],
-                          self.mask_id, self.steps, self.rule, stack)
+        return Trajectory(
+            self.start[pick],
+            self.final[pick],
+            self.lengths[pick],
+            self.commit_step[pick],
+            self.confidence[pick],
+            self.entropy[pick],
+            self.mask_id,
+            self.steps,
+            self.rule,
+            stack,
+        )
 
-    def concat_rows(self,
+    def concat_rows(
+        self,
         rows: Tensor,  # (S,) rising from 0: in which utterance each row of this one is said
     ) -> "Trajectory":
         "Rows that were said apart, as one utterance"
-        fills = dict(start=self.mask_id, final=self.mask_id, commit_step=-1, confidence=torch.nan, entropy=torch.nan)
-        concatenated = {name: concat_rows(getattr(self, name), self.lengths, rows, fill) for name, fill in fills.items()}
-        stack = None if self.canvases is None else concat_rows(self.canvases.transpose(0, 1).transpose(1, 2), self.lengths, rows, self.mask_id).transpose(1, 2).transpose(0, 1)
+        fills = dict(
+            start=self.mask_id, final=self.mask_id, commit_step=-1, confidence=torch.nan, entropy=torch.nan
+        )
+        concatenated = {
+            name: concat_rows(getattr(self, name), self.lengths, rows, fill) for name, fill in fills.items()
+        }
+        stack = (
+            None
+            if self.canvases is None
+            else concat_rows(self.canvases.transpose(0, 1).transpose(1, 2), self.lengths, rows, self.mask_id)
+            .transpose(1, 2)
+            .transpose(0, 1)
+        )
         lengths = self.lengths.new_zeros(int(rows[-1]) + 1).index_add_(0, rows, self.lengths)
         return replace(self, **concatenated, lengths=lengths, canvases=stack)
 
     def order(self) -> Tensor:
         "Committing order as a share of the run in [0, 1], nan where nothing was committed"
-        return torch.where(self.commit_step >= 0, self.commit_step.float() / max(self.steps - 1, 1), torch.nan)
+        return torch.where(
+            self.commit_step >= 0, self.commit_step.float() / max(self.steps - 1, 1), torch.nan
+        )
 
 # %% ../../nbs/diffusion/trajectory.ipynb #dca082e5
 HEADER = ("mask_id", "steps", "rule")
@@ -103,8 +131,12 @@ def load(
     except Exception as e:
         raise ValueError(f"{path}: not a safetensors file ({e})") from None
     if header.get("diffuspeech") != "trajectory 1":
-        raise ValueError(f"{path}: not a trajectory of this version (its header says {header.get('diffuspeech')!r})")
-    tensors = {"commit_step" if name == "committed" else name: tensor for name, tensor in tensors.items()}  # the older name
+        raise ValueError(
+            f"{path}: not a trajectory of this version (its header says {header.get('diffuspeech')!r})"
+        )
+    tensors = {
+        "commit_step" if name == "committed" else name: tensor for name, tensor in tensors.items()
+    }  # the older name
     return Trajectory(**tensors, **{k: json.loads(header[k]) for k in HEADER})
 
 # %% ../../nbs/diffusion/trajectory.ipynb #c0796334
@@ -119,6 +151,7 @@ def show(
     from matplotlib.colors import ListedColormap
 
     from diffuspeech.base import style
+
     t = trajectory.row(row)
     length = int(t.lengths[0])
     stack = torch.stack([t.canvas(n)[0, :length] for n in range(t.steps + 1)]).reshape(t.steps + 1, -1)
@@ -126,7 +159,9 @@ def show(
     given = torch.where(t.commit_step[0, :length].flatten() == -2, 1.0, torch.nan).expand_as(stack)
     ax = ax or plt.subplots(figsize=(7, 2.6))[1]
     picture = ax.imshow(confidence, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
-    ax.imshow(given, aspect="auto", cmap=ListedColormap([style.plot_style("prompt").color]), interpolation="nearest")
+    ax.imshow(
+        given, aspect="auto", cmap=ListedColormap([style.plot_style("prompt").color]), interpolation="nearest"
+    )
     ax.set(xlabel="position", ylabel="step", title=t.rule if title is None else title)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="probability when committed")

@@ -90,11 +90,16 @@ def sampler_overhead(
     repeats: int = 5,  # at least; more where they are quick
 ) -> dict:  # overhead_ms, model_ms, floor_ms, calls
     "Milliseconds a step beside the model, best of several runs"
+
     def run():
         denoiser.reset()
         start = time.perf_counter()
         out = sample(denoiser, torch.full((B, L), V - 1), rule, V - 1, steps=steps, temperature=temperature)
-        return (time.perf_counter() - start - denoiser.seconds) / max(out.trajectory.steps, 1), denoiser.seconds / max(out.nfe, 1), out.trajectory.steps
+        return (
+            (time.perf_counter() - start - denoiser.seconds) / max(out.trajectory.steps, 1),
+            denoiser.seconds / max(out.nfe, 1),
+            out.trajectory.steps,
+        )
 
     run()
     runs, start = [], time.perf_counter()
@@ -103,15 +108,28 @@ def sampler_overhead(
     overhead, model, num_steps = min(runs)
     logits = denoiser.table[: max(denoiser.num_positions // num_steps, 1)]
     floor = min_seconds(lambda: logits.softmax(-1), repeats)
-    return dict(overhead_ms=overhead * 1e3, model_ms=model * 1e3, floor_ms=floor * 1e3, positions_per_step=denoiser.num_positions / num_steps)
+    return dict(
+        overhead_ms=overhead * 1e3,
+        model_ms=model * 1e3,
+        floor_ms=floor * 1e3,
+        positions_per_step=denoiser.num_positions / num_steps,
+    )
 
 # %% ../../nbs/evaluate/bench.ipynb #130acf63
 BASE_SIZE = (2, 256, 6562)
-OTHER_SIZES = [(2, 256, 512), (2, 256, 4097), (2, 256, 32_000), (2, 370, 6562), (1, 370, 6562), (32, 370, 4097)]
+OTHER_SIZES = [
+    (2, 256, 512),
+    (2, 256, 4097),
+    (2, 256, 32_000),
+    (2, 370, 6562),
+    (1, 370, 6562),
+    (32, 370, 4097),
+]
 
 
 def sampler_table(
-    sizes: list[tuple[int, int, int]] | None = None,  # (B, L, V) beside the base; `OTHER_SIZES` when not given
+    sizes: list[tuple[int, int, int]]
+    | None = None,  # (B, L, V) beside the base; `OTHER_SIZES` when not given
     names: list[str] | None = None,  # rules at the base size; all of them when not given
     repeats: int = 5,
 ) -> list[dict]:
@@ -125,14 +143,34 @@ def sampler_table(
             few = max(2, min(repeats, int(4e8 / (B * L * V))))
             full = min_seconds(lambda: gumbel_step(denoiser.table), few)
             peer = block_refinement(denoiser.table.view(B, L, V)) if (B, L, V) == BASE_SIZE else None
-            for name in (names or list(CATALOGUE)) if (B, L, V) == BASE_SIZE else ("ancestral", "remdm_cap", "conf_topk"):
-                special = {"pc": lambda: PC(torch.ones(V)), "wino": lambda: WINO(0.01, 0.02), "remdm_cap": lambda: ReMDM("cap", eta=0.04)}  # its authors' advice for few steps; the default remasks_per_token = 2 re-masks three times as often here
+            for name in (
+                (names or list(CATALOGUE))
+                if (B, L, V) == BASE_SIZE
+                else ("ancestral", "remdm_cap", "conf_topk")
+            ):
+                special = {
+                    "pc": lambda: PC(torch.ones(V)),
+                    "wino": lambda: WINO(0.01, 0.02),
+                    "remdm_cap": lambda: ReMDM("cap", eta=0.04),
+                }  # its authors' advice for few steps; the default remasks_per_token = 2 re-masks three times as often here
                 rule = special.get(name, CATALOGUE[name].factory)()
                 greedy = rule.uses_predictions and name != "low_confidence"
                 r = sampler_overhead(rule, denoiser, B, L, V, temperature=0.0 if greedy else 1.0, repeats=few)
-                rows.append(dict(rule=name, B=B, L=L, V=V, temperature=0 if greedy else 1, **{k: round(v, 3) for k, v in r.items()},
-                                 times_floor=round(r["overhead_ms"] / r["floor_ms"], 1), ratio_full_table=round(full * 1e3 / r["overhead_ms"], 1),
-                                 ratio_block_refinement=None if peer is None else round(peer * 1e3 / r["overhead_ms"], 1)))
+                rows.append(
+                    dict(
+                        rule=name,
+                        B=B,
+                        L=L,
+                        V=V,
+                        temperature=0 if greedy else 1,
+                        **{k: round(v, 3) for k, v in r.items()},
+                        times_floor=round(r["overhead_ms"] / r["floor_ms"], 1),
+                        ratio_full_table=round(full * 1e3 / r["overhead_ms"], 1),
+                        ratio_block_refinement=None
+                        if peer is None
+                        else round(peer * 1e3 / r["overhead_ms"], 1),
+                    )
+                )
     finally:
         torch.set_num_threads(threads)
     return rows

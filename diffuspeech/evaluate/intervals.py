@@ -18,6 +18,7 @@ from ..base import random
 @dataclass(frozen=True)
 class Interval:
     "An estimate, with what it could have been"
+
     estimate: float
     low: float
     high: float
@@ -32,15 +33,22 @@ def student_t_quantile(
     "Quantile of Student's t, by the Cornish-Fisher expansion (within 1 % from four degrees of freedom on)"
     z = torch.special.ndtri(torch.tensor(p, dtype=torch.float64)).item()
     v = df
-    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 # %% ../../nbs/evaluate/intervals.ipynb #99dab27e
 def bootstrap(
     value: Tensor,  # (rows,): errors, grades, cosines
     voice: Sequence,  # (rows,) who speaks
     sentence: Sequence,  # (rows,) what is said
-    size: Tensor | None = None,  # (rows,) what the values are per: words, for a WER; a plain mean when not given
-    baseline: Tensor | None = None,  # (rows,) the other system's values on the same clips: the interval is of the difference
+    size: Tensor
+    | None = None,  # (rows,) what the values are per: words, for a WER; a plain mean when not given
+    baseline: Tensor
+    | None = None,  # (rows,) the other system's values on the same clips: the interval is of the difference
     level: float = 0.95,
     n: int = 2000,  # replicates
     seed: int = 0,
@@ -48,9 +56,13 @@ def bootstrap(
     "Interval of a mean, a rate, or a paired difference, clustered by voice and by sentence"
     value = value.double()
     size = torch.ones_like(value) if size is None else size.double()
-    lengths = dict(voice=len(voice), sentence=len(sentence), size=len(size)) | ({} if baseline is None else dict(baseline=len(baseline)))
+    lengths = dict(voice=len(voice), sentence=len(sentence), size=len(size)) | (
+        {} if baseline is None else dict(baseline=len(baseline))
+    )
     if wrong := [k for k, v in lengths.items() if v != len(value)]:
-        raise ValueError(f"{len(value)} rows, but another number of {', '.join(wrong)}: rows are the same clips in the same order")
+        raise ValueError(
+            f"{len(value)} rows, but another number of {', '.join(wrong)}: rows are the same clips in the same order"
+        )
     if not torch.isfinite(value).all() or not size.sum() > 0:
         raise ValueError("values are not all finite, or their sizes add up to nothing")
     value = value if baseline is None else value - baseline.double()
@@ -59,7 +71,9 @@ def bootstrap(
         names = sorted(set(map(str, labels)))
         if len(names) > 1:
             counts.append(len(names))
-            u = random.uniform(random.fold_in(replicates[:, None], torch.tensor([random.key(kind, name) for name in names])))
+            u = random.uniform(
+                random.fold_in(replicates[:, None], torch.tensor([random.key(kind, name) for name in names]))
+            )
             at = {name: k for k, name in enumerate(names)}
             weight = weight * -u.log()[:, [at[str(label)] for label in labels]]
     if not counts:
@@ -70,7 +84,9 @@ def bootstrap(
     tail = student_t_quantile((1 + level) / 2, G - 1) / student_t_quantile((1 + level) / 2, 10**9)
     quantiles = deviations.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
     low, high = (estimate + quantiles * small * tail).tolist()
-    if baseline is None and (value >= 0).all():  # errors and grades have a floor, which a symmetric tail does not know
+    if (
+        baseline is None and (value >= 0).all()
+    ):  # errors and grades have a floor, which a symmetric tail does not know
         low = max(low, 0.0)
     return Interval(estimate, low, high, deviations.std().item() * small, G)
 
@@ -81,4 +97,6 @@ def min_detectable_effect(
     level: float = 0.95,
 ) -> float:
     "The true difference that such a table would find with this power"
-    return (student_t_quantile((1 + level) / 2, interval.clusters - 1) + student_t_quantile(power, 10**9)) * interval.se
+    return (
+        student_t_quantile((1 + level) / 2, interval.clusters - 1) + student_t_quantile(power, 10**9)
+    ) * interval.se

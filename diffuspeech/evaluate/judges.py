@@ -39,7 +39,8 @@ class Phonemes:
         "What is heard in each wave"
         return [join_phonemes(self.asr(wave.numpy(), SAMPLE_RATE).phonemes) for wave in validate_waves(waves)]
 
-    def phonemize(self,
+    def phonemize(
+        self,
         texts: Sequence[str],  # numbers spelt out
     ) -> list[str]:
         "How each text is said"
@@ -47,7 +48,9 @@ class Phonemes:
         for i, text in enumerate(texts):
             words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower().replace("’", "'"))
             if not words or re.search(r"\d", text):
-                raise ValueError(f"text {i} has {'digits in it: spell them out' if words else 'no words'}: {text!r}")
+                raise ValueError(
+                    f"text {i} has {'digits in it: spell them out' if words else 'no words'}: {text!r}"
+                )
             phonemes.append(join_phonemes(p.phoneme for p in self.g2p.predict(" ".join(words)).alignments))
         return phonemes
 
@@ -60,7 +63,9 @@ def per(
     if isinstance(references, str) or isinstance(hypotheses, str):
         raise ValueError("lists of phoneme strings are wanted: put this one in a list")
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: as many of each are wanted, and at least one")
+        raise ValueError(
+            f"{len(references)} references and {len(hypotheses)} hypotheses: as many of each are wanted, and at least one"
+        )
     process, rows = require_package("jiwer", "PER", "pip install jiwer").process_words, []
     for i, (reference, hypothesis) in enumerate(zip(references, hypotheses)):
         if not reference.split():
@@ -78,7 +83,9 @@ def validate_range(
     waves = validate_waves(waves)
     for i, wave in enumerate(waves):
         if wave.abs().max() > 1:
-            raise ValueError(f"wave {i} reaches {wave.abs().max():.3f}, and {judge} wants samples within 1: scale it, or .clamp(-1, 1) as a file would")
+            raise ValueError(
+                f"wave {i} reaches {wave.abs().max():.3f}, and {judge} wants samples within 1: scale it, or .clamp(-1, 1) as a file would"
+            )
     return waves
 
 # %% ../../nbs/evaluate/judges.ipynb #b0e8c550
@@ -87,13 +94,21 @@ class Dnsmos:
 
     def __init__(self):
         dns = require_package("speechmos.dnsmos", "DNSMOS", "pip install speechmos")
-        files = [Path(dns.__file__).parent / "dnsmos_models" / name for name in ("sig_bak_ovr.onnx", "model_v8.onnx")]
+        files = [
+            Path(dns.__file__).parent / "dnsmos_models" / name
+            for name in ("sig_bak_ovr.onnx", "model_v8.onnx")
+        ]
         self.model = dns.DNSMOS(*map(str, files))
-        self.name = f"DNSMOS-speechmos{metadata.version('speechmos')}-" + "-".join(sha256(f)[:8] for f in files)
+        self.name = f"DNSMOS-speechmos{metadata.version('speechmos')}-" + "-".join(
+            sha256(f)[:8] for f in files
+        )
 
     def __call__(self, waves: Sequence[Tensor]) -> list[dict]:
         "Four grades for each wave"
-        return [{k: float(v) for k, v in self.model(wave.numpy(), SAMPLE_RATE, False).items()} for wave in validate_range(waves, "DNSMOS")]
+        return [
+            {k: float(v) for k, v in self.model(wave.numpy(), SAMPLE_RATE, False).items()}
+            for wave in validate_range(waves, "DNSMOS")
+        ]
 
 # %% ../../nbs/evaluate/judges.ipynb #91325331
 class Plcmos:
@@ -103,14 +118,19 @@ class Plcmos:
         plc = require_package("speechmos.plcmos", "PLCMOS", "pip install speechmos")
         self.model = plc.PLCMOS()
         self.raters = torch.randn(15, 1, 64, generator=torch.Generator().manual_seed(0)).numpy()
-        self.name = f"PLCMOS-speechmos{metadata.version('speechmos')}-{sha256(self.model.model_path)[:8]}-raters15"
+        self.name = (
+            f"PLCMOS-speechmos{metadata.version('speechmos')}-{sha256(self.model.model_path)[:8]}-raters15"
+        )
 
     def __call__(self, waves: Sequence[Tensor]) -> list[float]:
         "A grade for each wave"
         grades = []
         for wave in validate_range(waves, "PLCMOS"):
             sound = self.model.stft_transform(wave.numpy()).astype("float32")[None, None]
-            by_rater = [self.model.session.run(None, dict(degraded_audio=sound, rater_embed=rater))[0].item() for rater in self.raters]
+            by_rater = [
+                self.model.session.run(None, dict(degraded_audio=sound, rater_embed=rater))[0].item()
+                for rater in self.raters
+            ]
             grades.append(sum(by_rater) / len(by_rater))
         return grades
 
@@ -146,45 +166,69 @@ def validate_length(
 class Squim:
     "TorchAudio-SQUIM: what STOI, PESQ and SI-SDR would be, guessed without a reference"
 
-    def __init__(self,
+    def __init__(
+        self,
         file: "str | Path | None" = None,  # squim_objective_dns2020.pth; torchaudio fetches it when not given
         device: str = "cpu",
     ):
         import_torchaudio()
         from torchaudio import models, pipelines
+
         get = "fetch squim_objective_dns2020.pth where there is a network (torchaudio.pipelines.SQUIM_OBJECTIVE.get_model()), and give the file"
         if file is None:
             file = Path(torch.hub.get_dir()) / "torchaudio" / "models" / "squim_objective_dns2020.pth"
             try:
                 file.is_file() or pipelines.SQUIM_OBJECTIVE.get_model()  # which puts it there
             except Exception as e:
-                raise MissingDependency(f"SQUIM: its weights could not be fetched ({type(e).__name__}): {get}") from e
+                raise MissingDependency(
+                    f"SQUIM: its weights could not be fetched ({type(e).__name__}): {get}"
+                ) from e
         if not Path(file).is_file():
             raise MissingDependency(f"SQUIM: {file} is not there: {get}")
-        self.model, self.device = load_weights(models.squim_objective_base(), file, "SQUIM").to(device), device
+        self.model, self.device = (
+            load_weights(models.squim_objective_base(), file, "SQUIM").to(device),
+            device,
+        )
         self.name = f"SQUIM-torchaudio{metadata.version('torchaudio')}-{sha256(file)[:8]}"
 
     @torch.inference_mode()
     def __call__(self, waves: Sequence[Tensor]) -> list[dict]:
         "Three guesses for each wave; one wave at a time, since padding would be heard"
-        scores = [self.model(wave[None].to(self.device)) for wave in validate_length(waves, SAMPLE_RATE // 10, "SQUIM")]
-        return [dict(zip(("squim_stoi", "squim_pesq", "squim_si_sdr"), (s.item() for s in three))) for three in scores]
+        scores = [
+            self.model(wave[None].to(self.device))
+            for wave in validate_length(waves, SAMPLE_RATE // 10, "SQUIM")
+        ]
+        return [
+            dict(zip(("squim_stoi", "squim_pesq", "squim_si_sdr"), (s.item() for s in three)))
+            for three in scores
+        ]
 
 # %% ../../nbs/evaluate/judges.ipynb #ad7a6d1b
 class Utmos:
     "UTMOS22, strong learner: the grade that listeners would give, from 1 to 5"
 
-    def __init__(self,
+    def __init__(
+        self,
         file: "str | Path | None" = None,  # utmos_state_dict.pt; from the hub when not given
         device: str = "cpu",
     ):
         net = require_package("utmos_pytorch.utmos_torch", "UTMOS", "pip install utmos-pytorch")
         if file is None:
-            file = snapshot_folder("Blinorot/UTMOS-PyTorch", "UTMOS", ["utmos_state_dict.pt"]) / "utmos_state_dict.pt"
+            file = (
+                snapshot_folder("Blinorot/UTMOS-PyTorch", "UTMOS", ["utmos_state_dict.pt"])
+                / "utmos_state_dict.pt"
+            )
         if not Path(file).is_file():
-            raise MissingDependency(f"UTMOS: {file} is not there: get utmos_state_dict.pt from the hub's Blinorot/UTMOS-PyTorch")
-        masked = "feature_extractors.0.ssl_model.mask_emb"  # wav2vec's own training needs it, its features do not
-        self.model, self.device = load_weights(net.UTMOSModel(), file, "UTMOS", unused=(masked,)).to(device), device
+            raise MissingDependency(
+                f"UTMOS: {file} is not there: get utmos_state_dict.pt from the hub's Blinorot/UTMOS-PyTorch"
+            )
+        masked = (
+            "feature_extractors.0.ssl_model.mask_emb"  # wav2vec's own training needs it, its features do not
+        )
+        self.model, self.device = (
+            load_weights(net.UTMOSModel(), file, "UTMOS", unused=(masked,)).to(device),
+            device,
+        )
         self.name = f"UTMOS22-strong-utmos-pytorch{metadata.version('utmos-pytorch')}-{sha256(file)[:8]}"
 
     @torch.inference_mode()
@@ -192,8 +236,13 @@ class Utmos:
         "A grade for each wave; one wave at a time, since padding would be heard"
         grades = []
         for wave in validate_length(waves, 400, "UTMOS"):
-            domain, listener = torch.tensor([0], device=self.device), torch.tensor([288], device=self.device)  # as the challenge's own script has them
-            grades.append(self.model(wave[None, None].to(self.device), domain, listener).mean().item() * 2 + 3)
+            domain, listener = (
+                torch.tensor([0], device=self.device),
+                torch.tensor([288], device=self.device),
+            )  # as the challenge's own script has them
+            grades.append(
+                self.model(wave[None, None].to(self.device), domain, listener).mean().item() * 2 + 3
+            )
         return grades
 
 # %% ../../nbs/evaluate/judges.ipynb #a513235c
@@ -212,7 +261,9 @@ def snapshot_folder(
     try:
         return Path(hub.snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
     except Exception as e:
-        raise MissingDependency(f"{judge}: {source} is no folder here, and the hub did not give it ({type(e).__name__}): fetch it where there is a network, and give the folder") from e
+        raise MissingDependency(
+            f"{judge}: {source} is no folder here, and the hub did not give it ({type(e).__name__}): fetch it where there is a network, and give the folder"
+        ) from e
 
 # %% ../../nbs/evaluate/judges.ipynb #1eca5fc2
 def load_transformers(
@@ -228,11 +279,15 @@ def load_transformers(
     transformers = require_package("transformers", judge, "pip install transformers")
     folder = snapshot_folder(source, judge, revision=revision)
     files = sorted(folder.glob("*.safetensors"))
-    if not files and not Path(source).is_dir():  # an older model: pickled tensors, which transformers reads with weights_only=True
+    if (
+        not files and not Path(source).is_dir()
+    ):  # an older model: pickled tensors, which transformers reads with weights_only=True
         folder = snapshot_folder(source, judge, ["*.json", "*.txt", "pytorch_model*.bin"], revision)
     files = files or sorted(folder.glob("pytorch_model*.bin"))
     if not files or not (folder / "config.json").is_file():
-        raise MissingDependency(f"{judge}: {source} holds no {'weights' if not files else 'config.json'}; a folder with config.json and model.safetensors is wanted")
+        raise MissingDependency(
+            f"{judge}: {source} holds no {'weights' if not files else 'config.json'}; a folder with config.json and model.safetensors is wanted"
+        )
     found = transformers.AutoConfig.from_pretrained(folder).model_type
     if found != model_type:
         raise ValueError(f"{source}: holds a {found}, and {judge} is a {model_type}")
@@ -241,28 +296,43 @@ def load_transformers(
     if missing:
         raise ValueError(f"{source}: missing {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
     owner = Path(source).resolve().name if Path(source).is_dir() else str(source).replace("/", "--")
-    return model.eval(), folder, f"{owner}-{'-'.join(sha256(f)[:8] for f in files)}-transformers{transformers.__version__}"
+    return (
+        model.eval(),
+        folder,
+        f"{owner}-{'-'.join(sha256(f)[:8] for f in files)}-transformers{transformers.__version__}",
+    )
 
 # %% ../../nbs/evaluate/judges.ipynb #a257ed1d
 class FastConformer:
     "NVIDIA's FastConformer with CTC: waves to text"
 
-    def __init__(self,
+    def __init__(
+        self,
         source: "str | Path" = "nvidia/parakeet-ctc-0.6b",  # a hub id or a folder
         device: str = "cpu",
         batch_size: int = 8,
         revision: str | None = None,  # of a hub id
     ):
-        model, folder, self.name = load_transformers(source, "FastConformer", "ParakeetForCTC", "parakeet_ctc", revision)
+        model, folder, self.name = load_transformers(
+            source, "FastConformer", "ParakeetForCTC", "parakeet_ctc", revision
+        )
         from transformers import AutoProcessor
-        self.processor, self.model, self.device, self.batch_size = AutoProcessor.from_pretrained(folder), model.to(device), device, batch_size
+
+        self.processor, self.model, self.device, self.batch_size = (
+            AutoProcessor.from_pretrained(folder),
+            model.to(device),
+            device,
+            batch_size,
+        )
 
     @torch.inference_mode()
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is said in each wave"
         waves, texts = validate_length(waves, SAMPLE_RATE // 10, "FastConformer"), []
         for k in range(0, len(waves), self.batch_size):
-            inputs = self.processor([wave.numpy() for wave in waves[k : k + self.batch_size]], sampling_rate=SAMPLE_RATE).to(self.device)
+            inputs = self.processor(
+                [wave.numpy() for wave in waves[k : k + self.batch_size]], sampling_rate=SAMPLE_RATE
+            ).to(self.device)
             texts += self.processor.batch_decode(self.model.generate(**inputs), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -270,16 +340,26 @@ class FastConformer:
 class WavLM:
     "WavLM with x-vectors: a unit vector for each wave's voice"
 
-    def __init__(self,
+    def __init__(
+        self,
         source: "str | Path" = "microsoft/wavlm-base-plus-sv",  # a hub id or a folder
         device: str = "cpu",
         revision: str | None = None,  # of a hub id
     ):
-        model, folder, self.name = load_transformers(source, "WavLM", "WavLMForXVector", "wavlm", revision, unused=("classifier", "objective"))
+        model, folder, self.name = load_transformers(
+            source, "WavLM", "WavLMForXVector", "wavlm", revision, unused=("classifier", "objective")
+        )
         from transformers import AutoFeatureExtractor
-        self.features, self.model, self.device = AutoFeatureExtractor.from_pretrained(folder), model.to(device), device
+
+        self.features, self.model, self.device = (
+            AutoFeatureExtractor.from_pretrained(folder),
+            model.to(device),
+            device,
+        )
         c = model.config
-        self.min_samples = 2 + sum((k - 1) * d for k, d in zip(c.tdnn_kernel, c.tdnn_dilation))  # frames: two are left for the standard deviation
+        self.min_samples = 2 + sum(
+            (k - 1) * d for k, d in zip(c.tdnn_kernel, c.tdnn_dilation)
+        )  # frames: two are left for the standard deviation
         for kernel, stride in zip(c.conv_kernel[::-1], c.conv_stride[::-1]):
             self.min_samples = (self.min_samples - 1) * stride + kernel  # samples
 
@@ -288,14 +368,18 @@ class WavLM:
         "The voice of each wave; one wave at a time, since padding would be heard"
         embeddings = []
         for wave in validate_length(waves, self.min_samples, "WavLM"):
-            inputs = self.features(wave.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values.to(self.device)
-            embeddings.append(torch.nn.functional.normalize(self.model(inputs).embeddings[0].cpu(), dim=0).tolist())
+            inputs = self.features(
+                wave.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
+            ).input_values.to(self.device)
+            embeddings.append(
+                torch.nn.functional.normalize(self.model(inputs).embeddings[0].cpu(), dim=0).tolist()
+            )
         return embeddings
 
 # %% ../../nbs/evaluate/judges.ipynb #e799a3c2
 UNSUPPORTED = {
     "TitaNet": "NVIDIA's speaker network is a .nemo archive, which transformers does not read. Instead: pip install nemo_toolkit[asr], "
-               "then EncDecSpeakerLabelModel.from_pretrained('nvidia/speakerverification_en_titanet_large').get_embedding(file)",
+    "then EncDecSpeakerLabelModel.from_pretrained('nvidia/speakerverification_en_titanet_large').get_embedding(file)",
     "WV-MOS": "its weights are a whole training checkpoint on Zenodo (record 6201162), which we could not try. Instead: pip install wvmos, whose get_wvmos() fetches and reads it",
     "NISQA": "the wheel holds no weights. Instead: nisqa.tar from gabrielmittag/NISQA on GitHub; they are CC-BY-NC-SA-4.0, for no commercial use",
 }

@@ -29,10 +29,12 @@ def transition_rates(
     alpha = {p: 1 - p for p in (t, s)}
     alpha_constant = False
     if isinstance(rule, ReMDM) and not isinstance(rule, Psi) and rule.strategy == "loop":
+
         def path(p):
             if p > rule.t_on:
                 return rule.alpha_on * (1 - p) / (1 - rule.t_on)
             return rule.alpha_on if p > rule.t_off else 1 - (1 - rule.alpha_on) * p / rule.t_off
+
         alpha = {p: path(p) for p in (t, s)}
         alpha_constant = alpha[t] == alpha[s]
     a_t, a_s = alpha[t], alpha[s]
@@ -44,7 +46,11 @@ def transition_rates(
         return (a_s - a_t) / (1 - a_t), 0.0
     sigma_max = 1.0 if a_t == 0 else min(1.0, (1 - a_s) / a_t)
     eta = rule.remasks_per_token / T if rule.eta is None else rule.eta
-    sigma = {"cap": min(eta, sigma_max), "rescale": min(1.0, eta * sigma_max), "loop": min(eta, sigma_max) if alpha_constant else 0.0}[rule.strategy]
+    sigma = {
+        "cap": min(eta, sigma_max),
+        "rescale": min(1.0, eta * sigma_max),
+        "loop": min(eta, sigma_max) if alpha_constant else 0.0,
+    }[rule.strategy]
     return (a_s - (1 - sigma) * a_t) / (1 - a_t), sigma
 
 # %% ../../nbs/evaluate/law.ipynb #ed543713
@@ -62,13 +68,17 @@ def exact_law(
     to_mask = torch.nn.functional.one_hot(torch.full_like(c, M), joint.vocab_size + 1).double()
     for n in range(T):
         commit, remask = transition_rates(rule, n, T)
-        kernel = torch.where(masked, (1 - commit) * to_mask + commit * joint.table, (1 - remask) * stay + remask * to_mask)  # (canvases, length, vocab_size + 1)
+        kernel = torch.where(
+            masked, (1 - commit) * to_mask + commit * joint.table, (1 - remask) * stay + remask * to_mask
+        )  # (canvases, length, vocab_size + 1)
         step = torch.ones(len(c), len(c), dtype=torch.float64)
         for i in range(joint.length):
             step *= kernel[:, i, c[:, i]]
         law = law @ step
     whole = (c != M).all(1)
-    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(0, joint.index(c[whole], joint.vocab_size), law[whole])
+    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(
+        0, joint.index(c[whole], joint.vocab_size), law[whole]
+    )
 
 # %% ../../nbs/evaluate/law.ipynb #935ac17d
 def exact_law_conf(
@@ -79,17 +89,27 @@ def exact_law_conf(
     "The law of ReMDM-conf after T steps, over canvases with their histories"
     n, V, M = joint.length, joint.vocab_size, joint.mask_id
     contexts = (V + 1) ** (n - 1)
-    states = torch.tensor(list(itertools.product(range(1 + V * contexts), repeat=n)))  # 0, or 1 + symbol * contexts + context
+    states = torch.tensor(
+        list(itertools.product(range(1 + V * contexts), repeat=n))
+    )  # 0, or 1 + symbol * contexts + context
     canvas = torch.where(states == 0, M, (states - 1) // contexts)
     others = [torch.tensor([j for j in range(n) if j != i]) for i in range(n)]
     power = (V + 1) ** torch.arange(n - 2, -1, -1)
     context = torch.stack([(canvas[:, others[i]] * power).sum(1) for i in range(n)], 1)
-    chance = torch.zeros(n, V, contexts, dtype=torch.float64)  # with which a symbol was committed at a place in a context
+    chance = torch.zeros(
+        n, V, contexts, dtype=torch.float64
+    )  # with which a symbol was committed at a place in a context
     for i, k in itertools.product(range(n), range(contexts)):
         full = torch.full((n,), M)
         full[others[i]] = k // power % (V + 1)
         chance[i, :, k] = joint.table[joint.index(full), i, :V]
-    psi = torch.stack([torch.where(states[:, i] == 0, torch.inf, chance[i].flatten()[(states[:, i] - 1).clamp_min(0)]) for i in range(n)], 1)
+    psi = torch.stack(
+        [
+            torch.where(states[:, i] == 0, torch.inf, chance[i].flatten()[(states[:, i] - 1).clamp_min(0)])
+            for i in range(n)
+        ],
+        1,
+    )
     now = joint.table[joint.index(canvas)]  # (states, places, V + 1)
     base = (1 + V * contexts) ** torch.arange(n - 1, -1, -1)
     law = (states == 0).all(1).double()
@@ -99,7 +119,9 @@ def exact_law_conf(
         sigma = torch.nan_to_num((-psi).softmax(1)) * min(1.0, sigma_max * rule.conf_scale)
         commit = 1.0 if step == T - 1 else (a_s - a_t) / (1 - a_t)
         fresh = torch.zeros_like(law)
-        for choice in itertools.product(range(V + 1), repeat=n):  # the symbol at each place afterwards, V for a mask
+        for choice in itertools.product(
+            range(V + 1), repeat=n
+        ):  # the symbol at each place afterwards, V for a mask
             p, index = law.clone(), torch.zeros_like(context[:, 0])
             for i, v in enumerate(choice):
                 was_masked = states[:, i] == 0
@@ -107,13 +129,17 @@ def exact_law_conf(
                     p *= torch.where(was_masked, 1 - commit, sigma[:, i])
                     code = torch.zeros_like(index)
                 else:
-                    p *= torch.where(was_masked, commit * now[:, i, v], (1 - sigma[:, i]) * (canvas[:, i] == v))
+                    p *= torch.where(
+                        was_masked, commit * now[:, i, v], (1 - sigma[:, i]) * (canvas[:, i] == v)
+                    )
                     code = torch.where(was_masked, 1 + v * contexts + context[:, i], states[:, i])
                 index += code * base[i]
             fresh.index_add_(0, index, p)
         law = fresh
     whole = (canvas != M).all(1)
-    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(0, joint.index(canvas[whole], V), law[whole])
+    return torch.zeros(len(joint.p), dtype=torch.float64).index_add_(
+        0, joint.index(canvas[whole], V), law[whole]
+    )
 
 # %% ../../nbs/evaluate/law.ipynb #947254ec
 def chi_square(
@@ -147,8 +173,16 @@ def example_rule(
 ) -> Rule:
     "A rule with settings at which its nature shows on a small joint"
     ones = torch.ones(joint.vocab_size)
-    special = {"pc": lambda: PC(ones, decay=0.25), "pmi": lambda: PMI(tau=1.0), "conf_topp": lambda: ConfTopP(0.5), "entropy_bound": lambda: EntropyBound(1.0), "klass": lambda: KLASS(0.5, kl_threshold=0.5, history=1),
-               "slowfast": lambda: SlowFast(0.3, 0.5), "psi": lambda: Psi(kappa=0.8), "p2": lambda: P2(eta=1.0)}
+    special = {
+        "pc": lambda: PC(ones, decay=0.25),
+        "pmi": lambda: PMI(tau=1.0),
+        "conf_topp": lambda: ConfTopP(0.5),
+        "entropy_bound": lambda: EntropyBound(1.0),
+        "klass": lambda: KLASS(0.5, kl_threshold=0.5, history=1),
+        "slowfast": lambda: SlowFast(0.3, 0.5),
+        "psi": lambda: Psi(kappa=0.8),
+        "p2": lambda: P2(eta=1.0),
+    }
     return special.get(name, CATALOGUE[name].factory)()
 
 # %% ../../nbs/evaluate/law.ipynb #202d5240
@@ -174,6 +208,15 @@ def law_table(
             elif keeps == "one" and T >= joint.length:
                 exact = joint.p
             p = None if exact is None else chi_square(counts, exact)
-            rows.append(dict(rule=name, steps=T, tv=round(tv(counts, joint.p), 4), tv_of_exact_law=None if exact is None else round(tv(exact, joint.p), 4),
-                             p_value=None if p is None else round(p, 4), keeps_law=p is not None and p > 0.001, expected=keeps))
+            rows.append(
+                dict(
+                    rule=name,
+                    steps=T,
+                    tv=round(tv(counts, joint.p), 4),
+                    tv_of_exact_law=None if exact is None else round(tv(exact, joint.p), 4),
+                    p_value=None if p is None else round(p, 4),
+                    keeps_law=p is not None and p > 0.001,
+                    expected=keeps,
+                )
+            )
     return rows

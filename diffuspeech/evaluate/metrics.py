@@ -33,7 +33,9 @@ def require_package(
 ):
     "An optional package, or a clear word on who misses it"
     if find_spec(module.split(".")[0]) is None:
-        raise MissingDependency(f"{judge} needs the package {module.split('.')[0]}, which is not installed: {get}")
+        raise MissingDependency(
+            f"{judge} needs the package {module.split('.')[0]}, which is not installed: {get}"
+        )
     return import_module(module)
 
 # %% ../../nbs/evaluate/metrics.ipynb #198a5565
@@ -45,13 +47,17 @@ def validate_waves(
         raise ValueError("a judge takes a list of waves: put this one in a list")
     for i, wave in enumerate(waves):
         if wave.ndim != 1 or not wave.is_floating_point():
-            raise ValueError(f"wave {i}: a one-dimensional float tensor is wanted, not {tuple(wave.shape)} of {wave.dtype}")
+            raise ValueError(
+                f"wave {i}: a one-dimensional float tensor is wanted, not {tuple(wave.shape)} of {wave.dtype}"
+            )
         if len(wave) == 0:
             raise ValueError(f"wave {i} is empty")
         if not torch.isfinite(wave).all():
             raise ValueError(f"wave {i} holds values that are not finite")
         if not wave.any():
-            raise ValueError(f"wave {i} is silent, and no judge can say anything of silence; as a transcript, count it as ''")
+            raise ValueError(
+                f"wave {i} is silent, and no judge can say anything of silence; as a transcript, count it as ''"
+            )
     return [wave.detach().float().cpu() for wave in waves]
 
 # %% ../../nbs/evaluate/metrics.ipynb #cabe4425
@@ -59,18 +65,24 @@ def replace_silence(
     waves: Sequence[Tensor],
 ) -> list[Tensor]:  # those that hold nothing replaced by a faint hiss
     "What judges do not refuse"
-    return [w if w.any() else 1e-4 * torch.randn(max(len(w), 400), generator=torch.Generator().manual_seed(0)) for w in waves]
+    return [
+        w if w.any() else 1e-4 * torch.randn(max(len(w), 400), generator=torch.Generator().manual_seed(0))
+        for w in waves
+    ]
 
 # %% ../../nbs/evaluate/metrics.ipynb #8d1831b2
 @cache
 def normaliser() -> Callable[[str], str]:
     "Whisper's English text normaliser"
-    return require_package("whisper_normalizer.english", "WER", "pip install whisper-normalizer").EnglishTextNormalizer()
+    return require_package(
+        "whisper_normalizer.english", "WER", "pip install whisper-normalizer"
+    ).EnglishTextNormalizer()
 
 # %% ../../nbs/evaluate/metrics.ipynb #2fb9c202
 @dataclass(frozen=True)
 class Errors:
     "Errors of each row, in words or in phonemes; the rates are of the whole table"
+
     insertions: Tensor  # (rows,)
     deletions: Tensor  # (rows,)
     substitutions: Tensor  # (rows,)
@@ -89,7 +101,14 @@ class Errors:
     @property
     def rates(self) -> dict:
         "What the rate is made of, which add up to it"
-        return {name: (errors.sum() / self.size.sum()).item() for name, errors in (("ins", self.insertions), ("del", self.deletions), ("sub", self.substitutions))}
+        return {
+            name: (errors.sum() / self.size.sum()).item()
+            for name, errors in (
+                ("ins", self.insertions),
+                ("del", self.deletions),
+                ("sub", self.substitutions),
+            )
+        }
 
 # %% ../../nbs/evaluate/metrics.ipynb #bffad21d
 def normalise_words(text: str) -> str:
@@ -103,7 +122,9 @@ def wer(
 ) -> Errors:
     "Word errors after Whisper's normaliser"
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: as many of each are wanted, and at least one")
+        raise ValueError(
+            f"{len(references)} references and {len(hypotheses)} hypotheses: as many of each are wanted, and at least one"
+        )
     process = require_package("jiwer", "WER", "pip install jiwer").process_words
     rows = []
     for i, pair in enumerate(zip(references, hypotheses)):
@@ -118,7 +139,8 @@ def wer(
 class Whisper:
     "Whisper through faster-whisper: waves to text"
 
-    def __init__(self,
+    def __init__(
+        self,
         source: str = "whisper-tiny.en",  # a name in `PRETRAINED`, a folder in CTranslate2's format, or a hub id such as `Systran/faster-whisper-large-v3`
         device: str = "cpu",  # or cuda
         compute_type: str = "int8",  # or float32; float16 on cuda
@@ -135,14 +157,31 @@ class Whisper:
             try:
                 folder = Path(fw.download_model(str(source), revision=revision))
             except Exception as e:
-                raise MissingDependency(f"{source}: neither a folder here nor an id that the hub hands over ({type(e).__name__})") from e
+                raise MissingDependency(
+                    f"{source}: neither a folder here nor an id that the hub hands over ({type(e).__name__})"
+                ) from e
         else:
-            raise ValueError(f"{source!r} is no recogniser: name one of {', '.join(PRETRAINED)}, a folder, or a hub id (owner/model)")
+            raise ValueError(
+                f"{source!r} is no recogniser: name one of {', '.join(PRETRAINED)}, a folder, or a hub id (owner/model)"
+            )
         if not (folder / "model.bin").is_file():
-            raise MissingDependency(f"{source}: the folder holds no model.bin; a CTranslate2 copy of Whisper is wanted")
-        self.model = fw.WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=torch.get_num_threads())
+            raise MissingDependency(
+                f"{source}: the folder holds no model.bin; a CTranslate2 copy of Whisper is wanted"
+            )
+        self.model = fw.WhisperModel(
+            str(folder), device=device, compute_type=compute_type, cpu_threads=torch.get_num_threads()
+        )
         self.pipeline = fw.BatchedInferencePipeline(self.model)
-        self.batch_size, self.decode_options = batch_size, dict(language="en", beam_size=beam_size, temperature=0.0, condition_on_previous_text=False, without_timestamps=True)
+        self.batch_size, self.decode_options = (
+            batch_size,
+            dict(
+                language="en",
+                beam_size=beam_size,
+                temperature=0.0,
+                condition_on_previous_text=False,
+                without_timestamps=True,
+            ),
+        )
         title = source if source in PRETRAINED else Path(source).name
         self.name = f"{title}-{sha256(folder / 'model.bin')[:8]}-{compute_type}-beam{beam_size}-fw{metadata.version('faster-whisper')}"
 
@@ -155,10 +194,16 @@ class Whisper:
             some = short[k : k + self.batch_size]
             row = torch.cat([torch.nn.functional.pad(waves[i], (0, window - len(waves[i]))) for i in some])
             where = [dict(start=30 * j, end=30 * j + len(waves[i]) / SAMPLE_RATE) for j, i in enumerate(some)]
-            for segment in self.pipeline.transcribe(row.numpy(), clip_timestamps=where, batch_size=self.batch_size, **self.decode_options)[0]:
+            for segment in self.pipeline.transcribe(
+                row.numpy(), clip_timestamps=where, batch_size=self.batch_size, **self.decode_options
+            )[0]:
                 texts[some[int(segment.start // 30)]] += segment.text
         for i in set(range(len(waves))) - set(short):
-            segments, _ = self.model.transcribe(waves[i].numpy(), no_speech_threshold=None, **self.decode_options | dict(without_timestamps=False))  # they say where the next window begins
+            segments, _ = self.model.transcribe(
+                waves[i].numpy(),
+                no_speech_threshold=None,
+                **self.decode_options | dict(without_timestamps=False),
+            )  # they say where the next window begins
             texts[i] = "".join(segment.text for segment in segments)
         return [text.strip() for text in texts]
 
@@ -170,7 +215,11 @@ def wer_by_reference(
 ) -> dict[str, Errors | None]:  # text, asr (none where no original has any), floor
     "Word errors against the text, against the judge's own transcript of the original (of originals in which it heard any words), and its floor"
     own = [pair for pair in zip(original_transcripts, transcripts) if normalise_words(pair[0])]
-    return dict(text=wer(texts, transcripts), asr=wer(*zip(*own)) if own else None, floor=wer(texts, original_transcripts))
+    return dict(
+        text=wer(texts, transcripts),
+        asr=wer(*zip(*own)) if own else None,
+        floor=wer(texts, original_transcripts),
+    )
 
 # %% ../../nbs/evaluate/metrics.ipynb #4483eb8d
 class DistillMos:
@@ -179,8 +228,15 @@ class DistillMos:
     def __init__(self, batch_size: int = 8):  # windows at a time
         import_torchaudio()
         sqa = require_package("distillmos.sqa", "DistillMOS", "tools/judges.sh")
-        self.model, self.batch_size, self.window, self.hop = sqa.ConvTransformerSQAModel(load_weights=False, segmenting_in_forward=False), batch_size, sqa.SEQ_LEN, sqa.MAX_HOP_LEN
-        self.model.load_state_dict(torch.load(sqa.DEFAULT_WEIGHTS_CHKPT, map_location="cpu", weights_only=True)["model"])
+        self.model, self.batch_size, self.window, self.hop = (
+            sqa.ConvTransformerSQAModel(load_weights=False, segmenting_in_forward=False),
+            batch_size,
+            sqa.SEQ_LEN,
+            sqa.MAX_HOP_LEN,
+        )
+        self.model.load_state_dict(
+            torch.load(sqa.DEFAULT_WEIGHTS_CHKPT, map_location="cpu", weights_only=True)["model"]
+        )
         self.model.eval()
         self.name = f"DistillMOS-{sha256(sqa.DEFAULT_WEIGHTS_CHKPT)[:8]}"
 
@@ -195,7 +251,12 @@ class DistillMos:
                 part = wave[start : start + self.window]
                 windows.append(torch.nn.functional.pad(part, (0, self.window - len(part))))
                 wave_index.append(i)
-        grades = torch.cat([self.model(torch.stack(windows[k : k + self.batch_size])).flatten() for k in range(0, len(windows), self.batch_size)])
+        grades = torch.cat(
+            [
+                self.model(torch.stack(windows[k : k + self.batch_size])).flatten()
+                for k in range(0, len(windows), self.batch_size)
+            ]
+        )
         wave_index = torch.tensor(wave_index)
         return [grades[wave_index == i].mean().item() for i in range(len(waves))]
 
@@ -208,12 +269,18 @@ class Resemblyzer:
         self.slices = import_module("resemblyzer.voice_encoder").VoiceEncoder.compute_partial_slices
         file = Path(self.audio.__file__).parent / "pretrained.pt"
         state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
-        self.model = torch.nn.ModuleDict(dict(lstm=torch.nn.LSTM(40, 256, 3, batch_first=True), linear=torch.nn.Linear(256, 256))).eval()
-        self.model.load_state_dict({k: v for k, v in state.items() if not k.startswith("similarity")})  # those two are its training loss
+        self.model = torch.nn.ModuleDict(
+            dict(lstm=torch.nn.LSTM(40, 256, 3, batch_first=True), linear=torch.nn.Linear(256, 256))
+        ).eval()
+        self.model.load_state_dict(
+            {k: v for k, v in state.items() if not k.startswith("similarity")}
+        )  # those two are its training loss
         self.name = f"Resemblyzer-{sha256(file)[:8]}"
 
     @torch.inference_mode()
-    def __call__(self, waves: Sequence[Tensor]) -> list[list[float]]:  # 256 numbers each; zeros where no voice is found
+    def __call__(
+        self, waves: Sequence[Tensor]
+    ) -> list[list[float]]:  # 256 numbers each; zeros where no voice is found
         "The voice of each wave"
         pieces, wave_index = [], []
         for i, wave in enumerate(validate_waves(waves)):
@@ -221,7 +288,9 @@ class Resemblyzer:
             if len(voiced) == 0:  # nobody speaks
                 continue
             spans, frames = self.slices(len(voiced), rate=1.3, min_coverage=0.75)
-            padded = torch.nn.functional.pad(torch.from_numpy(voiced), (0, max(spans[-1].stop - len(voiced), 0)))
+            padded = torch.nn.functional.pad(
+                torch.from_numpy(voiced), (0, max(spans[-1].stop - len(voiced), 0))
+            )
             mel = torch.from_numpy(self.audio.wav_to_mel_spectrogram(padded.numpy()))
             pieces += [mel[s] for s in frames]
             wave_index += [i] * len(frames)
@@ -229,7 +298,9 @@ class Resemblyzer:
         if pieces:
             hidden = self.model["lstm"](torch.stack(pieces))[1][0][-1]
             embeddings = torch.nn.functional.normalize(self.model["linear"](hidden).relu(), dim=1)
-        sums = torch.zeros(len(waves), 256).index_add_(0, torch.tensor(wave_index, dtype=torch.int64), embeddings)
+        sums = torch.zeros(len(waves), 256).index_add_(
+            0, torch.tensor(wave_index, dtype=torch.int64), embeddings
+        )
         return torch.nn.functional.normalize(sums, dim=1).tolist()
 
 # %% ../../nbs/evaluate/metrics.ipynb #a11b0ca5
@@ -283,7 +354,9 @@ def f0(
     return torch.where(loud & (best > voiced), SAMPLE_RATE / lag, torch.nan)
 
 # %% ../../nbs/evaluate/metrics.ipynb #275d196b
-def f0_error(wave: Tensor, original: Tensor) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `correlation` there (nan where one does not move); `voicing`: share of frames where only one is
+def f0_error(
+    wave: Tensor, original: Tensor
+) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `correlation` there (nan where one does not move); `voicing`: share of frames where only one is
     "How far the tune is from the original's, after stretching one to the other's length"
     a, b = f0(wave), f0(original)
     a = a[torch.linspace(0, len(a) - 1, len(b)).round().long()]
@@ -291,7 +364,11 @@ def f0_error(wave: Tensor, original: Tensor) -> dict:  # `semitones`: root mean 
     a_both, b_both = 12 * a[both].log2(), 12 * b[both].log2()
     x, y = a_both - a_both.mean(), b_both - b_both.mean()
     correlation = (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
-    return dict(semitones=(a_both - b_both).pow(2).mean().sqrt().item(), correlation=correlation.item(), voicing=(a.isnan() != b.isnan()).float().mean().item())
+    return dict(
+        semitones=(a_both - b_both).pow(2).mean().sqrt().item(),
+        correlation=correlation.item(),
+        voicing=(a.isnan() != b.isnan()).float().mean().item(),
+    )
 
 # %% ../../nbs/evaluate/metrics.ipynb #b0f0cba3
 def duration_error(wave: Tensor, original: Tensor) -> float:  # 0.1 is ten percent too long
@@ -315,9 +392,13 @@ class Cache:
         "The judge's answer to each wave"
         waves = validate_waves(waves)
         files = [self._file(judge, wave) for wave in waves]
-        new = list({file: wave for file, wave in zip(files, waves) if not file.is_file()}.items())  # the same wave twice is asked once
+        new = list(
+            {file: wave for file, wave in zip(files, waves) if not file.is_file()}.items()
+        )  # the same wave twice is asked once
         for k in range(0, len(new), 64):  # what was answered is kept, should the next question end it all
-            for (file, _), answer in zip(new[k : k + 64], judge([wave for _, wave in new[k : k + 64]]), strict=True):
+            for (file, _), answer in zip(
+                new[k : k + 64], judge([wave for _, wave in new[k : k + 64]]), strict=True
+            ):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as f:
                     json.dump(answer, f)

@@ -39,6 +39,7 @@ from ..tokenizers.s3 import SpeechTokenizer
 @dataclass(frozen=True)
 class System:
     "A row of the table"
+
     name: str
     model: Reconstructor | None = None  # none: the recording, or its tokens
     steps: int | None = None  # of the diffusion
@@ -59,9 +60,13 @@ def decoder_label(
 ) -> str:  # as DDM-4L-FSQ
     "What a decoder is called in the paper"
     if model.decoder.config.causal != causal:
-        raise ValueError(f"{'an autoregressive' if causal else 'a diffusion'} decoder is expected here (arguments: ddm, ar, student)")
+        raise ValueError(
+            f"{'an autoregressive' if causal else 'a diffusion'} decoder is expected here (arguments: ddm, ar, student)"
+        )
     q = model.taste.config.quantizer
-    return ("AR" if causal else "DDM") + (", no quantizer" if q.kind == "none" else f"-{q.layers}L-{q.kind.upper()}")
+    return ("AR" if causal else "DDM") + (
+        ", no quantizer" if q.kind == "none" else f"-{q.layers}L-{q.kind.upper()}"
+    )
 
 
 def default_systems(
@@ -71,15 +76,39 @@ def default_systems(
 ) -> list[System]:
     "The rows that are always there, and those of a student beside its teacher's; where ddm has no predictor of lengths, not those that need one"
     name, ar_name = decoder_label(ddm, False), decoder_label(ar, True)
-    students = [] if student is None else [System(*row, steps) for steps in (1, 2, 4) for row in ((name, ddm), (f"{decoder_label(student, False)}, distilled", student)) if (row[1], steps) != (ddm, 1)]
-    return [System("Original"), System("S3-Oracle"), System(ar_name, ar, length="eos"), System(ar_name, ar),
-            *(System(name, ddm, steps) for steps in (1, 10, 50)), *(System(name, ddm, 10, length) for length in ("ratio", *(("predicted", "eos") if ddm.duration else ()))),
-            *(System(f"{whose}, {control}", model, steps, control=control) for whose, model, steps in ((name, ddm, 10), (ar_name, ar, None)) for control in ("text only", "shuffled")), *students]
+    students = (
+        []
+        if student is None
+        else [
+            System(*row, steps)
+            for steps in (1, 2, 4)
+            for row in ((name, ddm), (f"{decoder_label(student, False)}, distilled", student))
+            if (row[1], steps) != (ddm, 1)
+        ]
+    )
+    return [
+        System("Original"),
+        System("S3-Oracle"),
+        System(ar_name, ar, length="eos"),
+        System(ar_name, ar),
+        *(System(name, ddm, steps) for steps in (1, 10, 50)),
+        *(
+            System(name, ddm, 10, length)
+            for length in ("ratio", *(("predicted", "eos") if ddm.duration else ()))
+        ),
+        *(
+            System(f"{whose}, {control}", model, steps, control=control)
+            for whose, model, steps in ((name, ddm, 10), (ar_name, ar, None))
+            for control in ("text only", "shuffled")
+        ),
+        *students,
+    ]
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #0ac98ed1
 @dataclass
 class SystemResult:
     "What a system made of some clips"
+
     waves: list[Tensor]
     decoder_seconds: float = 0.0
     total_seconds: float | None = None  # none: nobody saw it being made
@@ -101,7 +130,9 @@ def run_system(
 ) -> SystemResult:
     "The clips as a system gives them back; of one length at a time"
     if system.name == "Original" or system.waves:
-        return SystemResult([load(file) for file in find_wave_files(system.waves, ids)] if system.waves else list(waves))
+        return SystemResult(
+            [load(file) for file in find_wave_files(system.waves, ids)] if system.waves else list(waves)
+        )
     result, start, shuffle_seconds = SystemResult([torch.zeros(0)] * len(waves)), time.perf_counter(), 0.0
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     hop = round(SAMPLE_RATE / (system.model.codec if system.model else codec).frame_rate)
@@ -111,26 +142,51 @@ def run_system(
         given = torch.tensor([-(-len(w) // hop) for w in mine])
         if system.model is None:
             width = int(given.max()) * hop
-            tokens, counts = codec.encode(torch.stack([torch.nn.functional.pad(w, (0, width - len(w))) for w in mine]), torch.tensor([len(w) for w in mine]))
+            tokens, counts = codec.encode(
+                torch.stack([torch.nn.functional.pad(w, (0, width - len(w))) for w in mine]),
+                torch.tensor([len(w) for w in mine]),
+            )
             spoken = [wave[: int(n) * hop] for wave, n in zip(codec.decode(tokens, counts, mine), counts)]
         else:
             condition, _ = system.model.encode(mine, said)
             if system.control == "text only":
                 condition = condition.without(vectors=True)
             elif system.control == "shuffled":
-                other, since = [shuffled_source(order, k + i, voices) for i in range(len(some))], time.perf_counter()
+                other, since = (
+                    [shuffled_source(order, k + i, voices) for i in range(len(some))],
+                    time.perf_counter(),
+                )
                 shuffled, _ = system.model.encode([waves[i] for i in other], [texts[i] for i in other])
                 shuffle_seconds += time.perf_counter() - since
-                at = torch.arange(condition.text.shape[1], device=condition.text.device) % shuffled.lengths[:, None]  # a source with a shorter text begins again
-                condition = Condition(condition.text, condition.lengths, shuffled.vectors.gather(1, at[..., None].expand(-1, -1, shuffled.vectors.shape[2])))
+                at = (
+                    torch.arange(condition.text.shape[1], device=condition.text.device)
+                    % shuffled.lengths[:, None]
+                )  # a source with a shorter text begins again
+                condition = Condition(
+                    condition.text,
+                    condition.lengths,
+                    shuffled.vectors.gather(1, at[..., None].expand(-1, -1, shuffled.vectors.shape[2])),
+                )
             causal = system.model.decoder.config.causal
-            how = ({} if causal else dict(rule=system.rule, steps=system.steps)) | ({} if system.temperature is None else dict(temperature=system.temperature))
-            out = system.model.synthesize_condition(condition, said, mine, system.length, given, seed=torch.tensor([random.key(seed, ids[i] if ids else i) for i in some]), **how)
+            how = ({} if causal else dict(rule=system.rule, steps=system.steps)) | (
+                {} if system.temperature is None else dict(temperature=system.temperature)
+            )
+            out = system.model.synthesize_condition(
+                condition,
+                said,
+                mine,
+                system.length,
+                given,
+                seed=torch.tensor([random.key(seed, ids[i] if ids else i) for i in some]),
+                **how,
+            )
             spoken = out.waves
             result.decoder_seconds += out.seconds["decoder"]
             result.calls = (result.calls or 0) + int(out.generation.calls.sum())
             result.tokens += int(out.lengths.sum())
-            result.loops = (result.loops or 0) + sum(has_repetition_loop(row[:n]) for row, n in zip(out.tokens.tolist(), out.lengths.tolist()))
+            result.loops = (result.loops or 0) + sum(
+                has_repetition_loop(row[:n]) for row, n in zip(out.tokens.tolist(), out.lengths.tolist())
+            )
             if system.length == "eos":
                 result.runaways = (result.runaways or 0) + int((~out.ended).sum())
         for i, wave in zip(some, spoken):
@@ -152,7 +208,9 @@ def run_system_cached(
     "The same, from the folder if it was made before; the row is found by all that it depends on"
     if cache_dir is None or system.name == "Original" or system.waves:
         return run_system(system, codec, waves, texts, voices, ids, seed=seed)
-    whose = {name: value for name, value in vars(system).items() if name != "model"} | dict(model=system.model and system.model.fingerprints(), codec=codec.version)
+    whose = {name: value for name, value in vars(system).items() if name != "model"} | dict(
+        model=system.model and system.model.fingerprints(), codec=codec.version
+    )
     about = json.dumps([whose, seed, list(texts), list(voices), fingerprint(dict(zip(ids, waves)))])
     file = Path(cache_dir) / f"{system.name} {random.key(about) % 2**32:08x}.safetensors"
     if file.is_file():
@@ -163,7 +221,14 @@ def run_system_cached(
             raise ValueError(f"{file}: {e}; delete it, and the row is made again") from None
     result = run_system(system, codec, waves, texts, voices, ids, seed=seed)
     costs = {name: value for name, value in vars(result).items() if name != "waves"}
-    atomic_write(file, lambda temp_path: write_tensors(temp_path, {id: wave.clone() for id, wave in zip(ids, result.waves)}, dict(result=json.dumps(costs))))
+    atomic_write(
+        file,
+        lambda temp_path: write_tensors(
+            temp_path,
+            {id: wave.clone() for id, wave in zip(ids, result.waves)},
+            dict(result=json.dumps(costs)),
+        ),
+    )
     return result
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #84e4322a
@@ -208,7 +273,9 @@ def paired_duration_correlation(
 ) -> tuple[float, int]:  # nan where no clip could be aligned; how many could
     "Correlation of the words' durations, over the clips where the text could be laid along both"
     pairs = [(a, b) for a, b in zip(generated, originals) if a and b]
-    return duration_correlation(*map(list, zip(*pairs))) if sum(len(a.words) for a, _ in pairs) > 2 else float("nan"), len(pairs)
+    return duration_correlation(*map(list, zip(*pairs))) if sum(
+        len(a.words) for a, _ in pairs
+    ) > 2 else float("nan"), len(pairs)
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #b8d1481b
 def nanmean(
@@ -230,7 +297,9 @@ def system_bitrate(
         return round(codec.frame_rate * codec.num_codebooks * math.log2(codec.vocab_size), 1)
     if system.model is None or system.control == "text only" or not system.model.taste.quantizer.bits:
         return None
-    return round(bitrate(system.model.taste.quantizer.bits, int(system.model.encode_text(texts)[1].sum()), seconds), 1)
+    return round(
+        bitrate(system.model.taste.quantizer.bits, int(system.model.encode_text(texts)[1].sum()), seconds), 1
+    )
 
 
 def reconstruct_table(
@@ -249,33 +318,95 @@ def reconstruct_table(
     for u in utterances:
         groups[u.split].append(u)
     if mos_clips < 2 or (alone := [split for split, some in groups.items() if len(some) < 2]):
-        raise ValueError(f"mos_clips={mos_clips}: at least two clips of each split, or there is no interval" if mos_clips < 2 else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval")
-    for folder in (system.waves for system in rows if system.waves):  # a wave that is missing is said before hours of judging
+        raise ValueError(
+            f"mos_clips={mos_clips}: at least two clips of each split, or there is no interval"
+            if mos_clips < 2
+            else f"{', '.join(alone)}: one clip alone has nobody to be shuffled with, and no interval"
+        )
+    for folder in (
+        system.waves for system in rows if system.waves
+    ):  # a wave that is missing is said before hours of judging
         find_wave_files(folder, [u.id for u in utterances])
     judges, cache = judges or all_judges(), cache or Cache()
     with progress(total=len(utterances) * len(rows), unit="clip") as bar:
         for split, some in groups.items():
             waves, texts = [load_audio(u) for u in some], [u.text for u in some]
             at = torch.linspace(0, len(some) - 1, min(mos_clips, len(some))).long().tolist()
-            pick, seconds, first, ar = lambda values: [values[i] for i in at], sum(map(len, waves)) / SAMPLE_RATE, None, None
+            pick, seconds, first, ar = (
+                lambda values: [values[i] for i in at],
+                sum(map(len, waves)) / SAMPLE_RATE,
+                None,
+                None,
+            )
             kinds = {kind: torch.tensor([voice_kind(u) == kind for u in some]) for kind in VOICE_KINDS}
             words = align_text(pick(waves), pick(texts))
             for system in rows:
-                result, model = run_system_cached(cache_dir, system, codec, waves, texts, [u.speaker for u in some], [u.id for u in some], seed=seed), system.model
+                result, model = (
+                    run_system_cached(
+                        cache_dir,
+                        system,
+                        codec,
+                        waves,
+                        texts,
+                        [u.speaker for u in some],
+                        [u.id for u in some],
+                        seed=seed,
+                    ),
+                    system.model,
+                )
                 result.waves = replace_silence(result.waves)
-                numbers, errors = score_system(some, result.waves, waves, at, judges, cache, dict(wer_over_oracle=first, wer_over_ar=ar))
+                numbers, errors = score_system(
+                    some, result.waves, waves, at, judges, cache, dict(wer_over_oracle=first, wer_over_ar=ar)
+                )
                 first = errors.count if system.name == "S3-Oracle" else first
-                ar = errors.count if model is not None and model.decoder.config.causal and system.length == "eos" else ar
+                ar = (
+                    errors.count
+                    if model is not None and model.decoder.config.causal and system.length == "eos"
+                    else ar
+                )
                 f0_errors = [f0_error(a, b) for a, b in zip(pick(result.waves), pick(waves))]
-                row = dict(system=system.name, split=split, steps=system.steps, length_mode=system.length if model or system.waves else None) | numbers
-                row |= {f"wer_{kind}": round((errors.count[those].sum() / errors.size[those].sum()).item(), 4) if those.any() else None for kind, those in kinds.items()}
-                correlation, aligned = paired_duration_correlation(align_text(pick(result.waves), pick(texts)), words)
-                row |= dict(zip(("semitones", "f0_correlation"), (nanmean([tune[k] for tune in f0_errors]) for k in ("semitones", "correlation"))), voiced=sum(tune["semitones"] == tune["semitones"] for tune in f0_errors))
-                row |= dict(duration_correlation=None if correlation != correlation else round(correlation, 3), aligned=aligned,
-                            **{name: None if spent is None else round(spent / over, 4) for name, spent, over in (
-                                ("decoder_seconds", result.decoder_seconds if model else None, len(some)), ("total_seconds", result.total_seconds, len(some)), ("rtf", result.total_seconds, seconds))},
-                            nfe=result.calls and round(result.calls / len(some), 2), tokens_per_call=result.calls and round(result.tokens / result.calls, 2), runaways=result.runaways, loops=result.loops,
-                            bitrate=system_bitrate(system, codec, texts, seconds))
+                row = (
+                    dict(
+                        system=system.name,
+                        split=split,
+                        steps=system.steps,
+                        length_mode=system.length if model or system.waves else None,
+                    )
+                    | numbers
+                )
+                row |= {
+                    f"wer_{kind}": round((errors.count[those].sum() / errors.size[those].sum()).item(), 4)
+                    if those.any()
+                    else None
+                    for kind, those in kinds.items()
+                }
+                correlation, aligned = paired_duration_correlation(
+                    align_text(pick(result.waves), pick(texts)), words
+                )
+                row |= dict(
+                    zip(
+                        ("semitones", "f0_correlation"),
+                        (nanmean([tune[k] for tune in f0_errors]) for k in ("semitones", "correlation")),
+                    ),
+                    voiced=sum(tune["semitones"] == tune["semitones"] for tune in f0_errors),
+                )
+                row |= dict(
+                    duration_correlation=None if correlation != correlation else round(correlation, 3),
+                    aligned=aligned,
+                    **{
+                        name: None if spent is None else round(spent / over, 4)
+                        for name, spent, over in (
+                            ("decoder_seconds", result.decoder_seconds if model else None, len(some)),
+                            ("total_seconds", result.total_seconds, len(some)),
+                            ("rtf", result.total_seconds, seconds),
+                        )
+                    },
+                    nfe=result.calls and round(result.calls / len(some), 2),
+                    tokens_per_call=result.calls and round(result.tokens / result.calls, 2),
+                    runaways=result.runaways,
+                    loops=result.loops,
+                    bitrate=system_bitrate(system, codec, texts, seconds),
+                )
                 table.append(row)
                 bar.update(len(some))
     return table

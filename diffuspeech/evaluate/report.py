@@ -28,12 +28,18 @@ from ..data.manifest import Utterance, load_audio
 @dataclass(frozen=True)
 class EvalProtocol:
     "What was judged, by whom"
+
     clips: dict[str, str]  # id: sha256 of the samples
     judges: dict[str, str]  # wer, mos, speaker: name, with version and weights
     lengths: tuple[str, ...] = LENGTH_MODES  # where a row may take the number of tokens from
 
     @classmethod
-    def from_clips(cls, utterances: Sequence[Utterance], judges: dict[str, Callable], lengths: Sequence[str] = LENGTH_MODES) -> "EvalProtocol":
+    def from_clips(
+        cls,
+        utterances: Sequence[Utterance],
+        judges: dict[str, Callable],
+        lengths: Sequence[str] = LENGTH_MODES,
+    ) -> "EvalProtocol":
         "The protocol of some clips and judges"
         clips = {u.id: wave_hash(load_audio(u)) for u in utterances}
         if len(clips) < len(utterances):
@@ -61,11 +67,28 @@ class EvalProtocol:
 
     def check(self, other: "EvalProtocol"):
         "Refuse what was judged in another way, or has its lengths from elsewhere"
-        gone, new = sorted(self.clips.keys() - other.clips.keys()), sorted(other.clips.keys() - self.clips.keys())
-        changed = sorted(id for id in self.clips.keys() & other.clips.keys() if self.clips[id] != other.clips[id])
-        judges = [f"{name} is {other.judges.get(name)}, not {self.judges.get(name)}" for name in sorted(self.judges | other.judges) if other.judges.get(name) != self.judges.get(name)]
-        differences = [f"{word} {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}" for word, ids in (("without", gone), ("with", new), ("changed", changed)) if ids]
-        lengths = [f"length is {name}, not {' or '.join(self.lengths)}" for name in other.lengths if name not in self.lengths]
+        gone, new = (
+            sorted(self.clips.keys() - other.clips.keys()),
+            sorted(other.clips.keys() - self.clips.keys()),
+        )
+        changed = sorted(
+            id for id in self.clips.keys() & other.clips.keys() if self.clips[id] != other.clips[id]
+        )
+        judges = [
+            f"{name} is {other.judges.get(name)}, not {self.judges.get(name)}"
+            for name in sorted(self.judges | other.judges)
+            if other.judges.get(name) != self.judges.get(name)
+        ]
+        differences = [
+            f"{word} {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+            for word, ids in (("without", gone), ("with", new), ("changed", changed))
+            if ids
+        ]
+        lengths = [
+            f"length is {name}, not {' or '.join(self.lengths)}"
+            for name in other.lengths
+            if name not in self.lengths
+        ]
         if differences or judges or lengths:
             raise ValueError("another protocol: " + "; ".join(differences + judges + lengths))
 
@@ -80,6 +103,7 @@ def wave_hash(
 @dataclass(frozen=True)
 class SweepConfig:
     "One way to decode"
+
     rule: str = "conf_topk"
     steps: int | None = 10  # none: the rule's own
     temperature: float | None = None  # none: the decoder's own
@@ -111,9 +135,30 @@ def score_clips(
     transcripts = cache(judges["wer"], audio)
     errors = wer([u.text for u in utterances], transcripts)
     mos = cache(judges["mos"], audio) if "mos" in judges else [None] * len(audio)
-    same = cosine(cache(judges["speaker"], audio), cache(judges["speaker"], [load_audio(u) for u in utterances])).tolist() if "speaker" in judges else [None] * len(audio)
-    return [dict(id=u.id, split=u.split, speaker=u.speaker, text=u.text, transcript=h, errors=int(e), words=int(n), mos=m, spksim=s, seconds=round(u.duration, 3))
-            for u, h, e, n, m, s in zip(utterances, transcripts, errors.count, errors.size, mos, same, strict=True)]
+    same = (
+        cosine(
+            cache(judges["speaker"], audio), cache(judges["speaker"], [load_audio(u) for u in utterances])
+        ).tolist()
+        if "speaker" in judges
+        else [None] * len(audio)
+    )
+    return [
+        dict(
+            id=u.id,
+            split=u.split,
+            speaker=u.speaker,
+            text=u.text,
+            transcript=h,
+            errors=int(e),
+            words=int(n),
+            mos=m,
+            spksim=s,
+            seconds=round(u.duration, 3),
+        )
+        for u, h, e, n, m, s in zip(
+            utterances, transcripts, errors.count, errors.size, mos, same, strict=True
+        )
+    ]
 
 
 def sweep(
@@ -131,9 +176,14 @@ def sweep(
     EvalProtocol.from_clips(utterances, judges).check_or_save(folder / "protocol.json")
     identity, identity_file = model.fingerprints(), folder / "model.json"
     if identity_file.exists() and (there := json.loads(identity_file.read_text())) != identity:
-        raise ValueError(f"{folder}: holds the rows of another model ({there}), and this one is {identity}; give a folder of its own")
+        raise ValueError(
+            f"{folder}: holds the rows of another model ({there}), and this one is {identity}; give a folder of its own"
+        )
     write_json(identity_file, identity)
-    order, causal = sorted(range(len(utterances)), key=lambda i: utterances[i].duration), model.decoder.config.causal
+    order, causal = (
+        sorted(range(len(utterances)), key=lambda i: utterances[i].duration),
+        model.decoder.config.causal,
+    )
     waves = [load_audio(u) for u in utterances]
     for config in progress(list(configs), unit="config"):
         file = folder / f"{config.name}.jsonl"
@@ -141,21 +191,54 @@ def sweep(
             made, cost = [None] * len(waves), [{}] * len(waves)
             for k in range(0, len(order), batch_size):
                 some = order[k : k + batch_size]
-                how = ({} if causal else dict(rule=config.rule, steps=config.steps)) | ({} if config.temperature is None else dict(temperature=config.temperature))
-                seeds = torch.tensor([random.key(config.seed, utterances[i].id) for i in some])  # a clip's numbers do not depend on its neighbours
-                out = model.reconstruct([waves[i] for i in some], [utterances[i].text for i in some], length=config.length, scale=config.scale, seed=seeds, **how)
+                how = ({} if causal else dict(rule=config.rule, steps=config.steps)) | (
+                    {} if config.temperature is None else dict(temperature=config.temperature)
+                )
+                seeds = torch.tensor(
+                    [random.key(config.seed, utterances[i].id) for i in some]
+                )  # a clip's numbers do not depend on its neighbours
+                out = model.reconstruct(
+                    [waves[i] for i in some],
+                    [utterances[i].text for i in some],
+                    length=config.length,
+                    scale=config.scale,
+                    seed=seeds,
+                    **how,
+                )
                 for row, i in enumerate(some):
-                    made[i], cost[i] = out.waves[row], dict(nfe=int(out.generation.calls[row]), tokens=int(out.lengths[row]), decoder_seconds=round(out.seconds["decoder"] / len(some), 5))
+                    made[i], cost[i] = (
+                        out.waves[row],
+                        dict(
+                            nfe=int(out.generation.calls[row]),
+                            tokens=int(out.lengths[row]),
+                            decoder_seconds=round(out.seconds["decoder"] / len(some), 5),
+                        ),
+                    )
             settings = asdict(config) | (dict(rule="autoregressive", steps=None) if causal else {})
-            rows = [settings | row | cost[i] for i, row in enumerate(score_clips(utterances, made, judges, cache))]
-            atomic_write(file, lambda temp_path: temp_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"))
+            rows = [
+                settings | row | cost[i] for i, row in enumerate(score_clips(utterances, made, judges, cache))
+            ]
+            atomic_write(
+                file,
+                lambda temp_path: temp_path.write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+                ),
+            )
         table += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return table
 
 # %% ../../nbs/evaluate/report.ipynb #17c00602
 def summarize(
     table: Sequence[dict],  # of `sweep` or `score_clips`
-    by: Sequence[str] = ("system", "split", "rule", "steps", "temperature", "length", "scale"),  # what none of them has is left out
+    by: Sequence[str] = (
+        "system",
+        "split",
+        "rule",
+        "steps",
+        "temperature",
+        "length",
+        "scale",
+    ),  # what none of them has is left out
 ) -> list[dict]:  # a row for each combination, seeds taken together
     "Means with their intervals"
     groups, by = {}, [name for name in by if any(name in row for row in table)]
@@ -166,10 +249,25 @@ def summarize(
         value = lambda name: torch.tensor([float(row[name]) for row in some])
         voice, text = [row["speaker"] for row in some], [row["text"] for row in some]
         found = dict(wer=bootstrap(value("errors"), voice, text, value("words")))
-        found |= {name: bootstrap(value(name), voice, text) for name in ("mos", "spksim") if some[0][name] is not None}
-        rows.append(dict(zip(by, key)) | dict(clips=len({row["id"] for row in some}), seeds=len({row.get("seed") for row in some}))
-                    | {name + end: round(v, 4) for name, i in found.items() for end, v in (("", i.estimate), ("_low", i.low), ("_high", i.high))}
-                    | {name: round(value(name).mean().item(), 4) for name in ("nfe", "decoder_seconds") if name in some[0]})
+        found |= {
+            name: bootstrap(value(name), voice, text)
+            for name in ("mos", "spksim")
+            if some[0][name] is not None
+        }
+        rows.append(
+            dict(zip(by, key))
+            | dict(clips=len({row["id"] for row in some}), seeds=len({row.get("seed") for row in some}))
+            | {
+                name + end: round(v, 4)
+                for name, i in found.items()
+                for end, v in (("", i.estimate), ("_low", i.low), ("_high", i.high))
+            }
+            | {
+                name: round(value(name).mean().item(), 4)
+                for name in ("nfe", "decoder_seconds")
+                if name in some[0]
+            }
+        )
     return rows
 
 # %% ../../nbs/evaluate/report.ipynb #07022ede
@@ -178,7 +276,12 @@ def find_wave_files(
     ids: Sequence[str],
 ) -> list[Path]:  # of each
     "Where the waves are that somebody else made"
-    found = {id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, id + end)).is_file()), None) for id in ids}
+    found = {
+        id: next((f for end in (".wav", ".flac", ".ogg") if (f := Path(folder, id + end)).is_file()), None)
+        for id in ids
+    }
     if missing := [id for id, file in found.items() if file is None]:
-        raise ValueError(f"{folder}: no wave for {len(missing)} of {len(found)} clips, {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} among them; a mean over the rest would be of other clips")
+        raise ValueError(
+            f"{folder}: no wave for {len(missing)} of {len(found)} clips, {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} among them; a mean over the rest would be of other clips"
+        )
     return [found[id] for id in ids]

@@ -19,7 +19,19 @@ from tqdm.auto import tqdm
 
 from ..base.pretrained import home
 from .intervals import bootstrap, min_detectable_effect
-from .metrics import Cache, Errors, DistillMos, Whisper, Resemblyzer, all_judges, replace_silence, cosine, speaker_floor, wer, wer_by_reference
+from diffuspeech.evaluate.metrics import (
+    Cache,
+    Errors,
+    DistillMos,
+    Whisper,
+    Resemblyzer,
+    all_judges,
+    replace_silence,
+    cosine,
+    speaker_floor,
+    wer,
+    wer_by_reference,
+)
 from ..data.audio import SAMPLE_RATE, load
 from ..voice.jobs import AUDIO_EXTENSIONS, Job
 from ..data.manifest import Manifest, Utterance, load_audio
@@ -41,7 +53,10 @@ def same_speaker_clips(
     mine = defaultdict(list)
     for i, u in enumerate(utterances):
         mine[u.speaker].append(i)
-    return [mine[u.speaker][(mine[u.speaker].index(i) + 1) % len(mine[u.speaker])] for i, u in enumerate(utterances)]
+    return [
+        mine[u.speaker][(mine[u.speaker].index(i) + 1) % len(mine[u.speaker])]
+        for i, u in enumerate(utterances)
+    ]
 
 # %% ../../nbs/evaluate/speech.ipynb #45a4d543
 def run_codec(
@@ -62,8 +77,14 @@ def run_codec(
         for k in range(0, len(order), batch_size):
             some = order[k : k + batch_size]
             lengths = torch.tensor([len(waves[i]) for i in some])
-            ids, counts = codec.encode(torch.nn.utils.rnn.pad_sequence([waves[i] for i in some], batch_first=True), lengths)
-            reference = {"S3-Oracle": [waves[i] for i in some], "S3-Oracle, other clip": [others[i] for i in some], "S3-Oracle, no voice": None}[system]
+            ids, counts = codec.encode(
+                torch.nn.utils.rnn.pad_sequence([waves[i] for i in some], batch_first=True), lengths
+            )
+            reference = {
+                "S3-Oracle": [waves[i] for i in some],
+                "S3-Oracle, other clip": [others[i] for i in some],
+                "S3-Oracle, no voice": None,
+            }[system]
             for i, wave, n in zip(some, codec.decode(ids, counts, reference), lengths.tolist()):
                 found[i] = wave[:n]
     return found, time.perf_counter() - start
@@ -76,22 +97,54 @@ def score_system(
     mos_clips: Sequence[int],  # places of those that the slow judges get
     judges: dict[str, Callable],  # wer, mos, speaker
     cache: Cache,
-    baseline: dict[str, Tensor | None],  # (clips,) errors of systems to compare with, as far as they are known, by the name of the difference
+    baseline: dict[
+        str, Tensor | None
+    ],  # (clips,) errors of systems to compare with, as far as they are known, by the name of the difference
 ) -> tuple[dict, Errors]:  # numbers with their intervals; the errors of each clip
     "What the judges say of a row, and how sure that is"
     generated, pick = replace_silence(generated), lambda values: [values[i] for i in mos_clips]
     voice, sentence = [u.speaker for u in some], [u.text for u in some]
-    ways = wer_by_reference(sentence, cache(judges["wer"], generated), cache(judges["wer"], replace_silence(originals)))
+    ways = wer_by_reference(
+        sentence, cache(judges["wer"], generated), cache(judges["wer"], replace_silence(originals))
+    )
     errors = ways["text"]
     embeddings = cache(judges["speaker"], pick(generated))
-    mos, same = torch.tensor(cache(judges["mos"], pick(generated))), cosine(embeddings, cache(judges["speaker"], pick(originals)))
-    row = dict(clips=len(some), words=int(errors.size.sum()), mos_clips=len(mos_clips), no_speaker=sum(not any(point) for point in embeddings)) | errors.rates
-    paired = {name: None if other is None else bootstrap(errors.count, voice, sentence, errors.size, baseline=other) for name, other in baseline.items()}
-    for name, found in {"wer": bootstrap(errors.count, voice, sentence, errors.size), **paired,
-                        "distillmos": bootstrap(mos, pick(voice), pick(sentence)), "spksim": bootstrap(same, pick(voice), pick(sentence))}.items():
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), [None] * 3 if found is None else [round(v, 4) for v in (found.estimate, found.low, found.high)]))
+    mos, same = (
+        torch.tensor(cache(judges["mos"], pick(generated))),
+        cosine(embeddings, cache(judges["speaker"], pick(originals))),
+    )
+    row = (
+        dict(
+            clips=len(some),
+            words=int(errors.size.sum()),
+            mos_clips=len(mos_clips),
+            no_speaker=sum(not any(point) for point in embeddings),
+        )
+        | errors.rates
+    )
+    paired = {
+        name: None if other is None else bootstrap(errors.count, voice, sentence, errors.size, baseline=other)
+        for name, other in baseline.items()
+    }
+    for name, found in {
+        "wer": bootstrap(errors.count, voice, sentence, errors.size),
+        **paired,
+        "distillmos": bootstrap(mos, pick(voice), pick(sentence)),
+        "spksim": bootstrap(same, pick(voice), pick(sentence)),
+    }.items():
+        row |= dict(
+            zip(
+                (name, f"{name}_low", f"{name}_high"),
+                [None] * 3
+                if found is None
+                else [round(v, 4) for v in (found.estimate, found.low, found.high)],
+            )
+        )
     least = next(iter(paired.values()))
-    return row | dict(wer_detectable=None if least is None else round(min_detectable_effect(least), 4), wer_vs_asr=ways["asr"] and round(ways["asr"].rate, 4)), errors
+    return row | dict(
+        wer_detectable=None if least is None else round(min_detectable_effect(least), 4),
+        wer_vs_asr=ways["asr"] and round(ways["asr"].rate, 4),
+    ), errors
 
 # %% ../../nbs/evaluate/speech.ipynb #e9eac58f
 SYSTEMS = ("Original", "Vocoder", "S3-Oracle", "S3-Oracle, other clip", "S3-Oracle, no voice")
@@ -102,7 +155,8 @@ def speech_table(
     codec: SpeechTokenizer,  # one that decodes, too
     utterances: Sequence[Utterance],
     systems: Sequence[str] = SYSTEMS,
-    judges: dict[str, Callable] | None = None,  # wer, mos, speaker; those of `evaluate.metrics` when not given
+    judges: dict[str, Callable]
+    | None = None,  # wer, mos, speaker; those of `evaluate.metrics` when not given
     mos_clips: int = 60,  # clips of each row that are graded for quality and speaker, the slow judges; spread evenly
     cache: Cache | None = None,
     progress: Callable = tqdm,
@@ -111,13 +165,20 @@ def speech_table(
     if mos_clips < 2:
         raise ValueError(f"mos_clips={mos_clips}: at least two clips of each row, or there is no interval")
     judges, cache = judges or all_judges(), cache or Cache()
-    systems = [s for s in systems if s != "Vocoder" or hasattr(codec, "vocoder")]  # of a public codec that part has no place of its own
+    systems = [
+        s for s in systems if s != "Vocoder" or hasattr(codec, "vocoder")
+    ]  # of a public codec that part has no place of its own
     groups = defaultdict(list)
     for u in utterances:
         groups[u.split, voice_kind(u)].append(u)
-    mos_index = {key: torch.linspace(0, len(some) - 1, min(mos_clips, len(some))).long().tolist() for key, some in groups.items()}
+    mos_index = {
+        key: torch.linspace(0, len(some) - 1, min(mos_clips, len(some))).long().tolist()
+        for key, some in groups.items()
+    }
     scored = [groups[key][i] for key, at in mos_index.items() for i in at]
-    floor = speaker_floor(cache(judges["speaker"], [load_audio(u) for u in scored]), [u.speaker for u in scored])["different"]
+    floor = speaker_floor(
+        cache(judges["speaker"], [load_audio(u) for u in scored]), [u.speaker for u in scored]
+    )["different"]
     rows = []
     with progress(total=len(utterances) * len(systems), unit="clip") as bar:
         for (split, kind), some in groups.items():
@@ -127,9 +188,24 @@ def speech_table(
             for system in systems:
                 at = some_at if system in REFERENCE_SYSTEMS else list(range(len(some)))
                 generated, seconds = run_codec(codec, system, [waves[i] for i in at], [others[i] for i in at])
-                row, errors = score_system([some[i] for i in at], generated, [waves[i] for i in at], [at.index(i) for i in some_at], judges, cache, dict(wer_over_original=None if system in REFERENCE_SYSTEMS else first))
+                row, errors = score_system(
+                    [some[i] for i in at],
+                    generated,
+                    [waves[i] for i in at],
+                    [at.index(i) for i in some_at],
+                    judges,
+                    cache,
+                    dict(wer_over_original=None if system in REFERENCE_SYSTEMS else first),
+                )
                 first = errors.count if system == "Original" else first
-                rows.append(dict(system=system, split=split, voices=kind) | row | dict(spksim_floor=None if floor != floor else round(floor, 4), rtf=round(seconds / (sum(len(waves[i]) for i in at) / SAMPLE_RATE), 4)))
+                rows.append(
+                    dict(system=system, split=split, voices=kind)
+                    | row
+                    | dict(
+                        spksim_floor=None if floor != floor else round(floor, 4),
+                        rtf=round(seconds / (sum(len(waves[i]) for i in at) / SAMPLE_RATE), 4),
+                    )
+                )
                 bar.update(len(some))
     return rows
 
@@ -140,7 +216,9 @@ def load_test_splits(
     "Both test splits of the built-in corpus"
     folder = folder or home() / "corpora" / "small"
     if not (folder / "test-other.jsonl").exists():
-        raise ValueError(f"{folder}: the built-in corpus is not here: diffuspeech corpus build small (or judge the committed clips: --bundled)")
+        raise ValueError(
+            f"{folder}: the built-in corpus is not here: diffuspeech corpus build small (or judge the committed clips: --bundled)"
+        )
     return [u for split in ("test-clean", "test-other") for u in Manifest(folder / f"{split}.jsonl")]
 
 # %% ../../nbs/evaluate/speech.ipynb #129882f7
@@ -162,22 +240,40 @@ def judge_all(
             wave = load_audio(u)
             transcript, row = cache(transcribe, [wave])[0], dict(id=u.id, seconds=round(u.duration, 2))
             if u.text:
-                row |= dict(zip(("errors", "words"), (int(e.sum()) for e in (lambda w: (w.count, w.size))(wer([u.text], [transcript])))))
+                row |= dict(
+                    zip(
+                        ("errors", "words"),
+                        (int(e.sum()) for e in (lambda w: (w.count, w.size))(wer([u.text], [transcript]))),
+                    )
+                )
             row["distillmos"] = round(cache(mos, [wave])[0], 3)
             if original:
-                first = load(next((f for end in AUDIO_EXTENSIONS if (f := Path(original, u.id + end)).is_file()), Path(original, f"{u.id}.wav")))
+                first = load(
+                    next(
+                        (f for end in AUDIO_EXTENSIONS if (f := Path(original, u.id + end)).is_file()),
+                        Path(original, f"{u.id}.wav"),
+                    )
+                )
                 if not any((theirs := cache(voice, [first]))[0]):
                     raise ValueError("no voice is found in the original")
                 row["spksim"] = round(cosine(cache(voice, [wave]), theirs)[0].item(), 4)
                 baseline = wer([cache(transcribe, [first])[0]], [transcript])
-                row |= dict(errors_against_original=int(baseline.count.sum()), words_of_original=int(baseline.size.sum()))
+                row |= dict(
+                    errors_against_original=int(baseline.count.sum()),
+                    words_of_original=int(baseline.size.sum()),
+                )
             rows.append(row | dict(transcript=transcript))
         except ValueError as e:
             job.errors.append(str(e) if str(u.audio) in str(e) else f"{u.where}: {e}")
     total = dict(id="all", seconds=round(sum(r["seconds"] for r in rows), 2))
-    for rate, count, size in (("wer", "errors", "words"), ("wer_against_original", "errors_against_original", "words_of_original")):
+    for rate, count, size in (
+        ("wer", "errors", "words"),
+        ("wer_against_original", "errors_against_original", "words_of_original"),
+    ):
         if any(count in r for r in rows):
-            total[rate] = round(sum(r.get(count, 0) for r in rows) / max(1, sum(r.get(size, 0) for r in rows)), 4)
+            total[rate] = round(
+                sum(r.get(count, 0) for r in rows) / max(1, sum(r.get(size, 0) for r in rows)), 4
+            )
     for name in ("distillmos", "spksim"):
         if any(name in r for r in rows):
             total[name] = round(sum(r.get(name, 0) for r in rows) / sum(name in r for r in rows), 4)

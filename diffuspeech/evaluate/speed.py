@@ -26,7 +26,6 @@ from ..models.decoder import Condition, DecoderConfig, SpeechDecoder
 from ..models.autoregressive import generate
 from ..data.batches import plan_batches
 
-
 # %% ../../nbs/evaluate/speed.ipynb #7276ba1b
 def time_interleaved(
     jobs: dict[object, Callable[[], object]],
@@ -58,6 +57,7 @@ def with_threads(
     job: Callable[[], object],
 ) -> Callable[[], object]:
     "The job on so many threads"
+
     def run():
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -65,6 +65,7 @@ def with_threads(
             return job()
         finally:
             torch.set_num_threads(before)
+
     return run
 
 
@@ -74,7 +75,17 @@ def build_decoders(
 ) -> tuple[SpeechDecoder, SpeechDecoder]:  # diffusion, autoregressive
     "The two decoders, with random weights; neither ends by itself"
     torch.manual_seed(0)
-    both = tuple(SpeechDecoder(DecoderConfig(**vars(config) | dict(causal=causal, time_conditioning=config.time_conditioning and not causal))).eval().to(device) for causal in (False, True))
+    both = tuple(
+        SpeechDecoder(
+            DecoderConfig(
+                **vars(config)
+                | dict(causal=causal, time_conditioning=config.time_conditioning and not causal)
+            )
+        )
+        .eval()
+        .to(device)
+        for causal in (False, True)
+    )
     with torch.no_grad():
         for decoder in both:
             decoder.bias[config.eos_token_id] = -100.0
@@ -86,11 +97,29 @@ def run_forward_calls(
     length: int,
 ):
     "The network calls of an autoregressive run, and nothing else"
-    decoder, c, B, device = bound.decoder, bound.decoder.config, len(bound.memory_mask), bound.memory_mask.device
-    caches = [tuple(torch.zeros(B, c.heads, length, c.dim // c.heads, dtype=bound.memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]
+    decoder, c, B, device = (
+        bound.decoder,
+        bound.decoder.config,
+        len(bound.memory_mask),
+        bound.memory_mask.device,
+    )
+    caches = [
+        tuple(
+            torch.zeros(B, c.heads, length, c.dim // c.heads, dtype=bound.memory[0][0].dtype, device=device)
+            for _ in range(2)
+        )
+        for _ in decoder.layers
+    ]
     last, positions = torch.full((B,), c.mask_token_id, device=device), torch.arange(length, device=device)
     for i in range(length):
-        bound.decode_step(last, positions[i : i + 1], positions if bound.compiled else positions[: i + 1], bound.memory, bound.memory_mask, caches)
+        bound.decode_step(
+            last,
+            positions[i : i + 1],
+            positions if bound.compiled else positions[: i + 1],
+            bound.memory,
+            bound.memory_mask,
+            caches,
+        )
 
 # %% ../../nbs/evaluate/speed.ipynb #414aaafb
 VARIANTS = ("fp32", "bf16", "fp32 compiled", "bf16 compiled")
@@ -103,8 +132,17 @@ def make_binder(
 ) -> Callable:  # () -> ConditionedDecoder
     "What binds a decoder to be run in some way: each utterance needs it once, so it is timed; copies and compiling are not"
     if variant.startswith("bf16"):
-        decoder, condition = deepcopy(decoder).bfloat16(), replace(condition, vectors=condition.vectors.bfloat16())
-    return partial(decoder.bind, condition, torch.compile(decoder.decode_step if decoder.config.causal else decoder.forward, dynamic=False) if variant.endswith("compiled") else None)
+        decoder, condition = (
+            deepcopy(decoder).bfloat16(),
+            replace(condition, vectors=condition.vectors.bfloat16()),
+        )
+    return partial(
+        decoder.bind,
+        condition,
+        torch.compile(decoder.decode_step if decoder.config.causal else decoder.forward, dynamic=False)
+        if variant.endswith("compiled")
+        else None,
+    )
 
 
 @torch.no_grad()
@@ -121,41 +159,135 @@ def decoder_table(
 ) -> list[dict]:
     "A row for each size: milliseconds for a batch, and how many times less than the fairest autoregressive decoder"
     ddm, ar = build_decoders(config, device)
-    threads, rows = sorted({1, torch.get_num_threads()}, reverse=True) if device == "cpu" else [torch.get_num_threads()], []
+    threads, rows = (
+        sorted({1, torch.get_num_threads()}, reverse=True) if device == "cpu" else [torch.get_num_threads()],
+        [],
+    )
     for B in batches:
         for s in seconds:
             L = round(s * frame_rate)
             N = max(1, round(L / config.position_scale))
-            condition = Condition(torch.randint(0, config.text_vocab_size, (B, N), device=device), torch.full((B,), N, device=device), torch.randn(B, N, config.vector_dim, device=device))
+            condition = Condition(
+                torch.randint(0, config.text_vocab_size, (B, N), device=device),
+                torch.full((B,), N, device=device),
+                torch.randn(B, N, config.vector_dim, device=device),
+            )
             masked, lengths = make_canvas(torch.full((B,), L, device=device), config.mask_token_id)
             torch._dynamo.reset()  # after some recompilations torch would quietly stop compiling; each number of threads needs one
-            unbound = lambda tokens, lengths, t=None, where=None, batch=None: ddm.bind(condition)(tokens, lengths, t, where, batch)
-            whole = lambda once: lambda tokens, lengths, t=None, where=None, batch=None: once(tokens, lengths, t, None, batch).flatten(0, 1)[where]  # the output of all positions, to use those of some
-            diffuse = lambda denoiser, n: sample(denoiser, masked, "conf_topk", config.mask_token_id, steps=n, lengths=lengths, eos_id=config.eos_token_id, eos="suppress")
-            jobs = dict(unbound=lambda: diffuse(unbound, steps[0]), whole=lambda: diffuse(whole(ddm.bind(condition)), steps[0])) | (dict(voice=partial(voice, torch.randint(0, config.speech_vocab_size, (B, L)))) if voice else {})
+            unbound = lambda tokens, lengths, t=None, where=None, batch=None: ddm.bind(condition)(
+                tokens, lengths, t, where, batch
+            )
+            whole = lambda once: (
+                lambda tokens, lengths, t=None, where=None, batch=None: once(
+                    tokens, lengths, t, None, batch
+                ).flatten(0, 1)[where]
+            )  # the output of all positions, to use those of some
+            diffuse = lambda denoiser, n: sample(
+                denoiser,
+                masked,
+                "conf_topk",
+                config.mask_token_id,
+                steps=n,
+                lengths=lengths,
+                eos_id=config.eos_token_id,
+                eos="suppress",
+            )
+            jobs = dict(
+                unbound=lambda: diffuse(unbound, steps[0]),
+                whole=lambda: diffuse(whole(ddm.bind(condition)), steps[0]),
+            ) | (
+                dict(voice=partial(voice, torch.randint(0, config.speech_vocab_size, (B, L))))
+                if voice
+                else {}
+            )
             for variant in variants:
                 bind_ddm, bind_ar = make_binder(variant, ddm, condition), make_binder(variant, ar, condition)
                 for count in threads:
                     own = variant if len(threads) == 1 else f"{variant}, {count} thread{'s' * (count > 1)}"
-                    jobs |= {("ddm", n, own): with_threads(count, lambda bind_ddm=bind_ddm, n=n: diffuse(bind_ddm(), n)) for n in steps}
-                    jobs |= {("ar", own): with_threads(count, lambda bind_ar=bind_ar: generate(bind_ar(), max_tokens=L, temperature=0)), ("floor", own): with_threads(count, lambda bind_ar=bind_ar: run_forward_calls(bind_ar(), L))}
+                    jobs |= {
+                        ("ddm", n, own): with_threads(
+                            count, lambda bind_ddm=bind_ddm, n=n: diffuse(bind_ddm(), n)
+                        )
+                        for n in steps
+                    }
+                    jobs |= {
+                        ("ar", own): with_threads(
+                            count, lambda bind_ar=bind_ar: generate(bind_ar(), max_tokens=L, temperature=0)
+                        ),
+                        ("floor", own): with_threads(
+                            count, lambda bind_ar=bind_ar: run_forward_calls(bind_ar(), L)
+                        ),
+                    }
             found = {name: 1e3 * t for name, t in time_interleaved(jobs, repeats, device).items()}
             beside = {name: found.pop(name) for name in ("unbound", "whole", "voice") if name in found}
-            best = lambda *key: min((t, variant) for (*what, variant), t in found.items() if tuple(what) == key)
+            best = lambda *key: min(
+                (t, variant) for (*what, variant), t in found.items() if tuple(what) == key
+            )
             (ar_ms, ar_variant), (floor, _) = best("ar"), best("floor")
-            kinds = {kind: min((t for (what, *_, variant), t in found.items() if what == "ar" and ("compiled" in variant) == (kind == "compiled")), default=None) for kind in ("eager", "compiled")}
+            kinds = {
+                kind: min(
+                    (
+                        t
+                        for (what, *_, variant), t in found.items()
+                        if what == "ar" and ("compiled" in variant) == (kind == "compiled")
+                    ),
+                    default=None,
+                )
+                for kind in ("eager", "compiled")
+            }
             for n in steps:
                 ms, variant = best("ddm", n)
-                row = dict(seconds_of_audio=s, tokens=L, steps=n, batch=B, decoder_ms=ms, variant=variant, ar_ms=ar_ms, ar_variant=ar_variant, **{f"ar_{kind}_ms": ms for kind, ms in kinds.items()}, ar_floor_ms=floor)
+                row = dict(
+                    seconds_of_audio=s,
+                    tokens=L,
+                    steps=n,
+                    batch=B,
+                    decoder_ms=ms,
+                    variant=variant,
+                    ar_ms=ar_ms,
+                    ar_variant=ar_variant,
+                    **{f"ar_{kind}_ms": ms for kind, ms in kinds.items()},
+                    ar_floor_ms=floor,
+                )
                 both = (ms + beside["voice"], ar_ms + beside["voice"]) if voice else None
-                row |= dict(total_ms=both and both[0], ar_total_ms=both and both[1], ratio_total=both and both[1] / both[0])
-                row |= dict(ratio_ar=ar_ms / ms, ratio_floor=floor / ms, **{f"ratio_{name}": beside[name] / next(iter(found.values())) for name in ("unbound", "whole")})
-                rows.append({k: round(v, 2 if k.startswith("ratio") else 1) if isinstance(v, float) else v for k, v in row.items()} | dict(million=round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1)))
+                row |= dict(
+                    total_ms=both and both[0],
+                    ar_total_ms=both and both[1],
+                    ratio_total=both and both[1] / both[0],
+                )
+                row |= dict(
+                    ratio_ar=ar_ms / ms,
+                    ratio_floor=floor / ms,
+                    **{
+                        f"ratio_{name}": beside[name] / next(iter(found.values()))
+                        for name in ("unbound", "whole")
+                    },
+                )
+                rows.append(
+                    {
+                        k: round(v, 2 if k.startswith("ratio") else 1) if isinstance(v, float) else v
+                        for k, v in row.items()
+                    }
+                    | dict(million=round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1))
+                )
     return rows
 
 
-SIZES = (dict(), dict(dim=256, embedding_dim=256, ffn_dim=512, heads=8), dict(dim=512, embedding_dim=512, ffn_dim=1024, heads=8, decoder_layers=6),
-         dict(dim=1024, embedding_dim=1024, ffn_dim=2048, heads=16, encoder_layers=3, decoder_layers=6, position_scale=9.4, frame_rate=50.0))  # the last one is the paper's, with its tokens
+SIZES = (
+    dict(),
+    dict(dim=256, embedding_dim=256, ffn_dim=512, heads=8),
+    dict(dim=512, embedding_dim=512, ffn_dim=1024, heads=8, decoder_layers=6),
+    dict(
+        dim=1024,
+        embedding_dim=1024,
+        ffn_dim=2048,
+        heads=16,
+        encoder_layers=3,
+        decoder_layers=6,
+        position_scale=9.4,
+        frame_rate=50.0,
+    ),
+)  # the last one is the paper's, with its tokens
 
 
 def size_table(
@@ -166,7 +298,14 @@ def size_table(
     "Five seconds, one utterance, ten steps, at growing sizes of the network: where the ratio crosses what one hopes for"
     usual = dict(seconds=(5.0,), steps=(10,), batches=(1,), variants=("fp32", "fp32 compiled"))
     own = lambda size: dict(frame_rate=size["frame_rate"]) if "frame_rate" in size else dict(voice=voice)
-    return [row for size in sizes for row in decoder_table(**usual | own(size) | how, config=DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"}))]
+    return [
+        row
+        for size in sizes
+        for row in decoder_table(
+            **usual | own(size) | how,
+            config=DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"}),
+        )
+    ]
 
 # %% ../../nbs/evaluate/speed.ipynb #efdb3484
 def train_epoch(
@@ -182,14 +321,30 @@ def train_epoch(
         lengths = torch.tensor(tokens[some], device=device)
         B, L, N = len(lengths), int(lengths.max()), max(1, round(int(lengths.max()) / c.position_scale))
         speech = torch.randint(0, c.speech_vocab_size, (B, L), device=device)
-        condition = Condition(torch.randint(0, c.text_vocab_size, (B, N), device=device), (lengths / c.position_scale).round().long().clamp_min(1), torch.randn(B, N, c.vector_dim, device=device))
-        corrupted = corrupt(speech, random.row_keys(k, B, device), c.mask_token_id, stratified_times(k, B).to(device), lengths, never_empty=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as the large presets do
+        condition = Condition(
+            torch.randint(0, c.text_vocab_size, (B, N), device=device),
+            (lengths / c.position_scale).round().long().clamp_min(1),
+            torch.randn(B, N, c.vector_dim, device=device),
+        )
+        corrupted = corrupt(
+            speech,
+            random.row_keys(k, B, device),
+            c.mask_token_id,
+            stratified_times(k, B).to(device),
+            lengths,
+            never_empty=True,
+        )
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=device.type == "cuda"
+        ):  # as the large presets do
             bound = decoder.bind(condition)
             if masked_only:
                 loss = diffusion_loss(bound, corrupted).loss
             else:
-                loss = torch.nn.functional.cross_entropy(bound(corrupted.x_t, lengths).float().flatten(0, 1), speech.masked_fill(~corrupted.target, -100).flatten())
+                loss = torch.nn.functional.cross_entropy(
+                    bound(corrupted.x_t, lengths).float().flatten(0, 1),
+                    speech.masked_fill(~corrupted.target, -100).flatten(),
+                )
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
 
@@ -204,7 +359,29 @@ def training_table(
     durations = np.asarray(durations)
     bucketed, tokens = plan_batches(durations, seconds), np.ceil(durations * frame_rate).astype(np.int64)
     plain = np.array_split(np.random.default_rng(0).permutation(len(durations)), len(bucketed))
-    loops = {"bucketed": (bucketed, True), "bucketed, output at all positions": (bucketed, False), "plain": (plain, False)}
-    spent = time_interleaved({name: partial(train_epoch, build_decoders(config, device)[0].train(), batches, tokens, masked_only) for name, (batches, masked_only) in loops.items()}, 2, device)
-    return [dict(loop=name, batches=len(batches), rows=round(len(durations) / len(batches), 1), filled=round(tokens.sum() / sum(len(some) * tokens[some].max() for some in batches), 3),
-                 tokens_per_second=round(tokens.sum() / spent[name]), ratio=round(spent["plain"] / spent[name], 2)) for name, (batches, _) in loops.items()]
+    loops = {
+        "bucketed": (bucketed, True),
+        "bucketed, output at all positions": (bucketed, False),
+        "plain": (plain, False),
+    }
+    spent = time_interleaved(
+        {
+            name: partial(
+                train_epoch, build_decoders(config, device)[0].train(), batches, tokens, masked_only
+            )
+            for name, (batches, masked_only) in loops.items()
+        },
+        2,
+        device,
+    )
+    return [
+        dict(
+            loop=name,
+            batches=len(batches),
+            rows=round(len(durations) / len(batches), 1),
+            filled=round(tokens.sum() / sum(len(some) * tokens[some].max() for some in batches), 3),
+            tokens_per_second=round(tokens.sum() / spent[name]),
+            ratio=round(spent["plain"] / spent[name], 2),
+        )
+        for name, (batches, _) in loops.items()
+    ]

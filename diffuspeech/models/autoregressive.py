@@ -26,12 +26,15 @@ def sample_token(
     "A token for each row"
     if temperature == 0:
         return logits.argmax(-1)
-    return predictions.sample_categorical(predictions.sampling_probs(logits.float(), temperature, top_p=top_p), u)
+    return predictions.sample_categorical(
+        predictions.sampling_probs(logits.float(), temperature, top_p=top_p), u
+    )
 
 # %% ../../nbs/models/autoregressive.ipynb #51d9f97f
 @dataclass
 class ARGeneration:
     "What a run gives: the tokens and what they cost"
+
     tokens: Tensor  # (B, L), the end and what follows it as the mask id
     lengths: Tensor  # (B,)
     ended: Tensor  # (B,) False: a runaway
@@ -55,8 +58,14 @@ def generate(
     if not c.causal:
         raise ValueError("this decoder was made to fill in masks (causal=False); diffusion.sample runs it")
     if not temperature >= 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature={temperature}, top_p={top_p}: a temperature is 0 or more, a top_p more than 0 and at most 1")
-    B, device, compiled = len(bound.memory_mask), bound.memory_mask.device, bound.compiled  # a compiled step sees the whole cache, so that no shape changes
+        raise ValueError(
+            f"temperature={temperature}, top_p={top_p}: a temperature is 0 or more, a top_p more than 0 and at most 1"
+        )
+    B, device, compiled = (
+        len(bound.memory_mask),
+        bound.memory_mask.device,
+        bound.compiled,
+    )  # a compiled step sees the whole cache, so that no shape changes
     caps = torch.as_tensor(max_tokens, device=device).expand(B)
     if caps.min() < 1:
         raise ValueError(f"max_tokens={caps.min()}: at least one token")
@@ -65,12 +74,28 @@ def generate(
     u = random.uniform(random.fold_in(random.row_keys(seed, B, device)[:, None], positions))
     memory, memory_mask, full = bound.memory, bound.memory_mask, set(caps.tolist())
     shape = (B, c.heads, max_tokens, c.dim // c.heads)
-    caches = [tuple(torch.zeros(shape, dtype=memory[0][0].dtype, device=device) for _ in range(2)) for _ in decoder.layers]
+    caches = [
+        tuple(torch.zeros(shape, dtype=memory[0][0].dtype, device=device) for _ in range(2))
+        for _ in decoder.layers
+    ]
     out, lengths = torch.full((B, max_tokens), c.mask_token_id, device=device), caps.clone()
-    ended, last, nfe = torch.zeros(B, dtype=torch.bool, device=device), torch.full((B,), c.mask_token_id, device=device), 0
+    ended, last, nfe = (
+        torch.zeros(B, dtype=torch.bool, device=device),
+        torch.full((B,), c.mask_token_id, device=device),
+        0,
+    )
     for i in range(max_tokens):
-        logits = bound.decode_step(last, positions[i : i + 1], positions if compiled else positions[: i + 1], memory, memory_mask, caches)
-        last = sample_token(logits if stop_at_eos else logits[:, : c.eos_token_id], u[:, i], temperature, top_p)
+        logits = bound.decode_step(
+            last,
+            positions[i : i + 1],
+            positions if compiled else positions[: i + 1],
+            memory,
+            memory_mask,
+            caches,
+        )
+        last = sample_token(
+            logits if stop_at_eos else logits[:, : c.eos_token_id], u[:, i], temperature, top_p
+        )
         out[rows, i], nfe = last, nfe + 1
         if i + 1 not in full and not (last == c.eos_token_id).any():
             continue
@@ -79,9 +104,18 @@ def generate(
         finished = ended | (caps <= i + 1)
         if finished.all():
             break
-        if not compiled and (active := ~finished[rows]).sum() < len(rows):  # who is done leaves; a compiled step wants the same shapes, so there it goes on unheard
+        if not compiled and (active := ~finished[rows]).sum() < len(
+            rows
+        ):  # who is done leaves; a compiled step wants the same shapes, so there it goes on unheard
             rows, last, memory_mask, u = rows[active], last[active], memory_mask[active], u[active]
-            memory, caches = ([tuple(t[active] for t in pair) for pair in pairs] for pairs in (memory, caches))
+            memory, caches = (
+                [tuple(t[active] for t in pair) for pair in pairs] for pairs in (memory, caches)
+            )
     out = out.masked_fill(positions >= lengths[:, None], c.mask_token_id)[:, : max(1, int(lengths.max()))]
-    calls, seconds = torch.full_like(lengths, nfe) if compiled else lengths + ended, time.perf_counter() - start_time
-    return ARGeneration(out, lengths, ended, nfe, calls, seconds, int(lengths.sum()) / max(1, int(calls.sum())))
+    calls, seconds = (
+        torch.full_like(lengths, nfe) if compiled else lengths + ended,
+        time.perf_counter() - start_time,
+    )
+    return ARGeneration(
+        out, lengths, ended, nfe, calls, seconds, int(lengths.sum()) / max(1, int(calls.sum()))
+    )

@@ -19,6 +19,7 @@ from ..base.layers import Block, rotary_embedding, attention, apply_rotary, time
 @dataclass(frozen=True)
 class DecoderConfig:
     "The shape of a speech decoder"
+
     causal: bool = False  # write from left to right
     text_vocab_size: int = 258  # kinds of pieces
     vector_dim: int = 144  # numbers in the vector of a piece; 0: none, text alone
@@ -29,7 +30,9 @@ class DecoderConfig:
     decoder_layers: int = 4
     heads: int = 4
     ffn_dim: int = 352  # of the feed-forward
-    position_scale: float = 3.8  # speech tokens for each piece of text, about: piece n stands at place rate * n
+    position_scale: float = (
+        3.8  # speech tokens for each piece of text, about: piece n stands at place rate * n
+    )
     time_conditioning: bool = False  # tell the network t
     dropout: float = 0.0
 
@@ -37,7 +40,9 @@ class DecoderConfig:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim={self.dim} must be a multiple of twice heads={self.heads}")
         if self.causal and self.time_conditioning:
-            raise ValueError("time_conditioning=True: a decoder that writes from left to right has no time to be told")
+            raise ValueError(
+                "time_conditioning=True: a decoder that writes from left to right has no time to be told"
+            )
 
     @property
     def eos_token_id(self) -> int:
@@ -52,6 +57,7 @@ class DecoderConfig:
 @dataclass
 class Condition:
     "What is known of each row: pieces of text, a vector for each, or only one of the two"
+
     text: Tensor  # (B, N) int64
     lengths: Tensor  # (B,) pieces
     vectors: Tensor | None = None  # (B, N, vector)
@@ -64,7 +70,13 @@ class Condition:
     def without(self, text: bool = False, vectors: bool = False) -> "Condition":
         "The same, with something withheld: what guidance compares with"
         none = torch.zeros(len(self), dtype=torch.bool, device=self.text.device)
-        return Condition(self.text, self.lengths, self.vectors, none if text else self.has_text, none if vectors else self.has_vectors)
+        return Condition(
+            self.text,
+            self.lengths,
+            self.vectors,
+            none if text else self.has_text,
+            none if vectors else self.has_vectors,
+        )
 
 # %% ../../nbs/models/decoder.ipynb #0324720b
 class DecoderLayer(nn.Module):
@@ -75,13 +87,18 @@ class DecoderLayer(nn.Module):
         self.heads, self.drop = heads, nn.Dropout(dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
-        self.cross_q, self.cross_kv, self.cross_out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False), nn.Linear(dim, dim)
+        self.cross_q, self.cross_kv, self.cross_out = (
+            nn.Linear(dim, dim, bias=False),
+            nn.Linear(dim, 2 * dim, bias=False),
+            nn.Linear(dim, dim),
+        )
         self.up, self.down = nn.Linear(dim, 2 * ffn_dim), nn.Linear(ffn_dim, dim)
 
     def split_heads(self, x: Tensor) -> Tensor:  # (B, L, dim) -> (B, heads, L, dim / heads)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def project_kv(self,
+    def project_kv(
+        self,
         memory: Tensor,  # (B, N, dim) of the encoder
         rotary: Tensor,  # (2, N, dim / heads / 2)
     ) -> tuple[Tensor, Tensor]:  # keys and values, (B, heads, N, dim / heads)
@@ -89,7 +106,8 @@ class DecoderLayer(nn.Module):
         k, v = (self.split_heads(part) for part in self.cross_kv(memory).chunk(2, -1))
         return apply_rotary(k, rotary), v
 
-    def forward(self,
+    def forward(
+        self,
         x: Tensor,  # (B, L, dim)
         attn_mask: Tensor,  # (B or 1, 1, L or 1, positions) True where a position may look
         rotary: Tensor,  # (2, L, dim / heads / 2)
@@ -101,10 +119,15 @@ class DecoderLayer(nn.Module):
         q, k, v = (self.split_heads(part) for part in self.qkv(self.norms[0](x)).chunk(3, -1))
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         if cache is not None:
-            k, v = (whole.index_copy_(2, cache_position, new)[:, :, : attn_mask.shape[-1]] for whole, new in zip(cache, (k, v)))
+            k, v = (
+                whole.index_copy_(2, cache_position, new)[:, :, : attn_mask.shape[-1]]
+                for whole, new in zip(cache, (k, v))
+            )
         y = attention(q, k, v, attn_mask)
         x = x + self.drop(self.out(y.transpose(1, 2).flatten(2)))
-        y = attention(apply_rotary(self.split_heads(self.cross_q(self.norms[1](x))), rotary), *memory, memory_mask)
+        y = attention(
+            apply_rotary(self.split_heads(self.cross_q(self.norms[1](x))), rotary), *memory, memory_mask
+        )
         x = x + self.drop(self.cross_out(y.transpose(1, 2).flatten(2)))
         a, b = self.up(self.norms[2](x)).chunk(2, -1)
         return x + self.drop(self.down(F.silu(a) * b))
@@ -112,27 +135,51 @@ class DecoderLayer(nn.Module):
 # %% ../../nbs/models/decoder.ipynb #64c14b29
 class SpeechDecoder(PretrainedModel):
     "Speech tokens from pieces of text and their vectors"
+
     Config = DecoderConfig
-    renamed = {".pieces.": ".text_embedding.", ".vectors.": ".vector_proj.", "unknown": "null_embedding", ".read.": ".encoder_norm.", ".table.": ".token_embedding.", ".wide.": ".up_proj.", ".thin.": ".down_proj.", ".when.": ".time_proj.", ".ask.": ".cross_q.", ".tell.": ".cross_kv.", ".back.": ".cross_out."}
+    renamed = {
+        ".pieces.": ".text_embedding.",
+        ".vectors.": ".vector_proj.",
+        "unknown": "null_embedding",
+        ".read.": ".encoder_norm.",
+        ".table.": ".token_embedding.",
+        ".wide.": ".up_proj.",
+        ".thin.": ".down_proj.",
+        ".when.": ".time_proj.",
+        ".ask.": ".cross_q.",
+        ".tell.": ".cross_kv.",
+        ".back.": ".cross_out.",
+    }
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         c, d = config, config.dim
         self.text_embedding = nn.Embedding(c.text_vocab_size, d)
         self.vector_proj = nn.Linear(c.vector_dim, d, bias=False) if c.vector_dim else None
-        self.null_embedding = nn.Parameter(torch.randn(2, d) * 0.02)  # in the place of withheld text, and of withheld vectors
-        self.blocks = nn.ModuleList(Block(d, c.heads, c.ffn_dim, dropout=c.dropout) for _ in range(c.encoder_layers))
+        self.null_embedding = nn.Parameter(
+            torch.randn(2, d) * 0.02
+        )  # in the place of withheld text, and of withheld vectors
+        self.blocks = nn.ModuleList(
+            Block(d, c.heads, c.ffn_dim, dropout=c.dropout) for _ in range(c.encoder_layers)
+        )
         self.encoder_norm = nn.LayerNorm(d)
-        self.token_embedding, self.up_proj, self.down_proj = nn.Embedding(c.speech_vocab_size + 2, c.embedding_dim), nn.Linear(c.embedding_dim, d), nn.Linear(d, c.embedding_dim)
+        self.token_embedding, self.up_proj, self.down_proj = (
+            nn.Embedding(c.speech_vocab_size + 2, c.embedding_dim),
+            nn.Linear(c.embedding_dim, d),
+            nn.Linear(d, c.embedding_dim),
+        )
         nn.init.normal_(self.token_embedding.weight, std=c.embedding_dim**-0.5)
         self.time_proj = nn.Linear(d, d) if c.time_conditioning else None
-        self.layers = nn.ModuleList(DecoderLayer(d, c.heads, c.ffn_dim, c.dropout) for _ in range(c.decoder_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(d, c.heads, c.ffn_dim, c.dropout) for _ in range(c.decoder_layers)
+        )
         self.norm, self.bias = nn.LayerNorm(d), nn.Parameter(torch.zeros(c.speech_vocab_size + 2))
 
     def rotary_embedding(self, positions: Tensor) -> Tensor:
         return rotary_embedding(positions, self.config.dim // self.config.heads)
 
-    def encode(self,
+    def encode(
+        self,
         condition: Condition,
     ) -> tuple[Tensor, Tensor]:  # (B, N, dim), (B, N) True inside
         "What the encoder makes of a condition"
@@ -142,7 +189,11 @@ class SpeechDecoder(PretrainedModel):
         if c.has_text is not None:
             h = torch.where(c.has_text[:, None, None], h, self.null_embedding[0].to(h.dtype))
         if self.vector_proj is not None:
-            z = self.null_embedding[1].to(h.dtype).expand_as(h) if c.vectors is None else self.vector_proj(c.vectors)
+            z = (
+                self.null_embedding[1].to(h.dtype).expand_as(h)
+                if c.vectors is None
+                else self.vector_proj(c.vectors)
+            )
             if c.vectors is not None and c.has_vectors is not None:
                 z = torch.where(c.has_vectors[:, None, None], z, self.null_embedding[1].to(z.dtype))
             h = h + z
@@ -151,16 +202,22 @@ class SpeechDecoder(PretrainedModel):
             h = block(h, mask, rotary)
         return self.encoder_norm(h), mask
 
-    def bind(self,
+    def bind(
+        self,
         condition: Condition,
         forward_fn=None,  # in the place of `forward`, or of `decode_step` when it is causal: the same, compiled
     ) -> "ConditionedDecoder":
         "A denoiser that has done once what does not change from step to step"
         memory, mask = self.encode(condition)
-        rotary = self.rotary_embedding(self.config.position_scale * torch.arange(memory.shape[1], device=memory.device))
-        return ConditionedDecoder(self, [layer.project_kv(memory, rotary) for layer in self.layers], mask[:, None, None], forward_fn)
+        rotary = self.rotary_embedding(
+            self.config.position_scale * torch.arange(memory.shape[1], device=memory.device)
+        )
+        return ConditionedDecoder(
+            self, [layer.project_kv(memory, rotary) for layer in self.layers], mask[:, None, None], forward_fn
+        )
 
-    def forward(self,
+    def forward(
+        self,
         tokens: Tensor,  # (B, L)
         attn_mask: Tensor,  # as in `DecoderLayer`
         positions: Tensor,  # (L,)
@@ -178,13 +235,15 @@ class SpeechDecoder(PretrainedModel):
             x = layer(x, attn_mask, rotary, memory[i], memory_mask, caches and caches[i], positions)
         return self.norm(x)
 
-    def logits(self,
+    def logits(
+        self,
         x: Tensor,  # (..., dim)
     ) -> Tensor:  # (..., speech + 2)
         "The output"
         return F.linear(self.down_proj(x), self.token_embedding.weight, self.bias)
 
-    def decode_step(self,
+    def decode_step(
+        self,
         last: Tensor,  # (B,)
         cache_position: Tensor,  # (1,) where it stands
         positions: Tensor,  # (S,) of the caches that are looked at: 0, 1, ...
@@ -193,27 +252,54 @@ class SpeechDecoder(PretrainedModel):
         caches: list[tuple[Tensor, Tensor]],
     ) -> Tensor:  # (B, speech + 1)
         "The output for the place behind a token whose past is in the caches; no mask follows"
-        x = self(last[:, None], (positions <= cache_position)[None, None, None], cache_position, memory, memory_mask, None, caches)
+        x = self(
+            last[:, None],
+            (positions <= cache_position)[None, None, None],
+            cache_position,
+            memory,
+            memory_mask,
+            None,
+            caches,
+        )
         return self.logits(x[:, 0])[:, : self.config.mask_token_id]
 
 # %% ../../nbs/models/decoder.ipynb #063101db
 class ConditionedDecoder:
     "A decoder and the condition of a batch: denoiser(tokens, lengths, t=, where=, batch=) -> logits"
 
-    def __init__(self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], memory_mask: Tensor, forward_fn):
-        self.decoder, self.memory, self.memory_mask, self.compiled = decoder, memory, memory_mask, forward_fn is not None
-        self.forward, self.decode_step = (decoder, forward_fn or decoder.decode_step) if decoder.config.causal else (forward_fn or decoder, None)
+    def __init__(
+        self, decoder: SpeechDecoder, memory: list[tuple[Tensor, Tensor]], memory_mask: Tensor, forward_fn
+    ):
+        self.decoder, self.memory, self.memory_mask, self.compiled = (
+            decoder,
+            memory,
+            memory_mask,
+            forward_fn is not None,
+        )
+        self.forward, self.decode_step = (
+            (decoder, forward_fn or decoder.decode_step)
+            if decoder.config.causal
+            else (forward_fn or decoder, None)
+        )
         self.last_batch, self.last_selection = None, None  # the last rows that were asked for alone
 
     def select(self, batch: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         "Memory and mask of some rows"
-        if batch is None or len(batch) == len(self.memory_mask) and torch.equal(batch, torch.arange(len(batch), device=batch.device)):
+        if (
+            batch is None
+            or len(batch) == len(self.memory_mask)
+            and torch.equal(batch, torch.arange(len(batch), device=batch.device))
+        ):
             return self.memory, self.memory_mask
         if self.last_batch is None or not torch.equal(self.last_batch, batch):
-            self.last_batch, self.last_selection = batch, ([(k[batch], v[batch]) for k, v in self.memory], self.memory_mask[batch])
+            self.last_batch, self.last_selection = (
+                batch,
+                ([(k[batch], v[batch]) for k, v in self.memory], self.memory_mask[batch]),
+            )
         return self.last_selection
 
-    def __call__(self,
+    def __call__(
+        self,
         tokens: Tensor,  # (B, L)
         lengths: Tensor,  # (B,)
         t: Tensor | None = None,  # (B,)

@@ -27,6 +27,7 @@ from ..asr.canary import load_asr
 @dataclass(frozen=True)
 class DurationConfig:
     "The shape of the predictor"
+
     text_vocab_size: int = 256  # kinds of pieces
     dim: int = 32
     layers: int = 1
@@ -38,34 +39,46 @@ class DurationConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "quantiles", tuple(self.quantiles))
-        if list(self.quantiles) != sorted(set(self.quantiles)) or not 0 < self.quantiles[0] <= self.quantiles[-1] < 1:
+        if (
+            list(self.quantiles) != sorted(set(self.quantiles))
+            or not 0 < self.quantiles[0] <= self.quantiles[-1] < 1
+        ):
             raise ValueError(f"quantiles={self.quantiles} must rise, between 0 and 1")
 
 
 class DurationPredictor(PretrainedModel):
     "Quantiles of the number of speech tokens, given a text"
+
     Config = DurationConfig
     renamed = {".pieces.": ".text_embedding.", ".finish.": ".head."}
 
     def __init__(self, config: DurationConfig):
         super().__init__(config)
         self.text_embedding = nn.Embedding(config.text_vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.ffn_dim, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.ffn_dim, dropout=config.dropout)
+            for _ in range(config.layers)
+        )
         self.norm, self.head = nn.LayerNorm(config.dim), nn.Linear(config.dim, len(config.quantiles))
 
-    def forward(self,
+    def forward(
+        self,
         condition: Condition,
     ) -> Tensor:  # (B, quantiles) speech tokens, rising
         "All quantiles"
         N = condition.text.shape[1]
         mask = torch.arange(N, device=condition.text.device) < condition.lengths[:, None]
-        h, rotary = self.text_embedding(condition.text), rotary_embedding(torch.arange(N, device=mask.device), self.config.dim // self.config.heads)
+        h, rotary = (
+            self.text_embedding(condition.text),
+            rotary_embedding(torch.arange(N, device=mask.device), self.config.dim // self.config.heads),
+        )
         for block in self.blocks:
             h = block(h, mask, rotary)
         return (F.softplus(self.head(self.norm(h)).float()) * mask[..., None]).sum(1).cumsum(-1)
 
     @torch.no_grad()
-    def quantile(self,
+    def quantile(
+        self,
         condition: Condition,
         q: float,
     ) -> Tensor:  # (B,) speech tokens
@@ -83,6 +96,7 @@ class DurationPredictor(PretrainedModel):
 @dataclass
 class DurationBatch:
     "Texts and how long they took"
+
     ids: list[str]
     condition: Condition
     durations: Tensor  # (B,)
@@ -90,17 +104,26 @@ class DurationBatch:
 
 class DurationTask:
     "Train the predictor on the durations of a prepared corpus"
-    defaults = dict(model=asdict(DurationConfig()), options=dict(rows=128, recogniser="small"))  # of a batch; whose pieces
+
+    defaults = dict(
+        model=asdict(DurationConfig()), options=dict(rows=128, recogniser="small")
+    )  # of a batch; whose pieces
 
     def __init__(self, run):
         self.run, folder = run, expand_home(run.data) / "prepared"
         self.options = self.defaults["options"] | run.options
-        self.text_tokenizer = text.load_text_tokenizer() if self.options["recogniser"] == "small" else load_asr(self.options["recogniser"]).text_tokenizer
+        self.text_tokenizer = (
+            text.load_text_tokenizer()
+            if self.options["recogniser"] == "small"
+            else load_asr(self.options["recogniser"]).text_tokenizer
+        )
         corpora = {split: PreparedCorpus(folder / split, speed_copies=False) for split in ("train", "dev")}
         self.versions = dict(pieces=self.text_tokenizer.version, recordings=corpora["train"].version)
         self.corpora = {split: self.encode_rows(corpus) for split, corpus in corpora.items()}
         torch.manual_seed(run.seed)
-        self.model = DurationPredictor(DurationConfig(**dict(text_vocab_size=len(self.text_tokenizer)) | run.model))
+        self.model = DurationPredictor(
+            DurationConfig(**dict(text_vocab_size=len(self.text_tokenizer)) | run.model)
+        )
 
     @staticmethod
     def components(run) -> list[dict]:
@@ -108,7 +131,10 @@ class DurationTask:
         return [dict(name="duration", module=DurationPredictor(c), rate=6.6, depth=c.layers, width=c.dim)]
 
     def encode_rows(self, corpus: PreparedCorpus) -> list[tuple[str, list[int], float]]:
-        return [(row["id"], self.text_tokenizer.encode(row["text"], row["id"]), row["seconds"]) for row in corpus.rows]
+        return [
+            (row["id"], self.text_tokenizer.encode(row["text"], row["id"]), row["seconds"])
+            for row in corpus.rows
+        ]
 
     def batch(self, rows: list[tuple[str, list[int], float]]) -> DurationBatch:
         ids, pieces, seconds = zip(*rows)
@@ -118,13 +144,19 @@ class DurationTask:
 
     def batches(self, epoch: int) -> LazyMap:  # of DurationBatch
         rows, n = self.corpora["train"], self.options["rows"]
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(random.key(self.run.seed, epoch) % 2**63)).tolist()
+        order = torch.randperm(
+            len(rows), generator=torch.Generator().manual_seed(random.key(self.run.seed, epoch) % 2**63)
+        ).tolist()
         return LazyMap(lambda k: self.batch([rows[i] for i in order[k : k + n]]), range(0, len(rows), n))
 
     def pinball_loss(self, model: DurationPredictor, batch: DurationBatch) -> Tensor:
         device = model.head.bias.device
         predicted = model(Condition(batch.condition.text.to(device), batch.condition.lengths.to(device)))
-        return pinball_loss(batch.durations.to(device)[:, None], predicted, torch.tensor(model.config.quantiles, device=device)).mean()
+        return pinball_loss(
+            batch.durations.to(device)[:, None],
+            predicted,
+            torch.tensor(model.config.quantiles, device=device),
+        ).mean()
 
     def loss(self, batch: DurationBatch, step: int) -> dict[str, Tensor]:
         return dict(loss=self.pinball_loss(self.model, batch))
@@ -133,7 +165,10 @@ class DurationTask:
         "The loss on dev, and how often a canvas of each quantile would have been long enough"
         dev, device = self.batch(self.corpora["dev"]), model.head.bias.device
         condition = Condition(dev.condition.text.to(device), dev.condition.lengths.to(device))
-        return dict(score=self.pinball_loss(model, dev).item()) | {f"coverage_{q:g}": coverage(model.quantile(condition, q).cpu(), dev.durations) for q in model.config.quantiles}
+        return dict(score=self.pinball_loss(model, dev).item()) | {
+            f"coverage_{q:g}": coverage(model.quantile(condition, q).cpu(), dev.durations)
+            for q in model.config.quantiles
+        }
 
     def export(self, folder, **metadata):
         self.model.save_pretrained(folder, bf16=True, **metadata | self.versions)

@@ -38,11 +38,14 @@ AR_TEMPERATURE = 0.85  # of the autoregressive decoder, chosen on dev: its card 
 @dataclass
 class SpeechResult:
     "What comes out, and what it cost"
+
     waves: list[Tensor]  # 16 kHz
     texts: list[str]
     tokens: Tensor  # (B, L) speech tokens, -1 behind each row's end
     lengths: Tensor  # (B,)
-    generation: "Generation | ARGeneration"  # the decoder's: calls, seconds, and the trajectory of a diffusion
+    generation: (
+        "Generation | ARGeneration"  # the decoder's: calls, seconds, and the trajectory of a diffusion
+    )
     seconds: dict[str, float]  # condition, decoder, voice
     ended: Tensor  # (B,) True: it found its own end, in each of its spans
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
@@ -51,16 +54,37 @@ class SpeechResult:
 class Reconstructor:
     "A recogniser, a text-aligned tokenizer, a decoder of either kind, and the codec that makes speech of tokens"
 
-    def __init__(self, recogniser: Canary, taste: Taste, decoder: SpeechDecoder, codec: SpeechTokenizer, duration: DurationPredictor | None = None, tokens_per_piece: float = 3.8, max_span: int | None = None, encoder_only: bool = False):
-        self.recogniser, self.taste, self.decoder, self.codec, self.duration = recogniser.eval(), taste.eval(), decoder.eval(), codec, duration
+    def __init__(
+        self,
+        recogniser: Canary,
+        taste: Taste,
+        decoder: SpeechDecoder,
+        codec: SpeechTokenizer,
+        duration: DurationPredictor | None = None,
+        tokens_per_piece: float = 3.8,
+        max_span: int | None = None,
+        encoder_only: bool = False,
+    ):
+        self.recogniser, self.taste, self.decoder, self.codec, self.duration = (
+            recogniser.eval(),
+            taste.eval(),
+            decoder.eval(),
+            codec,
+            duration,
+        )
         self.device = next(decoder.parameters()).device
         self.hop_length = round(SAMPLE_RATE / codec.frame_rate)  # samples for each speech token
-        self.tokens_per_piece = tokens_per_piece  # speech tokens for each piece of text, in the mean of the training data
+        self.tokens_per_piece = (
+            tokens_per_piece  # speech tokens for each piece of text, in the mean of the training data
+        )
         self.max_span = max_span  # speech tokens that are decoded at once; more are decoded in spans
-        self.encoder_only = encoder_only  # its encoder was trained on, and the recogniser's decoder no longer follows it
+        self.encoder_only = (
+            encoder_only  # its encoder was trained on, and the recogniser's decoder no longer follows it
+        )
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path" = "ddm",  # ddm or ar, built in; a folder that a run exported, with taste/ and decoder/; or an id on the hub
         codec: "str | Path" = "small",  # as `load_codec` knows it
         recogniser: "str | Path" = "small",  # as `recogniser.built_in` knows it
@@ -68,25 +92,57 @@ class Reconstructor:
         device: str = "cpu",  # of all but the codec
     ) -> "Reconstructor":
         "A trained one"
-        folder, codec = builtin_checkpoint(str(name)) if str(name) in ("ddm", "ar") else find_checkpoint(name), load_codec(codec)
+        folder, codec = (
+            builtin_checkpoint(str(name)) if str(name) in ("ddm", "ar") else find_checkpoint(name),
+            load_codec(codec),
+        )
         own = (folder / "recogniser").is_dir()  # an encoder that was trained with the rest
-        hears = folder / "recogniser" if own else builtin_checkpoint("recogniser") if str(recogniser) == "small" else find_checkpoint(recogniser)
+        hears = (
+            folder / "recogniser"
+            if own
+            else builtin_checkpoint("recogniser")
+            if str(recogniser) == "small"
+            else find_checkpoint(recogniser)
+        )
         recogniser = recogniser_of(hears)
         metadata = read_config(folder / "decoder")["metadata"]
-        for what, mine in (("tokenizer", codec.version), ("recogniser", "its own" if own else recogniser.fingerprint())):
+        for what, mine in (
+            ("tokenizer", codec.version),
+            ("recogniser", "its own" if own else recogniser.fingerprint()),
+        ):
             if metadata.get(what, mine) != mine:
-                raise ValueError(f"{folder}: trained with the {what} {metadata[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})")
+                raise ValueError(
+                    f"{folder}: trained with the {what} {metadata[what]}, and this one is {mine}; name the other ({'codec' if what == 'tokenizer' else 'recogniser'}=, in a shell --{'codec' if what == 'tokenizer' else 'encoder'})"
+                )
         duration = load_duration(duration, recogniser, codec)
-        parts = recogniser, Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
-        return cls(*(part.to(device) for part in parts), codec, duration and duration.to(device), metadata.get("tokens_per_piece", 3.8), metadata.get("max_span"), own or read_config(hears)["metadata"].get("recogniser") == "its own")
+        parts = (
+            recogniser,
+            Taste.from_pretrained(folder / "taste"),
+            SpeechDecoder.from_pretrained(folder / "decoder"),
+        )
+        return cls(
+            *(part.to(device) for part in parts),
+            codec,
+            duration and duration.to(device),
+            metadata.get("tokens_per_piece", 3.8),
+            metadata.get("max_span"),
+            own or read_config(hears)["metadata"].get("recogniser") == "its own",
+        )
 
     def fingerprints(self) -> dict:
         "What tells it from another one: its weights, and how it decodes when nobody says"
-        parts = dict(recogniser=self.recogniser, taste=self.taste, decoder=self.decoder) | (dict(duration=self.duration) if self.duration else {})
+        parts = dict(recogniser=self.recogniser, taste=self.taste, decoder=self.decoder) | (
+            dict(duration=self.duration) if self.duration else {}
+        )
         own = dict(temperature=AR_TEMPERATURE) if self.decoder.config.causal else {}
-        return {name: part.fingerprint() for name, part in parts.items()} | dict(codec=self.codec.version, tokens_per_piece=self.tokens_per_piece, max_span=self.max_span) | own
+        return (
+            {name: part.fingerprint() for name, part in parts.items()}
+            | dict(codec=self.codec.version, tokens_per_piece=self.tokens_per_piece, max_span=self.max_span)
+            | own
+        )
 
-    def require_quantizer(self,
+    def require_quantizer(
+        self,
         quantizer: str | None,  # as fsq4; none: whatever it is
     ):
         "Refuse to be taken for a model with another quantizer"
@@ -94,34 +150,46 @@ class Reconstructor:
         mine = c.kind if c.kind == "none" else f"{c.kind}{c.layers}"
         if quantizer not in (None, mine):
             way = 'diffuspeech train ddm --set \'options.taste.quantizer={"kind": "rvq", "layers": 4}\', for one'
-            raise ValueError(f"quantizer={quantizer}: this model has {mine}; train another one ({way}) and give its folder")
+            raise ValueError(
+                f"quantizer={quantizer}: this model has {mine}; train another one ({way}) and give its folder"
+            )
 
-    def transcribe(self,
+    def transcribe(
+        self,
         waves: list[Tensor],
     ) -> list[str]:
         "What is said, by its own recogniser"
         if self.encoder_only:
-            raise ValueError("this model's encoder was trained to be read from, and can no longer be asked what is said; give the text, or (in a shell) --asr whisper-tiny.en")
+            raise ValueError(
+                "this model's encoder was trained to be read from, and can no longer be asked what is said; give the text, or (in a shell) --asr whisper-tiny.en"
+            )
         return self.recogniser.transcribe(*pad_rows(waves, self.device))
 
-    def encode_text(self,
+    def encode_text(
+        self,
         texts: list[str],
     ) -> tuple[Tensor, Tensor]:  # (B, N), (B,)
         "Texts as the decoder reads them"
-        rows = [torch.tensor(self.recogniser.text_tokenizer.encode(t, f"text {i}")) for i, t in enumerate(texts)]
+        rows = [
+            torch.tensor(self.recogniser.text_tokenizer.encode(t, f"text {i}")) for i, t in enumerate(texts)
+        ]
         return pad_rows(rows, self.device)
 
     @torch.no_grad()
-    def encode(self,
+    def encode(
+        self,
         waves: list[Tensor],
         texts: list[str],
     ) -> tuple[Condition, Tensor | None]:  # and the codes, where there is a quantizer
         "What is sent"
         text, lengths = self.encode_text(texts)
-        q = self.taste(*self.taste.encoder_states(self.recogniser, *pad_rows(waves, self.device)), text, lengths)
+        q = self.taste(
+            *self.taste.encoder_states(self.recogniser, *pad_rows(waves, self.device)), text, lengths
+        )
         return Condition(text, lengths, q.x_hat), q.codes if q.codes.shape[-1] else None
 
-    def canvas_lengths(self,
+    def canvas_lengths(
+        self,
         condition: Condition,
         length: str,  # one of LENGTH_MODES
         given: Tensor | None = None,  # (B,)
@@ -133,26 +201,33 @@ class Reconstructor:
             raise ValueError(f"length={length!r} is not one of {', '.join(LENGTH_MODES)}")
         if length == "given":
             if given is None:
-                raise ValueError("length='given' wants a recording to take it from; without one: ratio, predicted or eos")
+                raise ValueError(
+                    "length='given' wants a recording to take it from; without one: ratio, predicted or eos"
+                )
             frames = GivenLength(given.to(self.device))()
         elif length == "ratio":
             frames = LengthRatio(self.tokens_per_piece)(condition.lengths)
         else:
             if self.duration is None:
-                raise ValueError(f"length={length!r} needs a predictor that was trained for these pieces and tokens (diffuspeech train duration, then duration=runs/duration/model, in a shell --duration); without one: given or ratio")
+                raise ValueError(
+                    f"length={length!r} needs a predictor that was trained for these pieces and tokens (diffuspeech train duration, then duration=runs/duration/model, in a shell --duration); without one: given or ratio"
+                )
             frames = PredictedLength(self.duration, 0.95 if length == "eos" else q)(condition)
         return (frames * scale).ceil().long().clamp_min(1)
 
-    def max_tokens(self,
+    def max_tokens(
+        self,
         condition: Condition,
     ) -> Tensor:  # (B,) tokens
         "Where a row that finds no end is cut: far behind any that would"
         return (3 * LengthRatio(self.tokens_per_piece)(condition.lengths)).long().clamp_min(750)
 
     @torch.no_grad()
-    def decode(self,
+    def decode(
+        self,
         condition: Condition,
-        frames: Tensor | None = None,  # (B,) of the canvases; without, the autoregressive decoder goes on to its own end
+        frames: Tensor
+        | None = None,  # (B,) of the canvases; without, the autoregressive decoder goes on to its own end
         rule: "Rule | str" = "conf_topk",
         steps: int | None = None,  # the rule's own when not given
         seed: "int | Tensor" = 0,
@@ -164,17 +239,34 @@ class Reconstructor:
         c, start_time = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)
         if c.causal:
-            length = dict(max_tokens=self.max_tokens(condition)) if frames is None else dict(max_tokens=frames, stop_at_eos=stop_at_eos)
+            length = (
+                dict(max_tokens=self.max_tokens(condition))
+                if frames is None
+                else dict(max_tokens=frames, stop_at_eos=stop_at_eos)
+            )
             run = generate(bound, seed=seed, **length | dict(temperature=AR_TEMPERATURE) | kwargs)
             run.seconds = time.perf_counter() - start_time
             return run.tokens, run.lengths, run
         plain = self.decoder.bind(condition.without(vectors=True)) if cfg_scale else None
         tokens, lengths = make_canvas(frames, c.mask_token_id)
-        run = sample(bound, tokens, rule, c.mask_token_id, steps=steps, seed=seed, lengths=lengths, unconditional=plain, cfg_scale=cfg_scale, eos_id=c.eos_token_id, **dict(eos="free" if stop_at_eos else "suppress") | kwargs)
+        run = sample(
+            bound,
+            tokens,
+            rule,
+            c.mask_token_id,
+            steps=steps,
+            seed=seed,
+            lengths=lengths,
+            unconditional=plain,
+            cfg_scale=cfg_scale,
+            eos_id=c.eos_token_id,
+            **dict(eos="free" if stop_at_eos else "suppress") | kwargs,
+        )
         run.seconds = time.perf_counter() - start_time
         return run.tokens, eos_lengths(run.tokens, c.eos_token_id, lengths) if stop_at_eos else lengths, run
 
-    def synthesize_condition(self,
+    def synthesize_condition(
+        self,
         condition: Condition,
         texts: list[str],
         references: list[Tensor] | None = None,  # in whose voice
@@ -189,24 +281,67 @@ class Reconstructor:
     ) -> SpeechResult:
         "Waves of a condition"
         causal = self.decoder.config.causal
-        if causal and (unsupported := [name for name in ("rule", "steps", "cfg_scale") if name in kwargs] + ["scale"] * (length == "eos" and scale != 1)):
-            raise ValueError(f"{', '.join(unsupported)}: only for diffusion decoders; this one is autoregressive")
+        if causal and (
+            unsupported := [name for name in ("rule", "steps", "cfg_scale") if name in kwargs]
+            + ["scale"] * (length == "eos" and scale != 1)
+        ):
+            raise ValueError(
+                f"{', '.join(unsupported)}: only for diffusion decoders; this one is autoregressive"
+            )
         own = causal and length == "eos"
         frames = self.canvas_lengths(condition, "ratio" if own else length, given, q, scale)
-        spans = Spans.split(condition, [self.recogniser.text_tokenizer.word_ids(row[:n]) for row, n in zip(condition.text.tolist(), condition.lengths)], frames, self.max_span)
-        expected = lambda stretches: self.duration.quantile(stretches, 0.5) if self.duration else stretches.lengths
-        run = self.decode(spans.condition, None if own else spans.allocate(frames, expected), seed=spans.seeds(seed), stop_at_eos=length == "eos", **kwargs)
+        spans = Spans.split(
+            condition,
+            [
+                self.recogniser.text_tokenizer.word_ids(row[:n])
+                for row, n in zip(condition.text.tolist(), condition.lengths)
+            ],
+            frames,
+            self.max_span,
+        )
+        expected = lambda stretches: (
+            self.duration.quantile(stretches, 0.5) if self.duration else stretches.lengths
+        )
+        run = self.decode(
+            spans.condition,
+            None if own else spans.allocate(frames, expected),
+            seed=spans.seeds(seed),
+            stop_at_eos=length == "eos",
+            **kwargs,
+        )
         ended = spans.all_spans(run[2].ended if causal else run[1] < run[2].lengths)
         tokens, lengths, run = spans.merge(*run)
-        start_time, width, tokens, lengths = time.perf_counter(), max(1, int(lengths.max())), tokens.cpu(), lengths.cpu()
+        start_time, width, tokens, lengths = (
+            time.perf_counter(),
+            max(1, int(lengths.max())),
+            tokens.cpu(),
+            lengths.cpu(),
+        )
         ids = tokens[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
         speech = ids.clone()
-        speech[lengths == 0, 0] = 0  # a row that ended at once: something for the codec, of which nothing is kept
-        waves = self.codec.decode(speech, lengths.clamp_min(1), references, **(dict(seed=seed) if "seed" in signature(self.codec.decode).parameters else {}))
+        speech[lengths == 0, 0] = (
+            0  # a row that ended at once: something for the codec, of which nothing is kept
+        )
+        waves = self.codec.decode(
+            speech,
+            lengths.clamp_min(1),
+            references,
+            **(dict(seed=seed) if "seed" in signature(self.codec.decode).parameters else {}),
+        )
         waves = [wave[: int(n) * self.hop_length] for wave, n in zip(waves, lengths)]
-        return SpeechResult(waves, texts, ids, lengths, run, dict(condition=encode_seconds, decoder=run.seconds, voice=time.perf_counter() - start_time), ended, codes)
+        return SpeechResult(
+            waves,
+            texts,
+            ids,
+            lengths,
+            run,
+            dict(condition=encode_seconds, decoder=run.seconds, voice=time.perf_counter() - start_time),
+            ended,
+            codes,
+        )
 
-    def reconstruct(self,
+    def reconstruct(
+        self,
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several
         texts: "str | list[str] | None" = None,  # heard by its own recogniser when not given
         length: str | None = None,  # given, or of an autoregressive decoder its own end
@@ -215,12 +350,24 @@ class Reconstructor:
         "Recordings, sent as text and codes, and said again in their own voices"
         start_time = time.perf_counter()
         waves = [waves] if isinstance(waves, Tensor) else list(waves)
-        texts = self.transcribe(waves) if texts is None else [texts] if isinstance(texts, str) else list(texts)
+        texts = (
+            self.transcribe(waves) if texts is None else [texts] if isinstance(texts, str) else list(texts)
+        )
         condition, codes = self.encode(waves, texts)
         given = torch.tensor([-(-len(w) // self.hop_length) for w in waves])
-        return self.synthesize_condition(condition, texts, waves, length or ("eos" if self.decoder.config.causal else "given"), given, codes=codes, encode_seconds=time.perf_counter() - start_time, **kwargs)
+        return self.synthesize_condition(
+            condition,
+            texts,
+            waves,
+            length or ("eos" if self.decoder.config.causal else "given"),
+            given,
+            codes=codes,
+            encode_seconds=time.perf_counter() - start_time,
+            **kwargs,
+        )
 
-    def synthesize(self,
+    def synthesize(
+        self,
         texts: "str | list[str]",
         voice: Tensor | None = None,  # a recording of who should say it
         length: str | None = None,  # predicted, or of an autoregressive decoder its own end
@@ -229,11 +376,20 @@ class Reconstructor:
         "Sentences, said by text alone"
         texts = [texts] if isinstance(texts, str) else list(texts)
         if kwargs.get("cfg_scale"):
-            raise ValueError("guidance: says how much more the vectors are to count, and a sentence alone has none")
+            raise ValueError(
+                "guidance: says how much more the vectors are to count, and a sentence alone has none"
+            )
         text, lengths = self.encode_text(texts)
-        return self.synthesize_condition(Condition(text, lengths), texts, None if voice is None else [voice] * len(texts), length or ("eos" if self.decoder.config.causal else "predicted"), **kwargs)
+        return self.synthesize_condition(
+            Condition(text, lengths),
+            texts,
+            None if voice is None else [voice] * len(texts),
+            length or ("eos" if self.decoder.config.causal else "predicted"),
+            **kwargs,
+        )
 
-    def run_codec(self,
+    def run_codec(
+        self,
         canvas: Tensor,  # (L,) tokens and masks, as a trajectory has them at some step
         voice: Tensor | None = None,
     ) -> Tensor:  # (samples,)
@@ -243,7 +399,9 @@ class Reconstructor:
             return torch.zeros(len(canvas) * self.hop_length)
         positions, at = torch.arange(len(canvas)), speech.nonzero()[:, 0]
         nearest = at[(positions[:, None] - at).abs().argmin(1)]  # the codec wants a token everywhere
-        wave = self.codec.decode(canvas[nearest][None], torch.tensor([len(canvas)]), None if voice is None else [voice])[0, : len(canvas) * self.hop_length]
+        wave = self.codec.decode(
+            canvas[nearest][None], torch.tensor([len(canvas)]), None if voice is None else [voice]
+        )[0, : len(canvas) * self.hop_length]
         return wave * speech.repeat_interleave(self.hop_length)
 
 # %% ../../nbs/models/reconstructor.ipynb #7b83de28
@@ -260,11 +418,16 @@ def load_duration(
             return None
         raise
     found = DurationPredictor.from_pretrained(folder)
-    trained, here = (read_config(folder)["metadata"].get("pieces"), found.config.frame_rate), (recogniser.text_tokenizer.version, codec.frame_rate)
+    trained, here = (
+        (read_config(folder)["metadata"].get("pieces"), found.config.frame_rate),
+        (recogniser.text_tokenizer.version, codec.frame_rate),
+    )
     if trained == here:
         return found
     if str(name) != "small":
-        raise ValueError(f"{name}: was trained for the pieces {trained[0]} and {trained[1]:g} tokens a second, and here are {here[0]} and {here[1]:g}; diffuspeech train duration --set options.recogniser=... --set model.frame_rate={here[1]:g}")
+        raise ValueError(
+            f"{name}: was trained for the pieces {trained[0]} and {trained[1]:g} tokens a second, and here are {here[0]} and {here[1]:g}; diffuspeech train duration --set options.recogniser=... --set model.frame_rate={here[1]:g}"
+        )
 
 
 def pad_rows(
@@ -272,4 +435,6 @@ def pad_rows(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:  # (B, L), (B,)
     "Rows as one tensor, and their lengths"
-    return pad_sequence(rows, batch_first=True).to(device), torch.tensor([len(r) for r in rows], device=device)
+    return pad_sequence(rows, batch_first=True).to(device), torch.tensor(
+        [len(r) for r in rows], device=device
+    )

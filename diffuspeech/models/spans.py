@@ -26,13 +26,16 @@ def split_words(
 ) -> list[tuple[int, int]]:  # at most so many; each has one word at least
     "Where the stretches of one utterance begin and end"
     n, begins = len(words), [i for i in range(1, len(words)) if words[i] != words[i - 1]]
-    at = sorted({min(begins, key=lambda i: abs(i - n * k / count)) for k in range(1, count)}) if begins else []
+    at = (
+        sorted({min(begins, key=lambda i: abs(i - n * k / count)) for k in range(1, count)}) if begins else []
+    )
     return list(zip([0, *at], [*at, n]))
 
 # %% ../../nbs/models/spans.ipynb #4f1cad7e
 @dataclass
 class Spans:
     "Utterances in stretches"
+
     condition: Condition  # of the stretches
     rows: Tensor  # (S,) of which utterance each is, in order
 
@@ -47,7 +50,8 @@ class Spans:
         return len(self.rows) > self.num_utterances
 
     @classmethod
-    def split(cls,
+    def split(
+        cls,
         condition: Condition,
         words: list[list[int]],  # as in `split_words`, for each utterance
         frames: Tensor,  # (B,) tokens that each will take, about
@@ -55,16 +59,33 @@ class Spans:
     ) -> "Spans":
         "Cut what is too long"
         B, device = len(condition), condition.text.device
-        where = [(b, *cut) for b in range(B) for cut in split_words(words[b], 1 if max_tokens is None else -(-int(frames[b]) // max_tokens))]
+        where = [
+            (b, *cut)
+            for b in range(B)
+            for cut in split_words(words[b], 1 if max_tokens is None else -(-int(frames[b]) // max_tokens))
+        ]
         if len(where) == B:
             return cls(condition, torch.arange(B, device=device))
         rows = torch.tensor([b for b, _, _ in where], device=device)
         part = lambda x: pad_sequence([x[b, i:j] for b, i, j in where], batch_first=True)
-        some = {name: value[rows] for name, value in vars(condition).items() if name.startswith("has_") and value is not None}
-        return cls(replace(condition, text=part(condition.text), lengths=torch.tensor([j - i for _, i, j in where], device=device),
-                           vectors=None if condition.vectors is None else part(condition.vectors), **some), rows)
+        some = {
+            name: value[rows]
+            for name, value in vars(condition).items()
+            if name.startswith("has_") and value is not None
+        }
+        return cls(
+            replace(
+                condition,
+                text=part(condition.text),
+                lengths=torch.tensor([j - i for _, i, j in where], device=device),
+                vectors=None if condition.vectors is None else part(condition.vectors),
+                **some,
+            ),
+            rows,
+        )
 
-    def allocate(self,
+    def allocate(
+        self,
         frames: Tensor,  # (B,) tokens of each utterance
         expected: Callable[[Condition], Tensor],  # how many tokens each stretch would take, (S,)
     ) -> Tensor:  # (S,) at least one each; together, as far as that allows, those of the utterance
@@ -78,21 +99,26 @@ class Spans:
             out[mine] = ends.diff(prepend=ends.new_zeros(1)).clamp_min(1)
         return out
 
-    def seeds(self,
+    def seeds(
+        self,
         seed: "int | Tensor",  # one for all utterances, or one for each
     ) -> Tensor:  # (S,)
         "A seed for each stretch; the first of each utterance has that of the utterance, be it cut or not, and be its neighbours cut or not"
-        own = (seed if isinstance(seed, Tensor) else random.row_keys(seed, self.num_utterances)).to(self.rows)[self.rows]
+        own = (seed if isinstance(seed, Tensor) else random.row_keys(seed, self.num_utterances)).to(
+            self.rows
+        )[self.rows]
         nth = torch.arange(len(self.rows), device=self.rows.device) - torch.searchsorted(self.rows, self.rows)
         return torch.where(nth > 0, random.fold_in(own, nth), own)
 
-    def all_spans(self,
+    def all_spans(
+        self,
         found: Tensor,  # (S,) true or false
     ) -> Tensor:  # (B,)
         "Of which utterances something is true in every stretch"
         return torch.stack([found[self.rows == b].all() for b in range(self.num_utterances)])
 
-    def merge(self,
+    def merge(
+        self,
         tokens: Tensor,  # (S, L)
         lengths: Tensor,  # (S,)
         run: "Generation | ARGeneration",
@@ -100,10 +126,17 @@ class Spans:
         "Put end to end what was decoded apart"
         if not self.is_split:
             return tokens, lengths, run
-        whole = lambda x, how: x.new_zeros(self.num_utterances).scatter_reduce(0, self.rows, x, how, include_self=False)
+        whole = lambda x, how: x.new_zeros(self.num_utterances).scatter_reduce(
+            0, self.rows, x, how, include_self=False
+        )
         calls = whole(run.calls, "amax")  # they were decoded at once
         free = run.tokens_per_call * int(run.calls.sum())
-        same = dict(calls=calls, tokens_per_call=free / max(1, int(calls.sum())), lengths=whole(run.lengths, "sum"), tokens=concat_rows(run.tokens, run.lengths, self.rows, 0))
+        same = dict(
+            calls=calls,
+            tokens_per_call=free / max(1, int(calls.sum())),
+            lengths=whole(run.lengths, "sum"),
+            tokens=concat_rows(run.tokens, run.lengths, self.rows, 0),
+        )
         if isinstance(run, Generation):
             same |= dict(trajectory=run.trajectory.concat_rows(self.rows))
         else:

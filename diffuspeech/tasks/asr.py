@@ -27,20 +27,32 @@ def prompt_and_labels(
     "Rows of pieces as the decoder's input and target"
     input_ids = [torch.tensor([*prompt_ids, *row]) for row in texts]
     labels = [torch.tensor([-100] * (len(prompt_ids) - 1) + [*row, eos_token_id]) for row in texts]
-    return nn.utils.rnn.pad_sequence(input_ids, batch_first=True, padding_value=pad_token_id), nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    return nn.utils.rnn.pad_sequence(
+        input_ids, batch_first=True, padding_value=pad_token_id
+    ), nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
 
 # %% ../../nbs/tasks/asr.ipynb #0d1086c3
 class RecogniserTask(TokenizerTask):
     "Train a recogniser on a prepared corpus"
-    defaults = dict(model=asdict(CanaryConfig()), options=dict(
-        split="second",  # of the corpus: what the speech tokenizer never saw
-        ctc=1.0, attention=1.0,  # weights of the two losses
-        augment_prob=0.4, augment_after=1500))  # share of recordings made rough, after so many steps of clean ones
+
+    defaults = dict(
+        model=asdict(CanaryConfig()),
+        options=dict(
+            split="second",  # of the corpus: what the speech tokenizer never saw
+            ctc=1.0,
+            attention=1.0,  # weights of the two losses
+            augment_prob=0.4,
+            augment_after=1500,
+        ),
+    )  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
         self.run, folder = run, expand_home(run.data)
         self.options = self.defaults["options"] | run.options
-        self.train, self.dev = PreparedCorpus(folder / "prepared" / self.options["split"]), PreparedCorpus(folder / "prepared" / "dev", speed_copies=False)
+        self.train, self.dev = (
+            PreparedCorpus(folder / "prepared" / self.options["split"]),
+            PreparedCorpus(folder / "prepared" / "dev", speed_copies=False),
+        )
         self.versions = dict(recordings=self.train.version)
         torch.manual_seed(run.seed)
         self.model = Canary(CanaryConfig(**run.model))
@@ -49,17 +61,41 @@ class RecogniserTask(TokenizerTask):
     def components(run) -> list[dict]:
         c = CanaryConfig(**run.model)
         model = Canary(c)
-        return [dict(name="encoder", module=model.model.encoder, rate=100 / c.subsampling_factor, depth=c.layers, width=c.hidden),
-                dict(name="decoder", module=model.model.decoder, rate=6.6, depth=c.decoder_layers, width=c.decoder_hidden)]
+        return [
+            dict(
+                name="encoder",
+                module=model.model.encoder,
+                rate=100 / c.subsampling_factor,
+                depth=c.layers,
+                width=c.hidden,
+            ),
+            dict(
+                name="decoder",
+                module=model.model.decoder,
+                rate=6.6,
+                depth=c.decoder_layers,
+                width=c.decoder_hidden,
+            ),
+        ]
 
     def losses(self, batch: PreparedBatch, waves: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         "The loss and its parts; CTC's log probabilities and how many of a row's frames count"
         m, device = self.model, self.model.output_bias.device
         (hidden,), mask = m.encode(waves.to(device), batch.lengths.to(device))
         logp, counts = m.ctc_log_probs(hidden.float()), mask.sum(1) * m.config.ctc_upsampling
-        input_ids, labels = prompt_and_labels([m.text_tokenizer.encode(t, id) for id, t in zip(batch.ids, batch.texts)], m.config.prompt_ids, m.config.eos_token_id, m.config.pad_token_id)
+        input_ids, labels = prompt_and_labels(
+            [m.text_tokenizer.encode(t, id) for id, t in zip(batch.ids, batch.texts)],
+            m.config.prompt_ids,
+            m.config.eos_token_id,
+            m.config.pad_token_id,
+        )
         logits, _ = m.decoder_logits(hidden, mask, input_ids.to(device))
-        parts = dict(ctc=ctc_loss(logp, counts, letter_targets(batch)), attention=nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten().to(device), ignore_index=-100))
+        parts = dict(
+            ctc=ctc_loss(logp, counts, letter_targets(batch)),
+            attention=nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), labels.flatten().to(device), ignore_index=-100
+            ),
+        )
         return dict(loss=sum(self.options[k] * v for k, v in parts.items())) | parts, logp, counts
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
@@ -76,12 +112,17 @@ class RecogniserTask(TokenizerTask):
             for row, n, pieces, reference in zip(logp.argmax(-1), counts.tolist(), wrote, batch.texts):
                 reference = text.normalize_text(reference).split()
                 words += len(reference)
-                hypothesis = dict(wer_ctc=text.char_tokenizer.decode(row[:n].unique_consecutive()), wer=model.text_tokenizer.decode(pieces))
+                hypothesis = dict(
+                    wer_ctc=text.char_tokenizer.decode(row[:n].unique_consecutive()),
+                    wer=model.text_tokenizer.decode(pieces),
+                )
                 for k, v in hypothesis.items():
                     sums[k] = sums.get(k, 0) + edit_distance(v.split(), reference)
             for k, v in parts.items():
                 sums[k] = sums.get(k, 0.0) + v.item() * len(batch.ids)
-        return {k: v / (words if k.startswith("wer") else len(self.dev)) for k, v in sums.items()} | dict(score=sums["loss"] / len(self.dev), no_eos=no_eos / len(self.dev))
+        return {k: v / (words if k.startswith("wer") else len(self.dev)) for k, v in sums.items()} | dict(
+            score=sums["loss"] / len(self.dev), no_eos=no_eos / len(self.dev)
+        )
 
     def export(self, folder, **metadata):
         self.model.save_pretrained(folder, bf16=True, **metadata)

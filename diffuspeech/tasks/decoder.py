@@ -43,20 +43,25 @@ def encode_corpus(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (layers, T, hidden) bfloat16
     "What a frozen encoder hears in a prepared corpus"
+
     def make():
         found = {}
         with torch.no_grad():
             for batch in corpus.batches(120.0):
                 states, mask = recogniser.encode(batch.waves, batch.lengths, layers)
                 states = torch.stack(states, 1).bfloat16()
-                found |= {name: row[:, :n].clone() for name, row, n in zip(batch.ids, states, mask.sum(1).tolist())}
+                found |= {
+                    name: row[:, :n].clone() for name, row, n in zip(batch.ids, states, mask.sum(1).tolist())
+                }
         return found
+
     return corpus.cached(file, make)
 
 # %% ../../nbs/tasks/decoder.ipynb #1c48ef37
 @dataclass
 class SpeechBatch:
     "What the decoder learns from"
+
     ids: list[str]
     seconds: float
     text: Tensor  # (B, N) pieces
@@ -77,10 +82,13 @@ class DecoderModel(nn.Module):
         self.encoder = recogniser.model.encoder if train_encoder else None
         if train_encoder:  # what lies above the layers that are looked at learns nothing
             depth = 1 + len(self.encoder.layers)
-            self.encoder.layers[max(k % depth for k in (taste.config.key_layer, taste.config.value_layer)) :].requires_grad_(False)
+            self.encoder.layers[
+                max(k % depth for k in (taste.config.key_layer, taste.config.value_layer)) :
+            ].requires_grad_(False)
         self.recogniser = (recogniser,)  # the rest of it is not trained, and is not saved with this
 
-    def condition(self,
+    def condition(
+        self,
         batch: SpeechBatch,
         has_text: Tensor | None = None,  # (B,)
         has_vectors: Tensor | None = None,
@@ -94,19 +102,25 @@ class DecoderModel(nn.Module):
         else:
             heard = batch.source.float()
             looked = heard[:, 0]
-            states = looked, heard[:, 1] if heard.shape[1] > 1 else looked, torch.arange(heard.shape[2], device=heard.device) < batch.source_lengths[:, None]
+            states = (
+                looked,
+                heard[:, 1] if heard.shape[1] > 1 else looked,
+                torch.arange(heard.shape[2], device=heard.device) < batch.source_lengths[:, None],
+            )
         q = self.taste(*states, batch.text, batch.text_lengths, row_keys)
         return Condition(batch.text, batch.text_lengths, q.x_hat, has_text, has_vectors), q.loss
 
 # %% ../../nbs/tasks/decoder.ipynb #79f8e4c9
 DEFAULT_OPTIONS = dict(
-    tokenizer="small", recogniser="small",  # small or a folder; the tokenizer also a public one, as `load_codec` knows it
+    tokenizer="small",
+    recogniser="small",  # small or a folder; the tokenizer also a public one, as `load_codec` knows it
     encoder="cached",  # frozen, trained
     init_from="",  # what another run exported, to begin with
     taste={},  # the tokenizer's config
     condition_dropout=0.1,  # share of rows without text, without vectors, without both
     eos_padding=0.5,  # of canvases that go on behind the end
-    codec="")  # what samples are heard through
+    codec="",
+)  # what samples are heard through
 
 
 def set_dropout(
@@ -132,9 +146,18 @@ def build_model(
     if options["encoder"] not in ("cached", "frozen", "trained"):
         raise ValueError(f"options.encoder={options['encoder']!r}: should be cached, frozen or trained")
     if "kind" not in options["taste"].get("quantizer", {"kind": "none"}):
-        raise ValueError(f"options.taste.quantizer={options['taste']['quantizer']}: says no kind; none, fsq or rvq")
+        raise ValueError(
+            f"options.taste.quantizer={options['taste']['quantizer']}: says no kind; none, fsq or rvq"
+        )
     taste = Taste.from_recogniser(recogniser, **options["taste"])
-    config = DecoderConfig(**dict(text_vocab_size=recogniser.config.vocab_size, vector_dim=recogniser.config.decoder_hidden, speech_vocab_size=speech) | run.model)
+    config = DecoderConfig(
+        **dict(
+            text_vocab_size=recogniser.config.vocab_size,
+            vector_dim=recogniser.config.decoder_hidden,
+            speech_vocab_size=speech,
+        )
+        | run.model
+    )
     set_dropout(taste.aggregator, config.dropout)
     if options["encoder"] == "trained":
         set_dropout(recogniser.model.encoder, config.dropout)
@@ -143,40 +166,96 @@ def build_model(
 
 class DecoderTask:
     "Train a speech decoder, of either kind, with its text-aligned tokenizer"
-    defaults = dict(model=asdict(DecoderConfig()), options=DEFAULT_OPTIONS | dict(taste=dict(key_layer=-1, value_layer=-1, quantizer={k: v for k, v in asdict(QuantizerConfig()).items() if k != "dim"})))
+
+    defaults = dict(
+        model=asdict(DecoderConfig()),
+        options=DEFAULT_OPTIONS
+        | dict(
+            taste=dict(
+                key_layer=-1,
+                value_layer=-1,
+                quantizer={k: v for k, v in asdict(QuantizerConfig()).items() if k != "dim"},
+            )
+        ),
+    )
 
     def __init__(self, run):
-        self.run, self.options, folder = run, DEFAULT_OPTIONS | run.options, expand_home(run.data) / "prepared"
+        self.run, self.options, folder = (
+            run,
+            DEFAULT_OPTIONS | run.options,
+            expand_home(run.data) / "prepared",
+        )
         if not 0 <= self.options["condition_dropout"] <= 1 / 3:
-            raise ValueError(f"options.condition_dropout={self.options['condition_dropout']}: is taken three times (text, vectors, both), so at most a third")
+            raise ValueError(
+                f"options.condition_dropout={self.options['condition_dropout']}: is taken three times (text, vectors, both), so at most a third"
+            )
         if run.model.get("causal") and "eos_padding" in run.options:
-            raise ValueError("options.eos_padding: of the diffusion; what writes from left to right has no canvas")
-        if (start := self.options["init_from"]) and not Path(start, "taste").is_dir():  # said before a corpus is encoded
-            raise ValueError(f"options.init_from={start}: no exported model there; the run in {Path(start).parent} leaves it when it is done, so train that one first")
+            raise ValueError(
+                "options.eos_padding: of the diffusion; what writes from left to right has no canvas"
+            )
+        if (start := self.options["init_from"]) and not Path(
+            start, "taste"
+        ).is_dir():  # said before a corpus is encoded
+            raise ValueError(
+                f"options.init_from={start}: no exported model there; the run in {Path(start).parent} leaves it when it is done, so train that one first"
+            )
         name, recogniser = self.options["tokenizer"], recogniser_of(self.options["recogniser"])
-        tokenizer = tokenizer_of(name) if name == "small" or (Path(name) / "config.json").is_file() else load_codec(name)
+        tokenizer = (
+            tokenizer_of(name)
+            if name == "small" or (Path(name) / "config.json").is_file()
+            else load_codec(name)
+        )
         if tokenizer.num_codebooks > 1:
-            raise ValueError(f"options.tokenizer={name}: has {tokenizer.num_codebooks} codebooks, and the decoder writes one token for each place; one with a single codebook is wanted")
+            raise ValueError(
+                f"options.tokenizer={name}: has {tokenizer.num_codebooks} codebooks, and the decoder writes one token for each place; one with a single codebook is wanted"
+            )
         self.versions = dict(tokenizer=tokenizer.version, recogniser=recogniser.fingerprint())
         heard = self.options["codec"]
-        self.codec = None if not heard else tokenizer if heard == name != "small" else load_codec(heard)  # what is missing is said now, not at the first validation
+        self.codec = (
+            None if not heard else tokenizer if heard == name != "small" else load_codec(heard)
+        )  # what is missing is said now, not at the first validation
         if self.codec and self.codec.version != tokenizer.version:
-            raise ValueError(f"options.codec={heard}: its tokens are {self.codec.version}, and those to be learned are {tokenizer.version}; name the codec of options.tokenizer, or none (--set options.codec=)")
+            raise ValueError(
+                f"options.codec={heard}: its tokens are {self.codec.version}, and those to be learned are {tokenizer.version}; name the codec of options.tokenizer, or none (--set options.codec=)"
+            )
         torch.manual_seed(run.seed)
         self.model = build_model(run, recogniser, tokenizer.vocab_size)
-        layers = tuple(dict.fromkeys((self.model.taste.config.key_layer, self.model.taste.config.value_layer)))
+        layers = tuple(
+            dict.fromkeys((self.model.taste.config.key_layer, self.model.taste.config.value_layer))
+        )
         name = f"states-{self.versions['recogniser']}-{'-'.join(str(k % (recogniser.config.layers + 1)) for k in layers)}.safetensors"
-        self.corpora, self.ids, self.states, self.pieces = {split: PreparedCorpus(folder / split, speed_copies=split == "train") for split in ("train", "dev")}, {}, {}, {}
+        self.corpora, self.ids, self.states, self.pieces = (
+            {
+                split: PreparedCorpus(folder / split, speed_copies=split == "train")
+                for split in ("train", "dev")
+            },
+            {},
+            {},
+            {},
+        )
         check_unique_ids(**self.corpora)
         for split, corpus in self.corpora.items():
-            self.ids |= tokenize_corpus(corpus, tokenizer, folder / split / f"ids-{self.versions['tokenizer']}.safetensors")
+            self.ids |= tokenize_corpus(
+                corpus, tokenizer, folder / split / f"ids-{self.versions['tokenizer']}.safetensors"
+            )
             if self.options["encoder"] == "cached":
                 self.states |= encode_corpus(corpus, recogniser, layers, folder / split / name)
-            self.pieces |= {row["id"]: torch.tensor(recogniser.text_tokenizer.encode(row["text"], row["id"])) for row in corpus.rows}
-        self.tokens_per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(len(self.pieces[row["id"]]) for row in self.corpora["train"].rows)
-        self.max_span = sorted(len(self.ids[row["id"]]) for row in self.corpora["train"].rows)[int(0.99 * (len(self.corpora["train"]) - 1))]  # speech tokens: beyond it a decoder has hardly been
+            self.pieces |= {
+                row["id"]: torch.tensor(recogniser.text_tokenizer.encode(row["text"], row["id"]))
+                for row in corpus.rows
+            }
+        self.tokens_per_piece = sum(len(self.ids[row["id"]]) for row in self.corpora["train"].rows) / sum(
+            len(self.pieces[row["id"]]) for row in self.corpora["train"].rows
+        )
+        self.max_span = sorted(len(self.ids[row["id"]]) for row in self.corpora["train"].rows)[
+            int(0.99 * (len(self.corpora["train"]) - 1))
+        ]  # speech tokens: beyond it a decoder has hardly been
         if start:
-            own = dict(recogniser="its own") if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve() else {}
+            own = (
+                dict(recogniser="its own")
+                if Path(self.options["recogniser"]).resolve() == (Path(start) / "recogniser").resolve()
+                else {}
+            )
             load_first_stage(self.model, start, self.versions | own, run.seed)
         self.versions |= dict(recordings=self.corpora["train"].version)
 
@@ -184,14 +263,74 @@ class DecoderTask:
     def components(run) -> list[dict]:  # what `train.plan` calls a Component
         "The parts of the model, without data. A recogniser that is not here yet is taken to have canary-180m-flash's shape"
         name, encoder = ((DEFAULT_OPTIONS | run.options)[k] for k in ("recogniser", "encoder"))
-        c = CanaryConfig() if name == "small" else CanaryConfig(**read_config(Path(name))["config"]) if (Path(name) / "config.json").is_file() else CANARY_180M_FLASH
+        c = (
+            CanaryConfig()
+            if name == "small"
+            else CanaryConfig(**read_config(Path(name))["config"])
+            if (Path(name) / "config.json").is_file()
+            else CANARY_180M_FLASH
+        )
         recogniser = Canary(c)
-        model = build_model(run, recogniser, run.model.get("speech_vocab_size", DecoderConfig.speech_vocab_size))
-        m, d, rate = model.decoder, model.decoder.config, 50.0 if is_cosyvoice((DEFAULT_OPTIONS | run.options)["tokenizer"]) else 25.0
-        reader, writer = nn.ModuleList([m.text_embedding, m.vector_proj, m.blocks, m.encoder_norm]), nn.ModuleList([m.token_embedding, m.up_proj, m.down_proj, m.layers, m.norm, *([m.time_proj] if m.time_proj else []), nn.ParameterList([m.null_embedding, m.bias])])
-        return [*([] if encoder == "cached" else [dict(name="encoder", module=recogniser.model.encoder, rate=100 / c.subsampling_factor, trained=encoder == "trained", depth=c.layers, width=c.hidden)]),
-                dict(name="aggregator", module=model.taste, rate=rate / d.position_scale, depth=c.decoder_layers, width=c.decoder_hidden),
-                dict(name="reader", module=reader, rate=rate / d.position_scale, depth=d.encoder_layers, width=d.dim), dict(name="writer", module=writer, rate=rate, depth=d.decoder_layers, width=d.dim, tied_parameters=m.token_embedding.weight.numel())]
+        model = build_model(
+            run, recogniser, run.model.get("speech_vocab_size", DecoderConfig.speech_vocab_size)
+        )
+        m, d, rate = (
+            model.decoder,
+            model.decoder.config,
+            50.0 if is_cosyvoice((DEFAULT_OPTIONS | run.options)["tokenizer"]) else 25.0,
+        )
+        reader, writer = (
+            nn.ModuleList([m.text_embedding, m.vector_proj, m.blocks, m.encoder_norm]),
+            nn.ModuleList(
+                [
+                    m.token_embedding,
+                    m.up_proj,
+                    m.down_proj,
+                    m.layers,
+                    m.norm,
+                    *([m.time_proj] if m.time_proj else []),
+                    nn.ParameterList([m.null_embedding, m.bias]),
+                ]
+            ),
+        )
+        return [
+            *(
+                []
+                if encoder == "cached"
+                else [
+                    dict(
+                        name="encoder",
+                        module=recogniser.model.encoder,
+                        rate=100 / c.subsampling_factor,
+                        trained=encoder == "trained",
+                        depth=c.layers,
+                        width=c.hidden,
+                    )
+                ]
+            ),
+            dict(
+                name="aggregator",
+                module=model.taste,
+                rate=rate / d.position_scale,
+                depth=c.decoder_layers,
+                width=c.decoder_hidden,
+            ),
+            dict(
+                name="reader",
+                module=reader,
+                rate=rate / d.position_scale,
+                depth=d.encoder_layers,
+                width=d.dim,
+            ),
+            dict(
+                name="writer",
+                module=writer,
+                rate=rate,
+                depth=d.decoder_layers,
+                width=d.dim,
+                tied_parameters=m.token_embedding.weight.numel(),
+            ),
+        ]
 
     def batch(self, corpus: PreparedCorpus, rows) -> SpeechBatch:
         "Some rows of a corpus"
@@ -199,32 +338,65 @@ class DecoderTask:
         pieces, speech = ([table[name] for name in ids] for table in (self.pieces, self.ids))
         if self.states:
             states = [self.states[name] for name in ids]
-            heard, source_lengths = pad_sequence([s.transpose(0, 1) for s in states], batch_first=True).transpose(1, 2), torch.tensor([s.shape[1] for s in states])
+            heard, source_lengths = (
+                pad_sequence([s.transpose(0, 1) for s in states], batch_first=True).transpose(1, 2),
+                torch.tensor([s.shape[1] for s in states]),
+            )
         else:
             waves = [corpus.tensor(corpus.rows[i], "wave") / 32767 for i in rows]
-            heard, source_lengths = pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
+            heard, source_lengths = (
+                pad_sequence(waves, batch_first=True),
+                torch.tensor([len(w) for w in waves]),
+            )
         device = next(self.model.parameters()).device
-        whole = (pad_sequence(pieces, batch_first=True), torch.tensor([len(p) for p in pieces]), heard, source_lengths, pad_sequence([s.long() for s in speech], batch_first=True), torch.tensor([len(s) for s in speech]))
-        return SpeechBatch(ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole), sum(map(len, speech)))
+        whole = (
+            pad_sequence(pieces, batch_first=True),
+            torch.tensor([len(p) for p in pieces]),
+            heard,
+            source_lengths,
+            pad_sequence([s.long() for s in speech], batch_first=True),
+            torch.tensor([len(s) for s in speech]),
+        )
+        return SpeechBatch(
+            ids, float(corpus.seconds[rows].sum()), *(t.to(device) for t in whole), sum(map(len, speech))
+        )
 
     def batches(self, epoch: int) -> batches.LazyMap:  # of SpeechBatch
         corpus = self.corpora["train"]
-        return batches.LazyMap(lambda rows: self.batch(corpus, rows), batches.plan_batches(corpus.seconds, self.run.batch_seconds, self.run.seed, epoch))
+        return batches.LazyMap(
+            lambda rows: self.batch(corpus, rows),
+            batches.plan_batches(corpus.seconds, self.run.batch_seconds, self.run.seed, epoch),
+        )
 
     def pad_with_eos(self, batch: SpeechBatch, row_keys: Tensor) -> tuple[Tensor, Tensor]:  # (B, L'), (B,)
         "The tokens, and behind some of them the end, again and again"
         u = random.uniform(random.fold_in(row_keys[:, None], torch.arange(2, device=row_keys.device)))
-        more = torch.where(u[:, 0] < self.options["eos_padding"], (u[:, 1] * 0.8 * batch.lengths).ceil(), 0).long()
+        more = torch.where(
+            u[:, 0] < self.options["eos_padding"], (u[:, 1] * 0.8 * batch.lengths).ceil(), 0
+        ).long()
         lengths = batch.lengths + more
-        tokens = nn.functional.pad(batch.target_tokens, (0, int(lengths.max()) - batch.target_tokens.shape[1]))
-        return torch.where(torch.arange(tokens.shape[1], device=tokens.device) < batch.lengths[:, None], tokens, self.model.decoder.config.eos_token_id), lengths
+        tokens = nn.functional.pad(
+            batch.target_tokens, (0, int(lengths.max()) - batch.target_tokens.shape[1])
+        )
+        return torch.where(
+            torch.arange(tokens.shape[1], device=tokens.device) < batch.lengths[:, None],
+            tokens,
+            self.model.decoder.config.eos_token_id,
+        ), lengths
 
     def condition(self, batch: SpeechBatch, model: DecoderModel, row_keys: Tensor, condition_dropout: float):
         "As the model says it, with a share of rows that lack the text, the vectors, both"
         u = random.uniform(random.fold_in(row_keys, 2))
-        return model.condition(batch, (u >= condition_dropout) & ((u < 2 * condition_dropout) | (u >= 3 * condition_dropout)), (u < condition_dropout) | (u >= 3 * condition_dropout), random.fold_in(row_keys, 3))
+        return model.condition(
+            batch,
+            (u >= condition_dropout) & ((u < 2 * condition_dropout) | (u >= 3 * condition_dropout)),
+            (u < condition_dropout) | (u >= 3 * condition_dropout),
+            random.fold_in(row_keys, 3),
+        )
 
-    def losses(self, batch: SpeechBatch, model: DecoderModel, row_keys: Tensor, t: Tensor, condition_dropout: float) -> dict[str, Tensor]:
+    def losses(
+        self, batch: SpeechBatch, model: DecoderModel, row_keys: Tensor, t: Tensor, condition_dropout: float
+    ) -> dict[str, Tensor]:
         "The loss and its parts"
         c, device = model.decoder.config, batch.text.device
         condition, commitment = self.condition(batch, model, row_keys, condition_dropout)
@@ -233,10 +405,17 @@ class DecoderTask:
             first = torch.full_like(batch.target_tokens[:, :1], c.mask_token_id)
             past = torch.cat([first, batch.target_tokens], 1)
             positions = torch.arange(past.shape[1], device=device)
-            target = torch.where(positions < batch.lengths[:, None], nn.functional.pad(batch.target_tokens, (0, 1)), c.eos_token_id)
+            target = torch.where(
+                positions < batch.lengths[:, None],
+                nn.functional.pad(batch.target_tokens, (0, 1)),
+                c.eos_token_id,
+            )
             where = (positions <= batch.lengths[:, None]).flatten().nonzero()[:, 0]
             logits = bound(past, batch.lengths + 1, where=where).float()
-            ce, accuracy = nn.functional.cross_entropy(logits, target.flatten()[where]), (logits.argmax(-1) == target.flatten()[where]).float().mean()
+            ce, accuracy = (
+                nn.functional.cross_entropy(logits, target.flatten()[where]),
+                (logits.argmax(-1) == target.flatten()[where]).float().mean(),
+            )
         else:
             tokens, lengths = self.pad_with_eos(batch, row_keys)
             corrupted = corrupt(tokens, row_keys, c.mask_token_id, t.to(device), lengths, never_empty=True)
@@ -246,27 +425,71 @@ class DecoderTask:
 
     def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
         row_keys = utterance_keys(self.run.seed, step, batch.ids, batch.text.device)
-        return self.losses(batch, self.model, row_keys, stratified_times(random.key(self.run.seed, step, batch.ids[0]), len(batch.ids)), self.options["condition_dropout"])
+        return self.losses(
+            batch,
+            self.model,
+            row_keys,
+            stratified_times(random.key(self.run.seed, step, batch.ids[0]), len(batch.ids)),
+            self.options["condition_dropout"],
+        )
 
     def validate(self, model: DecoderModel) -> dict[str, float]:
         "The loss on dev; and for the diffusion that on canvases of the right length (`given`: no ends among the targets), and how many tokens come out right in one look at half a canvas and at none"
+
         def batch_metrics(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
-            parts = self.losses(batch, model, row_keys, stratified_times(random.key("dev"), len(batch.ids)), 0.0)
+            parts = self.losses(
+                batch, model, row_keys, stratified_times(random.key("dev"), len(batch.ids)), 0.0
+            )
             if not model.decoder.config.causal:
-                bound, mask, t = model.decoder.bind(model.condition(batch)[0]), model.decoder.config.mask_token_id, stratified_times(random.key("dev"), len(batch.ids)).to(batch.text.device)
-                parts["given"] = diffusion_loss(bound, corrupt(batch.target_tokens, row_keys, mask, t, batch.lengths, never_empty=True)).loss
+                bound, mask, t = (
+                    model.decoder.bind(model.condition(batch)[0]),
+                    model.decoder.config.mask_token_id,
+                    stratified_times(random.key("dev"), len(batch.ids)).to(batch.text.device),
+                )
+                parts["given"] = diffusion_loss(
+                    bound, corrupt(batch.target_tokens, row_keys, mask, t, batch.lengths, never_empty=True)
+                ).loss
                 for t, name in ((0.5, "half"), (1.0, "none")):
-                    c = corrupt(batch.target_tokens, row_keys, model.decoder.config.mask_token_id, torch.full((len(batch.ids),), t), batch.lengths, never_empty=True)
+                    c = corrupt(
+                        batch.target_tokens,
+                        row_keys,
+                        model.decoder.config.mask_token_id,
+                        torch.full((len(batch.ids),), t),
+                        batch.lengths,
+                        never_empty=True,
+                    )
                     where = c.target.flatten().nonzero()[:, 0]
-                    parts[f"accuracy_{name}"] = (bound(c.x_t, batch.lengths, torch.full((len(batch.ids),), t, device=where.device), where).argmax(-1) == batch.target_tokens.flatten()[where]).float().mean()
+                    parts[f"accuracy_{name}"] = (
+                        (
+                            bound(
+                                c.x_t,
+                                batch.lengths,
+                                torch.full((len(batch.ids),), t, device=where.device),
+                                where,
+                            ).argmax(-1)
+                            == batch.target_tokens.flatten()[where]
+                        )
+                        .float()
+                        .mean()
+                    )
             return parts
+
         return self.mean_over_dev(batch_metrics)
 
-    def mean_over_dev(self, batch_metrics: Callable[[SpeechBatch, Tensor], dict[str, Tensor]], weight: Callable[[SpeechBatch], int] = lambda batch: batch.tokens) -> dict[str, float]:
+    def mean_over_dev(
+        self,
+        batch_metrics: Callable[[SpeechBatch, Tensor], dict[str, Tensor]],
+        weight: Callable[[SpeechBatch], int] = lambda batch: batch.tokens,
+    ) -> dict[str, float]:
         "The mean over dev of what is found in a batch, given its rows' keys: a mean over tokens"
         sums, weights, corpus = {}, 0, self.corpora["dev"]
-        for batch in (self.batch(corpus, rows) for rows in batches.plan_batches(corpus.seconds, self.run.batch_seconds, self.run.seed, 0)):
-            for name, value in batch_metrics(batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)).items():
+        for batch in (
+            self.batch(corpus, rows)
+            for rows in batches.plan_batches(corpus.seconds, self.run.batch_seconds, self.run.seed, 0)
+        ):
+            for name, value in batch_metrics(
+                batch, utterance_keys(self.run.seed, -1, batch.ids, batch.text.device)
+            ).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight(batch)
             weights += weight(batch)
         means = {name: value / weights for name, value in sums.items()}
@@ -283,13 +506,38 @@ class DecoderTask:
             said = generate(bound, max_tokens=int(2 * batch.lengths.max()))
             tokens, lengths = said.tokens, said.lengths
         else:
-            tokens, lengths = sample(bound, make_canvas(batch.lengths, c.mask_token_id)[0], "conf_topk", c.mask_token_id, steps=10, lengths=batch.lengths, eos_id=c.eos_token_id, eos="suppress").tokens, batch.lengths
-        inside = lambda tokens, lengths: tokens.masked_fill((torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]) | (tokens >= c.speech_vocab_size), -1).cpu()
-        said, best = (codec.decode(inside(t, n), n.cpu()) for t, n in ((tokens, lengths.clamp_min(1)), (batch.target_tokens, batch.lengths)))
-        return {f"{name}-{what}": wave for what, waves in (("said", said), ("oracle", best)) for name, wave in zip(batch.ids, waves)}
+            tokens, lengths = (
+                sample(
+                    bound,
+                    make_canvas(batch.lengths, c.mask_token_id)[0],
+                    "conf_topk",
+                    c.mask_token_id,
+                    steps=10,
+                    lengths=batch.lengths,
+                    eos_id=c.eos_token_id,
+                    eos="suppress",
+                ).tokens,
+                batch.lengths,
+            )
+        inside = lambda tokens, lengths: tokens.masked_fill(
+            (torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None])
+            | (tokens >= c.speech_vocab_size),
+            -1,
+        ).cpu()
+        said, best = (
+            codec.decode(inside(t, n), n.cpu())
+            for t, n in ((tokens, lengths.clamp_min(1)), (batch.target_tokens, batch.lengths))
+        )
+        return {
+            f"{name}-{what}": wave
+            for what, waves in (("said", said), ("oracle", best))
+            for name, wave in zip(batch.ids, waves)
+        }
 
     def export(self, folder, **metadata):
-        metadata |= self.versions | dict(tokens_per_piece=round(self.tokens_per_piece, 3), max_span=self.max_span)
+        metadata |= self.versions | dict(
+            tokens_per_piece=round(self.tokens_per_piece, 3), max_span=self.max_span
+        )
         if self.model.encoder is not None:  # it is no longer the one that it began as
             metadata["recogniser"] = "its own"
             self.model.recogniser[0].save_pretrained(Path(folder) / "recogniser", bf16=True, **metadata)
@@ -305,21 +553,38 @@ def load_first_stage(
 ):
     "Take over aggregator and decoder, and the quantizer where it is the same one"
     folder = Path(folder)
-    first, decoder = Taste.from_pretrained(folder / "taste"), SpeechDecoder.from_pretrained(folder / "decoder")
+    first, decoder = (
+        Taste.from_pretrained(folder / "taste"),
+        SpeechDecoder.from_pretrained(folder / "decoder"),
+    )
     if replace(decoder.config, dropout=model.decoder.config.dropout) != model.decoder.config:
         raise ValueError(f"{folder}: its decoder is {decoder.config}, and this one {model.decoder.config}")
     metadata = read_config(folder / "decoder")["metadata"]
     wanted = model.taste.config.quantizer
     if "none" not in (wanted.kind, first.config.quantizer.kind) and first.config.quantizer != wanted:
-        raise ValueError(f"{folder}: was trained with another quantizer ({first.config.quantizer}), and each wants to begin at a first stage, which has none")
+        raise ValueError(
+            f"{folder}: was trained with another quantizer ({first.config.quantizer}), and each wants to begin at a first stage, which has none"
+        )
     if wanted.kind != "none" and (theirs := metadata.get("run", {}).get("seed", seed)) != seed:
-        raise ValueError(f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own")
+        raise ValueError(
+            f"{folder}: comes from a run with seed={theirs}, and this one has seed={seed}; each seed wants a first stage of its own"
+        )
     for what, version in versions.items():
         if metadata.get(what) != version:
-            raise ValueError(f"{folder}: it was trained with the {what} {metadata.get(what)}, and this one is {version}; train it again, or name the other in options.{what}")
+            raise ValueError(
+                f"{folder}: it was trained with the {what} {metadata.get(what)}, and this one is {version}; train it again, or name the other in options.{what}"
+            )
     depth = 1 + model.taste.config.recogniser.layers
-    if any((theirs - mine) % depth for theirs, mine in ((first.config.key_layer, model.taste.config.key_layer), (first.config.value_layer, model.taste.config.value_layer))):
-        raise ValueError(f"{folder}: its keys and values come from layers {first.config.key_layer} and {first.config.value_layer}, and these from {model.taste.config.key_layer} and {model.taste.config.value_layer}")
+    if any(
+        (theirs - mine) % depth
+        for theirs, mine in (
+            (first.config.key_layer, model.taste.config.key_layer),
+            (first.config.value_layer, model.taste.config.value_layer),
+        )
+    ):
+        raise ValueError(
+            f"{folder}: its keys and values come from layers {first.config.key_layer} and {first.config.value_layer}, and these from {model.taste.config.key_layer} and {model.taste.config.value_layer}"
+        )
     model.decoder.load_state_dict(decoder.state_dict())
     model.taste.aggregator.load_state_dict(first.aggregator.state_dict())
     model.taste.enc_to_dec_proj.load_state_dict(first.enc_to_dec_proj.state_dict())

@@ -26,6 +26,7 @@ from ..tokenizers.taste import Taste
 @dataclass
 class TeacherTrajectory:
     "A teacher's run"
+
     tokens: Tensor  # (B, L) what it committed
     commit_step: Tensor  # (B, L) when; -1 outside
     logits: Tensor  # (B, L, V) what it thought then
@@ -43,10 +44,21 @@ def run_teacher(
 
     def recorder(tokens, lengths, t=None, where=None, batch=None):
         logits = bound(tokens, lengths, t, where, batch)
-        teacher_logits[batch[where // empty.shape[1]], where % empty.shape[1]] = logits.float()  # a place is asked for the last time when it is committed
+        teacher_logits[batch[where // empty.shape[1]], where % empty.shape[1]] = (
+            logits.float()
+        )  # a place is asked for the last time when it is committed
         return logits
 
-    run = sample(recorder, empty, "conf_topk", c.mask_token_id, steps=steps, lengths=lengths, eos_id=c.eos_token_id, eos="suppress")
+    run = sample(
+        recorder,
+        empty,
+        "conf_topk",
+        c.mask_token_id,
+        steps=steps,
+        lengths=lengths,
+        eos_id=c.eos_token_id,
+        eos="suppress",
+    )
     return TeacherTrajectory(run.tokens, run.trajectory.commit_step.long(), teacher_logits)
 
 # %% ../../nbs/tasks/distill.ipynb #d6af1a6f
@@ -61,66 +73,141 @@ def distill_loss(
     "What the student has still to learn, each row as much as any other"
     c = student.decoder.config
     target = teacher_run.commit_step >= start_step[:, None]
-    x_j = torch.where(target, c.mask_token_id, teacher_run.tokens).masked_fill(teacher_run.commit_step < 0, c.mask_token_id)
+    x_j = torch.where(target, c.mask_token_id, teacher_run.tokens).masked_fill(
+        teacher_run.commit_step < 0, c.mask_token_id
+    )
     where = target.flatten().nonzero()[:, 0]
     logits = student(x_j, lengths, target.sum(1) / lengths.clamp_min(1), where).float()[:, : c.eos_token_id]
-    q, p = ((some / temperature).log_softmax(-1) for some in (logits, teacher_run.logits.flatten(0, 1)[where, : c.eos_token_id]))
+    q, p = (
+        (some / temperature).log_softmax(-1)
+        for some in (logits, teacher_run.logits.flatten(0, 1)[where, : c.eos_token_id])
+    )
     left = target.sum(1)
     share = (1 / (left.clamp_min(1) * (left > 0).sum()))[where // target.shape[1]]
     kl = ((q.exp() * (q - p)).sum(-1) * share).sum() * temperature**2
-    ce = (nn.functional.cross_entropy(logits, teacher_run.tokens.flatten()[where], reduction="none") * share).sum()
+    ce = (
+        nn.functional.cross_entropy(logits, teacher_run.tokens.flatten()[where], reduction="none") * share
+    ).sum()
     return dict(loss=kl_weight * kl + (1 - kl_weight) * ce, kl=kl, ce=ce)
 
 # %% ../../nbs/tasks/distill.ipynb #3a7fe3d8
 DISTILL_OPTIONS = dict(
     steps=8,  # of the teacher
     temperature=1.0,  # of what it thought
-    kl_weight=0.5)  # share of the divergence in the loss
+    kl_weight=0.5,
+)  # share of the divergence in the loss
 
 
 class DistillTask(DecoderTask):
     "Train a diffusion decoder to need fewer steps; options.init_from, a run's export or ddm, the built-in one, is both teacher and first student"
-    defaults = DecoderTask.defaults | dict(options={k: v for k, v in DecoderTask.defaults["options"].items() if k not in ("eos_padding", "taste")} | DISTILL_OPTIONS)
+
+    defaults = DecoderTask.defaults | dict(
+        options={
+            k: v for k, v in DecoderTask.defaults["options"].items() if k not in ("eos_padding", "taste")
+        }
+        | DISTILL_OPTIONS
+    )
 
     def __init__(self, run):
         if not run.options.get("init_from"):
-            raise ValueError("distilling wants options.init_from, what a diffusion decoder's run exported; or ddm, the built-in one")
+            raise ValueError(
+                "distilling wants options.init_from, what a diffusion decoder's run exported; or ddm, the built-in one"
+            )
         if run.options["init_from"] == "ddm":
             run = replace(run, options=run.options | dict(init_from=str(builtin_checkpoint("ddm"))))
         theirs = read_config(Path(run.options["init_from"], "taste"))["config"]
-        super().__init__(replace(run, options=run.options | dict(taste={name: theirs[name] for name in ("key_layer", "value_layer")})))
+        super().__init__(
+            replace(
+                run,
+                options=run.options
+                | dict(taste={name: theirs[name] for name in ("key_layer", "value_layer")}),
+            )
+        )
         self.options = DISTILL_OPTIONS | self.options
         if self.options["encoder"] == "trained":
-            raise ValueError("options.encoder=trained: distilling leaves the encoder as it is; cached or frozen")
+            raise ValueError(
+                "options.encoder=trained: distilling leaves the encoder as it is; cached or frozen"
+            )
         if self.model.decoder.config.causal:
             raise ValueError("distilling wants a diffusion decoder, and this one writes from left to right")
-        self.model.taste = Taste.from_pretrained(f"{self.options['init_from']}/taste").requires_grad_(False)  # with its quantizer
+        self.model.taste = Taste.from_pretrained(f"{self.options['init_from']}/taste").requires_grad_(
+            False
+        )  # with its quantizer
         self.versions |= dict(init_from=self.model.decoder.fingerprint())
         self.teacher = deepcopy(self.model.decoder).eval().requires_grad_(False)
 
     @staticmethod
     def components(run) -> list[dict]:
-        parts = [part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.components(run)]
-        return parts + [parts[-1] | dict(name="teacher", trained=False, calls=run.options.get("steps", DISTILL_OPTIONS["steps"]))]
+        parts = [
+            part | dict(trained=part["name"] in ("reader", "writer")) for part in DecoderTask.components(run)
+        ]
+        return parts + [
+            parts[-1]
+            | dict(name="teacher", trained=False, calls=run.options.get("steps", DISTILL_OPTIONS["steps"]))
+        ]
 
-    def distill_loss(self, batch: SpeechBatch, model: DecoderModel, row_keys: Tensor, condition_dropout: float) -> tuple[dict[str, Tensor], ConditionedDecoder, TeacherTrajectory]:
+    def distill_loss(
+        self, batch: SpeechBatch, model: DecoderModel, row_keys: Tensor, condition_dropout: float
+    ) -> tuple[dict[str, Tensor], ConditionedDecoder, TeacherTrajectory]:
         "Half of the rows see nothing at all, the others any of the teacher's states"
         with torch.no_grad():
             model.taste.eval()
             condition = self.condition(batch, model, row_keys, condition_dropout)[0]
-            teacher_run = run_teacher(self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"])
+            teacher_run = run_teacher(
+                self.teacher.to(batch.text.device).bind(condition), batch.lengths, self.options["steps"]
+            )
         u, student = random.uniform(random.fold_in(row_keys, 5)), model.decoder.bind(condition)
         start_step = (2 * u * self.options["steps"]).long() * (u < 0.5)
-        return distill_loss(student, teacher_run, batch.lengths, start_step, self.options["temperature"], self.options["kl_weight"]), student, teacher_run
+        return (
+            distill_loss(
+                student,
+                teacher_run,
+                batch.lengths,
+                start_step,
+                self.options["temperature"],
+                self.options["kl_weight"],
+            ),
+            student,
+            teacher_run,
+        )
 
     def loss(self, batch: SpeechBatch, step: int) -> dict[str, Tensor]:
-        return self.distill_loss(batch, self.model, utterance_keys(self.run.seed, step, batch.ids, batch.text.device), self.options["condition_dropout"])[0]
+        return self.distill_loss(
+            batch,
+            self.model,
+            utterance_keys(self.run.seed, step, batch.ids, batch.text.device),
+            self.options["condition_dropout"],
+        )[0]
 
     def validate(self, model: DecoderModel) -> dict[str, float]:
         "On dev: the loss, and how many of the tokens that the teacher says in all its steps the student says in one, two and four"
+
         def batch_metrics(batch: SpeechBatch, row_keys: Tensor) -> dict[str, Tensor]:
-            (parts, student, teacher_run), c = self.distill_loss(batch, model, row_keys, 0.0), model.decoder.config
+            (parts, student, teacher_run), c = (
+                self.distill_loss(batch, model, row_keys, 0.0),
+                model.decoder.config,
+            )
             empty, lengths = make_canvas(batch.lengths, c.mask_token_id)
-            says = lambda steps: sample(student, empty, "conf_topk", c.mask_token_id, steps=steps, lengths=lengths, eos_id=c.eos_token_id, eos="suppress").tokens
-            return parts | {f"agreement_{n}": ((says(n) == teacher_run.tokens) & (teacher_run.commit_step >= 0)).sum(1).div(lengths).mean() for n in (1, 2, 4)}
-        return self.mean_over_dev(batch_metrics, lambda batch: len(batch.ids))  # a mean over clips, as in the lesson
+            says = lambda steps: (
+                sample(
+                    student,
+                    empty,
+                    "conf_topk",
+                    c.mask_token_id,
+                    steps=steps,
+                    lengths=lengths,
+                    eos_id=c.eos_token_id,
+                    eos="suppress",
+                ).tokens
+            )
+            return parts | {
+                f"agreement_{n}": ((says(n) == teacher_run.tokens) & (teacher_run.commit_step >= 0))
+                .sum(1)
+                .div(lengths)
+                .mean()
+                for n in (1, 2, 4)
+            }
+
+        return self.mean_over_dev(
+            batch_metrics, lambda batch: len(batch.ids)
+        )  # a mean over clips, as in the lesson

@@ -28,37 +28,57 @@ def tokenize_corpus(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (L,)
     "The ids of a prepared corpus"
+
     def make():
         found, small = {}, torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
         for batch in corpus.batches(120.0):
             ids, counts = tokenizer.encode(batch.waves, batch.lengths)
             found |= {name: row[:n].to(small) for name, row, n in zip(batch.ids, ids, counts.tolist())}
         return found
+
     return corpus.cached(file, make)
 
 # %% ../../nbs/tasks/flow.ipynb #782914e2
 class FlowTask:
     "Train the flow on a prepared corpus and a tokenizer"
-    defaults = dict(model=asdict(FlowConfig()), options=dict(tokenizer="small", speaker_dropout=0.1))  # the share of rows without a voice
+
+    defaults = dict(
+        model=asdict(FlowConfig()), options=dict(tokenizer="small", speaker_dropout=0.1)
+    )  # the share of rows without a voice
 
     def __init__(self, run):
         self.run, folder = run, expand_home(run.data) / "prepared"
         self.options = self.defaults["options"] | run.options
         self.tokenizer = load_builtin_tokenizer(self.options["tokenizer"])
-        self.train, self.dev = PreparedCorpus(folder / "train"), PreparedCorpus(folder / "dev", speed_copies=False)
+        self.train, self.dev = (
+            PreparedCorpus(folder / "train"),
+            PreparedCorpus(folder / "dev", speed_copies=False),
+        )
         check_unique_ids(self.train, self.dev)
         version = self.tokenizer.version
         self.versions = dict(tokenizer=version, recordings=self.train.version)
-        self.ids = tokenize_corpus(self.train, self.tokenizer, folder / "train" / f"ids-{version}.safetensors") | tokenize_corpus(self.dev, self.tokenizer, folder / "dev" / f"ids-{version}.safetensors")
+        self.ids = tokenize_corpus(
+            self.train, self.tokenizer, folder / "train" / f"ids-{version}.safetensors"
+        ) | tokenize_corpus(self.dev, self.tokenizer, folder / "dev" / f"ids-{version}.safetensors")
         torch.manual_seed(run.seed)
         found = feature_stats(self.train)
-        self.model = Flow(FlowConfig(levels=self.tokenizer.config.levels, **dict(feature_dim=found.shape[1]) | run.model))
+        self.model = Flow(
+            FlowConfig(levels=self.tokenizer.config.levels, **dict(feature_dim=found.shape[1]) | run.model)
+        )
         self.model.feature_stats.copy_(found)
 
     @staticmethod
     def components(run) -> list[dict]:
         c = FlowConfig(**run.model)
-        return [dict(name="flow", module=Flow(c), rate=100 / c.patch_size, depth=c.encoder_layers + c.layers, width=c.dim)]
+        return [
+            dict(
+                name="flow",
+                module=Flow(c),
+                rate=100 / c.patch_size,
+                depth=c.encoder_layers + c.layers,
+                width=c.dim,
+            )
+        ]
 
     def batches(self, epoch: int) -> LazyMap:  # of PreparedBatch
         return self.train.batches(self.run.batch_seconds, self.run.seed, epoch)
@@ -73,7 +93,9 @@ class FlowTask:
         frames = batch.frames.to(device).clamp_max(T)
         speaker = speaker_embedding(world, frames)
         last = world.gather(1, (frames - 1)[:, None, None].expand(-1, 1, world.shape[2]))
-        x_1 = torch.where(sequence_mask(world, frames)[..., None], world, last)  # the last frame goes on to the end of the last id
+        x_1 = torch.where(
+            sequence_mask(world, frames)[..., None], world, last
+        )  # the last frame goes on to the end of the last id
         x_1 = torch.cat([x_1, last.expand(-1, max(0, T - x_1.shape[1]), -1)], 1)[:, :T]
         x_0 = gaussian_noise(key, range(0, T), world.shape[2])
         x_t = x_0 + t[:, None, None] * (x_1 - x_0)
@@ -90,7 +112,9 @@ class FlowTask:
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
         row_keys = torch.tensor([random.key(self.run.seed, step, id) for id in batch.ids])
-        u = (torch.arange(len(batch.ids)) + random.uniform(random.fold_in(row_keys[0], 7))) / len(batch.ids)  # times spread evenly over the batch
+        u = (torch.arange(len(batch.ids)) + random.uniform(random.fold_in(row_keys[0], 7))) / len(
+            batch.ids
+        )  # times spread evenly over the batch
         return self.losses(batch, self.model, row_keys, u.float())
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -99,8 +123,13 @@ class FlowTask:
         for batch in self.dev.batches(self.run.batch_seconds, self.run.seed):
             row_keys = torch.tensor([random.key("dev", id) for id in batch.ids])
             t = ((torch.arange(len(batch.ids)) + 0.5) / len(batch.ids)).float()
-            total, n = total + self.losses(batch, model, row_keys, t)["loss"].item() * len(batch.ids), n + len(batch.ids)
+            total, n = (
+                total + self.losses(batch, model, row_keys, t)["loss"].item() * len(batch.ids),
+                n + len(batch.ids),
+            )
         return dict(score=total / n)
 
     def export(self, folder, **metadata):
-        self.model.save_pretrained(folder, bf16=True, tokenizer=self.tokenizer.version, vocoder=self.train.vocoder, **metadata)
+        self.model.save_pretrained(
+            folder, bf16=True, tokenizer=self.tokenizer.version, vocoder=self.train.vocoder, **metadata
+        )

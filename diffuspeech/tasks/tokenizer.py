@@ -56,13 +56,16 @@ class SupervisedTokenizer(nn.Module):
         self.register_buffer("moments", moments)
         self.register_buffer("feature_weights", feature_weights(moments[1]), persistent=False)
         self.ctc_head = nn.Linear(config.hidden, config.ctc_vocab_size)  # reads before the quantizer
-        self.phone_head = nn.Conv1d(config.hidden, 1 + len(PHONES), 3, padding=1)  # hears phones and pauses in what the quantizer lets through, with little help
+        self.phone_head = nn.Conv1d(
+            config.hidden, 1 + len(PHONES), 3, padding=1
+        )  # hears phones and pauses in what the quantizer lets through, with little help
         self.speaker = nn.Linear(2 * dim, width)
         self.start = nn.Linear(config.hidden, width)
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(2))
         self.finish = nn.Linear(width, 4 * dim)  # four frames of ten milliseconds for each token
 
-    def reconstruct(self,
+    def reconstruct(
+        self,
         x_hat: Tensor,  # (B, L, hidden)
         speaker: Tensor,  # (B, 2 dim)
     ) -> Tensor:  # (B, 4 L, dim) normalised features
@@ -83,7 +86,9 @@ def frame_phones(
     if alignment is None:
         return found - 100
     for phone in alignment.phones:
-        found[math.ceil(phone.start / speed * 25 - 0.5) : math.ceil(phone.end / speed * 25 - 0.5)] = 1 + PHONES.index(phone.phone)
+        found[math.ceil(phone.start / speed * 25 - 0.5) : math.ceil(phone.end / speed * 25 - 0.5)] = (
+            1 + PHONES.index(phone.phone)
+        )
     return found
 
 
@@ -107,17 +112,23 @@ def label_phones(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # id of the recording: (tokens,)
     "The phones of a prepared corpus, frame by frame"
+
     def make():
         first = [row for row in corpus.rows if not row["id"].endswith("~")]
         parts = [first[k : k + 100] for k in range(0, len(first), 100)]
         known = {}
-        for i, some in run_jobs(align_rows, [([(r["id"], r["text"], r["shard"]) for r in part],) for part in parts]):
+        for i, some in run_jobs(
+            align_rows, [([(r["id"], r["text"], r["shard"]) for r in part],) for part in parts]
+        ):
             known |= {row["id"]: alignment for row, alignment in zip(parts[i], some)}
         seconds, tables = {row["id"]: row["seconds"] for row in first}, {}
         for row in corpus.rows:
             id = row["id"].removesuffix("~")
-            tables[row["id"]] = frame_phones(known[id], math.ceil(row["seconds"] * 25), seconds[id] / row["seconds"])
+            tables[row["id"]] = frame_phones(
+                known[id], math.ceil(row["seconds"] * 25), seconds[id] / row["seconds"]
+            )
         return tables
+
     return corpus.cached(file, make)
 
 # %% ../../nbs/tasks/tokenizer.ipynb #66024a5b
@@ -152,23 +163,43 @@ def ctc_loss(
 ) -> Tensor:  # ()
     "Nats for each letter; a row too short for its text counts as zero"
     sizes = torch.tensor([len(t) for t in letters], device=logp.device)
-    each = torch.nn.functional.ctc_loss(logp.transpose(0, 1), torch.cat(letters).to(logp.device), counts, sizes, reduction="none", zero_infinity=True)
+    each = torch.nn.functional.ctc_loss(
+        logp.transpose(0, 1),
+        torch.cat(letters).to(logp.device),
+        counts,
+        sizes,
+        reduction="none",
+        zero_infinity=True,
+    )
     return (each / sizes).mean()
 
 
 class TokenizerTask:
     "Train the built-in tokenizer on a prepared corpus"
-    defaults = dict(model=asdict(TokenizerConfig()), options=dict(
-        feature_weight=1.0, early_ctc_weight=0.5, phone_weight=1.0,  # of the reconstruction, of the early reading, of the phones
-        quantizer_warmup=600,  # steps with a mixture
-        augment_prob=0.4, augment_after=1500))  # share of recordings made rough, after so many steps of clean ones
+
+    defaults = dict(
+        model=asdict(TokenizerConfig()),
+        options=dict(
+            feature_weight=1.0,
+            early_ctc_weight=0.5,
+            phone_weight=1.0,  # of the reconstruction, of the early reading, of the phones
+            quantizer_warmup=600,  # steps with a mixture
+            augment_prob=0.4,
+            augment_after=1500,
+        ),
+    )  # share of recordings made rough, after so many steps of clean ones
 
     def __init__(self, run):
         self.run, folder = run, expand_home(run.data)
         self.options = self.defaults["options"] | run.options
-        self.train, self.dev = PreparedCorpus(folder / "prepared" / "train"), PreparedCorpus(folder / "prepared" / "dev", speed_copies=False)
+        self.train, self.dev = (
+            PreparedCorpus(folder / "prepared" / "train"),
+            PreparedCorpus(folder / "prepared" / "dev", speed_copies=False),
+        )
         self.versions = dict(recordings=self.train.version)
-        self.phones = label_phones(self.train, folder / "prepared" / "train" / "phones.safetensors") | label_phones(self.dev, folder / "prepared" / "dev" / "phones.safetensors")
+        self.phones = label_phones(
+            self.train, folder / "prepared" / "train" / "phones.safetensors"
+        ) | label_phones(self.dev, folder / "prepared" / "dev" / "phones.safetensors")
         torch.manual_seed(run.seed)
         self.model = SupervisedTokenizer(TokenizerConfig(**run.model), feature_stats(self.train))
 
@@ -176,7 +207,15 @@ class TokenizerTask:
     def components(run) -> list[dict]:  # what `train.plan` calls a Component
         "The parts of the model, without data"
         c = TokenizerConfig(**run.model)
-        return [dict(name="tokenizer", module=SupervisedTokenizer(c, torch.zeros(2, FlowConfig.feature_dim)), rate=25.0, depth=c.encoder_layers + c.ctc_layers, width=c.hidden)]
+        return [
+            dict(
+                name="tokenizer",
+                module=SupervisedTokenizer(c, torch.zeros(2, FlowConfig.feature_dim)),
+                rate=25.0,
+                depth=c.encoder_layers + c.ctc_layers,
+                width=c.hidden,
+            )
+        ]
 
     def batches(self, epoch: int) -> LazyMap:  # of PreparedBatch
         return self.train.batches(self.run.batch_seconds, self.run.seed, epoch)
@@ -188,12 +227,20 @@ class TokenizerTask:
             key = torch.tensor(random.key(self.run.seed, step, "heard", id))
             u, v = random.uniform(random.fold_in(key, torch.arange(2))).tolist()
             if u < self.options["augment_prob"] and step > self.options["augment_after"]:
-                waves[i, :n] = roughen(waves[i, :n], "noise" if u < self.options["augment_prob"] / 2 else "reverb", self.run.seed, step, id)
+                waves[i, :n] = roughen(
+                    waves[i, :n],
+                    "noise" if u < self.options["augment_prob"] / 2 else "reverb",
+                    self.run.seed,
+                    step,
+                    id,
+                )
             waves[i, :n] = mask_time_frequency(waves[i, :n], key)
             waves[i] *= 10 ** ((v - 0.5) * 0.8)  # within 8 dB
         return waves
 
-    def losses(self, batch: PreparedBatch, waves: Tensor, mixed: float = 0.0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def losses(
+        self, batch: PreparedBatch, waves: Tensor, mixed: float = 0.0
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         "The loss and its parts; log probabilities; ids"
         m, device = self.model, self.model.moments.device
         hidden, counts = m.tokenizer.extract_features(waves.to(device), batch.lengths.to(device))
@@ -201,20 +248,42 @@ class TokenizerTask:
         q = m.tokenizer.quantizer(hidden, counts)
         logp = m.tokenizer.ctc_log_probs(q.x_hat + mixed * (hidden - q.x_hat), counts)
         letters = letter_targets(batch)
-        phones = torch.nn.utils.rnn.pad_sequence([self.phones[id].long() for id in batch.ids], batch_first=True, padding_value=-100).to(device)
+        phones = torch.nn.utils.rnn.pad_sequence(
+            [self.phones[id].long() for id in batch.ids], batch_first=True, padding_value=-100
+        ).to(device)
         world = (batch.features.to(device) - m.moments[0]) / m.moments[1]
         rebuilt = m.reconstruct(q.x_hat, speaker_embedding(world, batch.frames.to(device))).float()
         T = min(world.shape[1], rebuilt.shape[1])
         mask = sequence_mask(world, batch.frames.to(device))[:, :T, None]
         phone_logits = m.phone_head((q.x_hat * sequence_mask(q.x_hat, counts)[..., None]).mT).float()
         L = min(phone_logits.shape[2], phones.shape[1])
-        parts = dict(ctc=ctc_loss(logp, counts, letters), early_ctc=ctc_loss(m.ctc_head(hidden).float().log_softmax(-1), counts, letters), phones=torch.nn.functional.cross_entropy(phone_logits[..., :L], phones[:, :L], reduction="sum") / (phones >= 0).sum().clamp_min(1),
-                     feature=((rebuilt[:, :T] - world[:, :T]).abs() * mask * m.feature_weights).sum() / mask.sum() / m.feature_weights.sum())
+        parts = dict(
+            ctc=ctc_loss(logp, counts, letters),
+            early_ctc=ctc_loss(m.ctc_head(hidden).float().log_softmax(-1), counts, letters),
+            phones=torch.nn.functional.cross_entropy(phone_logits[..., :L], phones[:, :L], reduction="sum")
+            / (phones >= 0).sum().clamp_min(1),
+            feature=((rebuilt[:, :T] - world[:, :T]).abs() * mask * m.feature_weights).sum()
+            / mask.sum()
+            / m.feature_weights.sum(),
+        )
         accuracy = (phone_logits[..., :L].argmax(1) == phones[:, :L])[phones[:, :L] >= 0].float().mean()
-        return dict(loss=parts["ctc"] + self.options["early_ctc_weight"] * parts["early_ctc"] + self.options["phone_weight"] * parts["phones"] + self.options["feature_weight"] * parts["feature"]) | parts | dict(accuracy=accuracy), logp, q.codes[..., 0]
+        return (
+            dict(
+                loss=parts["ctc"]
+                + self.options["early_ctc_weight"] * parts["early_ctc"]
+                + self.options["phone_weight"] * parts["phones"]
+                + self.options["feature_weight"] * parts["feature"]
+            )
+            | parts
+            | dict(accuracy=accuracy),
+            logp,
+            q.codes[..., 0],
+        )
 
     def loss(self, batch: PreparedBatch, step: int) -> dict[str, Tensor]:
-        return self.losses(batch, self.augment(batch, step), max(0.0, 1 - step / max(1, self.options["quantizer_warmup"])))[0]
+        return self.losses(
+            batch, self.augment(batch, step), max(0.0, 1 - step / max(1, self.options["quantizer_warmup"]))
+        )[0]
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         "On dev: both losses, word errors of the likeliest path, how many ids are in use"
@@ -224,12 +293,19 @@ class TokenizerTask:
             for k, v in parts.items():
                 sums[k] = sums.get(k, 0.0) + v.item() * len(batch.ids)
             for row, reference in zip(logp.argmax(-1), batch.texts):
-                hypothesis, reference = text.char_tokenizer.decode(row.unique_consecutive()).split(), text.normalize_text(reference).split()
+                hypothesis, reference = (
+                    text.char_tokenizer.decode(row.unique_consecutive()).split(),
+                    text.normalize_text(reference).split(),
+                )
                 errors, n = errors + edit_distance(hypothesis, reference), n + len(reference)
             ids.append(codes[codes >= 0])
         ids, size = torch.cat(ids)[:, None], model.tokenizer.vocab_size
         return {k: v / len(self.dev) for k, v in sums.items()} | dict(
-            score=sums["loss"] / len(self.dev), wer=errors / n, used=codebook_usage(ids, size).item(), perplexity=perplexity(ids, size).item())
+            score=sums["loss"] / len(self.dev),
+            wer=errors / n,
+            used=codebook_usage(ids, size).item(),
+            perplexity=perplexity(ids, size).item(),
+        )
 
     def export(self, folder, **metadata):
         tokenizer, codes = self.model.tokenizer, []
@@ -237,7 +313,9 @@ class TokenizerTask:
             ids, _ = tokenizer.encode(batch.waves.to(self.model.moments.device), batch.lengths)
             codes.append(ids[ids >= 0].cpu()[:, None])
         codes, size = torch.cat(codes), tokenizer.vocab_size
-        train = dict(ids=len(codes), used=codebook_usage(codes, size).item(), perplexity=perplexity(codes, size).item())
+        train = dict(
+            ids=len(codes), used=codebook_usage(codes, size).item(), perplexity=perplexity(codes, size).item()
+        )
         tokenizer.save_pretrained(folder, bf16=True, train=train, **metadata)
 
 # %% ../../nbs/tasks/tokenizer.ipynb #36cbdeb6

@@ -27,6 +27,7 @@ from ..voice.vocoder import MEL_CONFIG, log10_mel
 @dataclass(frozen=True)
 class HifiGanConfig:
     "A small HiFi-GAN, 160 samples to a frame"
+
     bands: int = 80  # of the mel it reads
     channels: int = 128  # before the first upsampling; halved by each
     rates: tuple[int, ...] = (5, 4, 4, 2)
@@ -36,10 +37,16 @@ class HifiGanConfig:
     window: int = 1024  # samples of the mel's window
 
     def __post_init__(self):
-        if len(self.rates) != len(self.kernels) or any((k - r) % 2 or k < r for r, k in zip(self.rates, self.kernels)):
-            raise ValueError(f"rates={self.rates} and kernels={self.kernels}: one kernel for each rate is wanted, larger than it by an even number")
+        if len(self.rates) != len(self.kernels) or any(
+            (k - r) % 2 or k < r for r, k in zip(self.rates, self.kernels)
+        ):
+            raise ValueError(
+                f"rates={self.rates} and kernels={self.kernels}: one kernel for each rate is wanted, larger than it by an even number"
+            )
         if self.channels % 2 ** len(self.rates):
-            raise ValueError(f"channels={self.channels} must be divisible by {2 ** len(self.rates)}: each upsampling halves it")
+            raise ValueError(
+                f"channels={self.channels} must be divisible by {2 ** len(self.rates)}: each upsampling halves it"
+            )
 
 # %% ../../nbs/tasks/vocoder.ipynb #79ba3d0a
 def hifigan(
@@ -49,9 +56,17 @@ def hifigan(
     "A SpeechT5HifiGan with random weights, which knows its mel"
     import_torchaudio()
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-    hf_config = SpeechT5HifiGanConfig(model_in_dim=config.bands, sampling_rate=SAMPLE_RATE, upsample_initial_channel=config.channels, upsample_rates=list(config.rates),
-                                 upsample_kernel_sizes=list(config.kernels), resblock_kernel_sizes=list(config.blocks),
-                                 resblock_dilation_sizes=[list(config.dilations)] * len(config.blocks), mel=MEL_CONFIG | dict(window=config.window))
+
+    hf_config = SpeechT5HifiGanConfig(
+        model_in_dim=config.bands,
+        sampling_rate=SAMPLE_RATE,
+        upsample_initial_channel=config.channels,
+        upsample_rates=list(config.rates),
+        upsample_kernel_sizes=list(config.kernels),
+        resblock_kernel_sizes=list(config.blocks),
+        resblock_dilation_sizes=[list(config.dilations)] * len(config.blocks),
+        mel=MEL_CONFIG | dict(window=config.window),
+    )
     model = SpeechT5HifiGan(hf_config)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(random.key(seed, "hifigan"))
@@ -71,7 +86,16 @@ def stft_loss(
     "Spectral convergence and log magnitude, mean over three resolutions"
     total = 0.0
     for n, hop, window in RESOLUTIONS:
-        a, b = (torch.view_as_real(torch.stft(x, n, hop, window, torch.hann_window(window, device=x.device), return_complex=True)).pow(2).sum(-1).clamp_min(1e-7).sqrt() for x in (generated, real))
+        a, b = (
+            torch.view_as_real(
+                torch.stft(x, n, hop, window, torch.hann_window(window, device=x.device), return_complex=True)
+            )
+            .pow(2)
+            .sum(-1)
+            .clamp_min(1e-7)
+            .sqrt()
+            for x in (generated, real)
+        )
         total = total + (b - a).norm() / b.norm() + l1_loss(a.log(), b.log())
     return total / len(RESOLUTIONS)
 
@@ -79,6 +103,7 @@ def stft_loss(
 @dataclass(frozen=True)
 class HifiGanOptions:
     "How it is trained"
+
     frames: int = 40  # in a segment: 0.4 s
     mel_weight: float = 10.0
     held_out: int = 8  # utterances at the manifest's end that are kept for validation
@@ -90,12 +115,18 @@ CONTEXT_FRAMES = 4  # frames on each side of a segment, for its mel
 
 class HifiGanTask:
     "Teach a small HiFi-GAN to make a wave of a mel"
+
     defaults = dict(model=asdict(HifiGanConfig()), options=asdict(HifiGanOptions()))
 
-    def __init__(self,
+    def __init__(
+        self,
         run,  # has model, options (dicts), seed, data (a manifest), seconds (of sound in a batch)
     ):
-        self.config, self.options, self.seed = HifiGanConfig(**(run.model or {})), HifiGanOptions(**(run.options or {})), run.seed
+        self.config, self.options, self.seed = (
+            HifiGanConfig(**(run.model or {})),
+            HifiGanOptions(**(run.options or {})),
+            run.seed,
+        )
         self.hop = math.prod(self.config.rates)
         self.rows = max(1, round(run.batch_seconds * SAMPLE_RATE / (self.options.frames * self.hop)))
         rows = list(Manifest(expand_home(run.data), need_text=False))
@@ -107,7 +138,9 @@ class HifiGanTask:
             self.train, self.valid = rows[: len(rows) - n], rows[len(rows) - n :] or rows
         self.model = hifigan(self.config, run.seed)
         self.waves = {}
-        sample = torch.cat([self.mel(self.wave(u)[None])[0] for u in self.train[:: max(1, len(self.train) // 32)]])
+        sample = torch.cat(
+            [self.mel(self.wave(u)[None])[0] for u in self.train[:: max(1, len(self.train) // 32)]]
+        )
         self.model.mean.copy_(sample.mean(0))
         self.model.scale.copy_(sample.std(0).clamp_min(0.1))
 
@@ -121,7 +154,8 @@ class HifiGanTask:
             self.waves[u.id] = load_audio(u)
         return self.waves[u.id]
 
-    def batches(self,
+    def batches(
+        self,
         epoch: int,
     ) -> LazyMap:  # of (B, (frames + 2 CONTEXT_FRAMES) * hop)
         "Segments, each utterance once an epoch; the last batch is filled up from the epoch's beginning"
@@ -134,21 +168,29 @@ class HifiGanTask:
             wave = pad(wave, (0, max(0, length - len(wave))))
             at = int(random.uniform(random.fold_in(torch.tensor(draw[u.id]), 1)) * (len(wave) - length + 1))
             return wave[at : at + length]
-        return LazyMap(lambda k: torch.stack([segment(order[i % len(order)]) for i in range(k, k + size)]), range(0, len(order), size))
 
-    def loss(self,
+        return LazyMap(
+            lambda k: torch.stack([segment(order[i % len(order)]) for i in range(k, k + size)]),
+            range(0, len(order), size),
+        )
+
+    def loss(
+        self,
         batch: Tensor,  # (B, samples)
         step: int = 0,
     ) -> dict:
         "The loss and its parts"
         batch = batch.to(self.model.mean.device)
         real = batch[:, CONTEXT_FRAMES * self.hop : -CONTEXT_FRAMES * self.hop]
-        generated = self.model(self.mel(batch)[:, CONTEXT_FRAMES : CONTEXT_FRAMES + self.options.frames]).float()  # a transform wants float32, whatever the network ran in
+        generated = self.model(
+            self.mel(batch)[:, CONTEXT_FRAMES : CONTEXT_FRAMES + self.options.frames]
+        ).float()  # a transform wants float32, whatever the network ran in
         mel, stft = l1_loss(self.mel(generated), self.mel(real)), stft_loss(generated, real)
         return dict(loss=self.options.mel_weight * mel + stft, mel=mel.detach(), stft=stft.detach())
 
     @torch.inference_mode()
-    def validate(self,
+    def validate(
+        self,
         model,  # the one in training, or a mean of it
     ) -> dict:  # score: mean distance of log10-mels, lower is better
         "How far the mels of whole utterances are from their own resynthesis"
@@ -158,13 +200,19 @@ class HifiGanTask:
             distances.append(l1_loss(self.mel(model(mel))[:, : mel.shape[1]], mel).item())
         return dict(score=sum(distances) / len(distances))
 
-    def export(self,
+    def export(
+        self,
         folder: "str | Path",
         **metadata,  # written into config.json
     ):
         "A folder that `vocoder.HifiGan` and `transformers` read; the config comes last, so that a folder with a config is whole"
         folder = Path(folder)
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        atomic_write(folder / "model.safetensors", lambda temp_path: write_tensors(temp_path, state, {"format": "pt"}))
-        config = self.model.config.to_dict() | dict(architectures=["SpeechT5HifiGan"], metadata=metadata | dict(options=asdict(self.options), seed=self.seed))
+        atomic_write(
+            folder / "model.safetensors", lambda temp_path: write_tensors(temp_path, state, {"format": "pt"})
+        )
+        config = self.model.config.to_dict() | dict(
+            architectures=["SpeechT5HifiGan"],
+            metadata=metadata | dict(options=asdict(self.options), seed=self.seed),
+        )
         write_json(folder / "config.json", config)

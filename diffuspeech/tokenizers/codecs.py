@@ -25,9 +25,11 @@ from .quantize import seeded_rng
 # %% ../../nbs/tokenizers/codecs.ipynb #f6a0530c
 class CodecTokenizer(nn.Module):
     "A public model behind the protocol of speech tokenizers. A kind says how one row is encoded (`_encode`) and decoded (`_decode`)"
+
     kind = ""
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         sample_rate: int,  # sampling rate inside, Hz
         hop: int,  # samples at that rate for each frame
@@ -36,7 +38,12 @@ class CodecTokenizer(nn.Module):
     ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.sample_rate, self.hop, self.num_codebooks, self.vocab_size = sample_rate, hop, num_codebooks, vocab_size
+        self.sample_rate, self.hop, self.num_codebooks, self.vocab_size = (
+            sample_rate,
+            hop,
+            num_codebooks,
+            vocab_size,
+        )
         self.frame_rate = sample_rate / hop  # the configs of some models round this up
 
     def train(self, mode: bool = True):
@@ -49,11 +56,15 @@ class CodecTokenizer(nn.Module):
     @cached_property
     def version(self) -> str:
         "Which ids these are"
-        digests = (hashlib.sha256(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).digest() for t in self.model.state_dict().values())
+        digests = (
+            hashlib.sha256(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+            for t in self.model.state_dict().values()
+        )
         return f"{self.kind}-{self.frame_rate:.4g}hz-{self.num_codebooks}x{self.vocab_size}-{hashlib.sha256(b''.join(sorted(digests))).hexdigest()[:8]}"
 
     @torch.no_grad()
-    def encode(self,
+    def encode(
+        self,
         waves: Tensor,  # (B, S) at 16 kHz
         lengths: Tensor | None = None,  # (B,) samples; all when not given
     ) -> tuple[Tensor, Tensor]:  # ids (B, L) or (B, L, Q) int64, -1 in padding; their lengths (B,)
@@ -62,15 +73,25 @@ class CodecTokenizer(nn.Module):
         with torch.autocast(waves.device.type, enabled=False):
             for wave in _check_waves(waves, lengths):
                 wave = wave.to(self._device(), torch.float32)
-                rows.append(self._encode(audio.resample(wave, audio.SAMPLE_RATE, self.sample_rate)) if len(wave) else wave.new_zeros(0, self.num_codebooks))
-        ids = nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True, padding_value=-1).to(waves.device)
-        return ids if self.num_codebooks > 1 else ids[..., 0], torch.tensor([len(row) for row in rows], device=waves.device)
+                rows.append(
+                    self._encode(audio.resample(wave, audio.SAMPLE_RATE, self.sample_rate))
+                    if len(wave)
+                    else wave.new_zeros(0, self.num_codebooks)
+                )
+        ids = nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True, padding_value=-1).to(
+            waves.device
+        )
+        return ids if self.num_codebooks > 1 else ids[..., 0], torch.tensor(
+            [len(row) for row in rows], device=waves.device
+        )
 
     @torch.no_grad()
-    def decode(self,
+    def decode(
+        self,
         ids: Tensor,  # (B, L) or (B, L, Q)
         lengths: Tensor | None = None,  # (B,) frames; when not given, a row ends where its -1 begin
-        reference: Tensor | None = None,  # part of the protocol; a codec's ids carry the voice, so it is not looked at
+        reference: Tensor
+        | None = None,  # part of the protocol; a codec's ids carry the voice, so it is not looked at
     ) -> Tensor:  # (B, S) at 16 kHz, zero-padded
         "Ids into waves, each row on its own"
         rows = []
@@ -94,11 +115,21 @@ class CodecTokenizer(nn.Module):
     def _split_rows(self, ids, lengths):
         "The ids of each row, (L, Q), checked"
         shape = "(B, L)" if self.num_codebooks == 1 else f"(B, L, {self.num_codebooks})"
-        if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim != (2 if self.num_codebooks == 1 else 3) or (self.num_codebooks > 1 and ids.shape[-1] != self.num_codebooks):
-            raise ValueError(f"ids is {ids.dtype} of shape {tuple(ids.shape)}; whole numbers of {shape} are wanted")
+        if (
+            ids.is_floating_point()
+            or ids.dtype == torch.bool
+            or ids.ndim != (2 if self.num_codebooks == 1 else 3)
+            or (self.num_codebooks > 1 and ids.shape[-1] != self.num_codebooks)
+        ):
+            raise ValueError(
+                f"ids is {ids.dtype} of shape {tuple(ids.shape)}; whole numbers of {shape} are wanted"
+            )
         full = ids if ids.ndim == 3 else ids[..., None]
         ends = (full >= 0).any(-1).long().cumprod(1).sum(1) if lengths is None else lengths
-        inside = torch.arange(full.shape[1], device=ids.device) < torch.tensor(_check_lengths(ends, *full.shape[:2], "frames"), device=ids.device)[:, None]
+        inside = (
+            torch.arange(full.shape[1], device=ids.device)
+            < torch.tensor(_check_lengths(ends, *full.shape[:2], "frames"), device=ids.device)[:, None]
+        )
         invalid = (full >= self.vocab_size) | (full < 0) & inside[..., None]
         if lengths is None:  # -1 is padding, and after padding there is only padding
             invalid |= (full != -1) & ~inside[..., None]
@@ -107,7 +138,9 @@ class CodecTokenizer(nn.Module):
         if invalid.any():
             index = tuple(invalid.nonzero()[0].tolist())
             where = index if self.num_codebooks > 1 else index[:2]
-            raise ValueError(f"ids holds {int(full[index])} at {where}; an id is from 0 to {self.vocab_size - 1}, and -1 stands after the end of a row only")
+            raise ValueError(
+                f"ids holds {int(full[index])} at {where}; an id is from 0 to {self.vocab_size - 1}, and -1 stands after the end of a row only"
+            )
         return [row[: int(keep.sum())] for row, keep in zip(full, inside)]
 
 # %% ../../nbs/tokenizers/codecs.ipynb #2cc76935
@@ -116,7 +149,9 @@ def _check_lengths(lengths, rows, maximum, what):
     if lengths is None:
         return [maximum] * rows
     if lengths.shape != (rows,) or lengths.is_floating_point():
-        raise ValueError(f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}; one whole number for each of {rows} rows is wanted")
+        raise ValueError(
+            f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}; one whole number for each of {rows} rows is wanted"
+        )
     lengths = lengths.tolist()
     for row, n in enumerate(lengths):
         if not 0 <= n <= maximum:
@@ -127,7 +162,9 @@ def _check_lengths(lengths, rows, maximum, what):
 def _check_waves(waves, lengths):
     "Each row's own samples, checked"
     if waves.ndim != 2 or not waves.is_floating_point():
-        raise ValueError(f"waves is {waves.dtype} of shape {tuple(waves.shape)}; float of (B, samples) at {audio.SAMPLE_RATE} Hz is wanted")
+        raise ValueError(
+            f"waves is {waves.dtype} of shape {tuple(waves.shape)}; float of (B, samples) at {audio.SAMPLE_RATE} Hz is wanted"
+        )
     rows = [wave[:n] for wave, n in zip(waves, _check_lengths(lengths, *waves.shape, "samples"))]
     for row, wave in enumerate(rows):
         if not torch.isfinite(wave).all():
@@ -137,20 +174,27 @@ def _check_waves(waves, lengths):
 # %% ../../nbs/tokenizers/codecs.ipynb #410f3acd
 class TransformersTokenizer(CodecTokenizer):
     "What the families of transformers share. A kind names its classes and says how many codebooks its options mean"
+
     classes = ("", "")  # of the model and of its config, in transformers
 
     @classmethod
     def _classes(cls):
         try:
-            with torch.device("cpu"):  # what a library makes while it is imported must be real, even when a model on meta is asked for
+            with torch.device(
+                "cpu"
+            ):  # what a library makes while it is imported must be real, even when a model on meta is asked for
                 audio.import_torchaudio()  # transformers imports it, and would fail where its extension cannot load
                 import transformers
+
                 return tuple(getattr(transformers, name) for name in cls.classes)
         except (ImportError, AttributeError):
-            raise ImportError(f"{cls.kind} needs {cls.classes[0]} of transformers: pip install 'transformers>=5.23'") from None
+            raise ImportError(
+                f"{cls.kind} needs {cls.classes[0]} of transformers: pip install 'transformers>=5.23'"
+            ) from None
 
     @classmethod
-    def from_config(cls,
+    def from_config(
+        cls,
         config,  # of transformers
         seed: int = 0,
         **options,  # as in `from_pretrained`
@@ -161,7 +205,8 @@ class TransformersTokenizer(CodecTokenizer):
             return cls(randomize_codebooks(Model(config)), **options)
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path",  # a folder, or an id on the hub
         **options,  # Mimi and DAC: num_codebooks=8; EnCodec and XCodec: bandwidth=6.0, in kbit/s
     ) -> Self:
@@ -170,15 +215,26 @@ class TransformersTokenizer(CodecTokenizer):
         folder = _find_folder(cls.kind, name)
         _check_folder(folder, cls.kind)
         try:
-            model, info = Model.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+            model, info = Model.from_pretrained(
+                folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         except (OSError, RuntimeError, SafetensorError, ValueError) as e:
-            raise ValueError(f"{cls.kind}:{name}: the weights did not load ({str(e).strip().splitlines()[0]})") from None
+            raise ValueError(
+                f"{cls.kind}:{name}: the weights did not load ({str(e).strip().splitlines()[0]})"
+            ) from None
         missing = sorted(info["missing_keys"])
         if missing:
-            raise ValueError(f"{cls.kind}:{name}: the weights lack {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+            raise ValueError(
+                f"{cls.kind}:{name}: the weights lack {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+            )
         return cls(model, **options)
 
-    def save_pretrained(self,
+    def save_pretrained(
+        self,
         folder: "str | Path",
     ):
         "Write config.json and model.safetensors, as transformers does"
@@ -192,7 +248,9 @@ def randomize_codebooks(
     with torch.no_grad():
         for name, codebook in model.named_buffers():
             if name.endswith((".embed", ".embed_sum")):
-                codebook.copy_(nn.functional.normalize(torch.randn(codebook.shape, device=codebook.device), dim=-1))
+                codebook.copy_(
+                    nn.functional.normalize(torch.randn(codebook.shape, device=codebook.device), dim=-1)
+                )
         for name, parameter in model.named_parameters():
             if "bias" in name.rsplit(".", 1)[-1]:
                 parameter.zero_()
@@ -204,7 +262,9 @@ def _find_folder(kind, name):
     try:
         return checkpoint.find_checkpoint(name)
     except ValueError as e:
-        raise ValueError(f"{kind}:{name}: {str(e).removeprefix(f'{name}: ')}. Fetch config.json and model.safetensors elsewhere, and give their folder: {kind}:path/to/folder") from None
+        raise ValueError(
+            f"{kind}:{name}: {str(e).removeprefix(f'{name}: ')}. Fetch config.json and model.safetensors elsewhere, and give their folder: {kind}:path/to/folder"
+        ) from None
 
 
 def _check_folder(folder, kind):
@@ -212,43 +272,68 @@ def _check_folder(folder, kind):
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         extractor = folder / "preprocessor_config.json"
-        extractor_rate = json.loads(extractor.read_text(encoding="utf-8")).get("sampling_rate") if extractor.exists() else None
+        extractor_rate = (
+            json.loads(extractor.read_text(encoding="utf-8")).get("sampling_rate")
+            if extractor.exists()
+            else None
+        )
     except FileNotFoundError:
         raise ValueError(f"{folder}: no config.json") from None
     except ValueError as e:
         raise ValueError(f"{folder}: config.json or preprocessor_config.json is not JSON ({e})") from None
     if config.get("model_type") != kind:
-        raise ValueError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, and {kind!r} is wanted")
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, and {kind!r} is wanted"
+        )
     sample_rate = config.get("sampling_rate", config.get("sample_rate"))
     if extractor_rate and sample_rate and extractor_rate != sample_rate:
-        raise ValueError(f"{folder}: preprocessor_config.json says {extractor_rate} Hz, and config.json {sample_rate} Hz; the ids would be those of another speed")
+        raise ValueError(
+            f"{folder}: preprocessor_config.json says {extractor_rate} Hz, and config.json {sample_rate} Hz; the ids would be those of another speed"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = next((p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))), None)
-        raise ValueError(f"{folder}: no *.safetensors" + (f"; {pickled} is a pickle, which is never read: convert it to safetensors" if pickled else ""))
+        raise ValueError(
+            f"{folder}: no *.safetensors"
+            + (f"; {pickled} is a pickle, which is never read: convert it to safetensors" if pickled else "")
+        )
 
 # %% ../../nbs/tokenizers/codecs.ipynb #4c557b4e
 def _check_codebooks(num_codebooks, maximum, kind, least=1):
     "How many codebooks, checked; all of them when not said"
     if num_codebooks is None:
         return maximum
-    if isinstance(num_codebooks, bool) or not isinstance(num_codebooks, int) or not least <= num_codebooks <= maximum:
+    if (
+        isinstance(num_codebooks, bool)
+        or not isinstance(num_codebooks, int)
+        or not least <= num_codebooks <= maximum
+    ):
         raise ValueError(f"num_codebooks={num_codebooks!r} must be from {least} to {maximum} for this {kind}")
     return num_codebooks
 
 # %% ../../nbs/tokenizers/codecs.ipynb #89a2f503
 class MimiTokenizer(TransformersTokenizer):
     "Mimi: 12.5 frames a second, the first codebook taught by a model of speech"
+
     kind, classes = "mimi", ("MimiModel", "MimiConfig")
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         num_codebooks: int | None = None,  # use the first so many
     ):
         config = model.config
         hop = math.prod(config.upsampling_ratios) * config.latent_stride
         if config.sampling_rate != hop * config.frame_rate:
-            raise ValueError(f"mimi: its config says {config.sampling_rate} Hz and {config.frame_rate} frames a second, and its strides make frames of {hop} samples")
-        super().__init__(model, config.sampling_rate, hop, _check_codebooks(num_codebooks, config.num_quantizers, self.kind, config.num_semantic_quantizers), config.codebook_size)
+            raise ValueError(
+                f"mimi: its config says {config.sampling_rate} Hz and {config.frame_rate} frames a second, and its strides make frames of {hop} samples"
+            )
+        super().__init__(
+            model,
+            config.sampling_rate,
+            hop,
+            _check_codebooks(num_codebooks, config.num_quantizers, self.kind, config.num_semantic_quantizers),
+            config.codebook_size,
+        )
 
     def _apply(self, fn, recurse=True):
         "The codebooks that Mimi computes at first use are computed again after a move"
@@ -266,17 +351,29 @@ class MimiTokenizer(TransformersTokenizer):
 # %% ../../nbs/tokenizers/codecs.ipynb #3d4938a1
 class DacTokenizer(TransformersTokenizer):
     "DAC: made for music and any sound, at 16, 24 or 44.1 kHz"
+
     kind, classes = "dac", ("DacModel", "DacConfig")
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         num_codebooks: int | None = None,  # use the first so many
     ):
         config = model.config
-        super().__init__(model, config.sampling_rate, config.hop_length, _check_codebooks(num_codebooks, config.n_codebooks, self.kind), config.codebook_size)
+        super().__init__(
+            model,
+            config.sampling_rate,
+            config.hop_length,
+            _check_codebooks(num_codebooks, config.n_codebooks, self.kind),
+            config.codebook_size,
+        )
 
     def _encode(self, wave):
-        return self.model.encode(self._pad_to_frames(wave)[None, None], n_quantizers=self.num_codebooks).audio_codes[0].T
+        return (
+            self.model.encode(self._pad_to_frames(wave)[None, None], n_quantizers=self.num_codebooks)
+            .audio_codes[0]
+            .T
+        )
 
     def _decode(self, ids):
         return self.model.decode(audio_codes=ids.T[None]).audio_values[0]
@@ -285,23 +382,37 @@ class DacTokenizer(TransformersTokenizer):
 def _check_bandwidth(bandwidth, allowed, default, kind):
     "A bandwidth that the model has"
     if bandwidth is not None and bandwidth not in allowed:
-        raise ValueError(f"bandwidth={bandwidth!r} must be one of {', '.join(map(str, allowed))} kbit/s for this {kind}")
+        raise ValueError(
+            f"bandwidth={bandwidth!r} must be one of {', '.join(map(str, allowed))} kbit/s for this {kind}"
+        )
     return default if bandwidth is None else bandwidth
 
 # %% ../../nbs/tokenizers/codecs.ipynb #8f90797b
 class EncodecTokenizer(TransformersTokenizer):
     "EnCodec at 24 kHz: 75 frames a second"
+
     kind, classes = "encodec", ("EncodecModel", "EncodecConfig")
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         bandwidth: float | None = None,  # kbit/s; the lowest when not given
     ):
         config = model.config
         if config.normalize or config.audio_channels != 1 or config.chunk_length_s is not None:
-            raise ValueError("encodec: this model is stereo, or works in chunks that carry their loudness beside the ids, so ids alone are not a wave; take the 24 kHz one")
-        bandwidth = _check_bandwidth(bandwidth, config.target_bandwidths, config.target_bandwidths[0], self.kind)
-        super().__init__(model, config.sampling_rate, config.hop_length, model.quantizer.get_num_quantizers_for_bandwidth(bandwidth), config.codebook_size)
+            raise ValueError(
+                "encodec: this model is stereo, or works in chunks that carry their loudness beside the ids, so ids alone are not a wave; take the 24 kHz one"
+            )
+        bandwidth = _check_bandwidth(
+            bandwidth, config.target_bandwidths, config.target_bandwidths[0], self.kind
+        )
+        super().__init__(
+            model,
+            config.sampling_rate,
+            config.hop_length,
+            model.quantizer.get_num_quantizers_for_bandwidth(bandwidth),
+            config.codebook_size,
+        )
         self.bandwidth = bandwidth
 
     def _encode(self, wave):
@@ -313,19 +424,33 @@ class EncodecTokenizer(TransformersTokenizer):
 # %% ../../nbs/tokenizers/codecs.ipynb #6aab5d47
 class XcodecTokenizer(TransformersTokenizer):
     "XCodec: a codec that also hears with a model of speech (HuBERT), 50 frames a second"
+
     kind, classes = "xcodec", ("XcodecModel", "XcodecConfig")
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         bandwidth: float | None = None,  # kbit/s; the highest when not given
     ):
         config = model.config
-        bandwidth = _check_bandwidth(bandwidth, config.target_bandwidths, config.target_bandwidths[-1], self.kind)
-        super().__init__(model, config.sample_rate, config.hop_length, model.quantizer.get_num_quantizers_for_bandwidth(bandwidth), config.codebook_size)
+        bandwidth = _check_bandwidth(
+            bandwidth, config.target_bandwidths, config.target_bandwidths[-1], self.kind
+        )
+        super().__init__(
+            model,
+            config.sample_rate,
+            config.hop_length,
+            model.quantizer.get_num_quantizers_for_bandwidth(bandwidth),
+            config.codebook_size,
+        )
         self.bandwidth = bandwidth
 
     def _encode(self, wave):
-        return self.model.encode(self._pad_to_frames(wave)[None, None], bandwidth=self.bandwidth).audio_codes[0].T
+        return (
+            self.model.encode(self._pad_to_frames(wave)[None, None], bandwidth=self.bandwidth)
+            .audio_codes[0]
+            .T
+        )
 
     def _decode(self, ids):
         return self.model.decode(ids.T[None]).audio_values[0, 0]
@@ -333,23 +458,37 @@ class XcodecTokenizer(TransformersTokenizer):
 # %% ../../nbs/tokenizers/codecs.ipynb #139ead8b
 class Xcodec2Tokenizer(TransformersTokenizer):
     "X-Codec2: one codebook, FSQ, 50 frames a second"
+
     kind, classes = "xcodec2", ("Xcodec2Model", "Xcodec2Config")
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
     ):
         with torch.device("cpu"):
             from transformers import Xcodec2FeatureExtractor
         config = model.config
-        feature_extractor = Xcodec2FeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+        feature_extractor = Xcodec2FeatureExtractor(
+            sampling_rate=config.sampling_rate, hop_length=config.hop_length
+        )
         if config.hop_length != feature_extractor.stride * feature_extractor.frame_shift:
-            raise ValueError(f"xcodec2: frames of {config.hop_length} samples, and its spectrogram has frames of {feature_extractor.stride * feature_extractor.frame_shift}")
-        super().__init__(model, config.sampling_rate, config.hop_length, 1, math.prod(config.quantization_levels))
+            raise ValueError(
+                f"xcodec2: frames of {config.hop_length} samples, and its spectrogram has frames of {feature_extractor.stride * feature_extractor.frame_shift}"
+            )
+        super().__init__(
+            model, config.sampling_rate, config.hop_length, 1, math.prod(config.quantization_levels)
+        )
         self.feature_extractor = feature_extractor
 
     def _encode(self, wave):
-        inputs = self.feature_extractor(wave.cpu(), sampling_rate=self.sample_rate, return_tensors="pt").to(wave.device)
-        codes = self.model.encode(inputs["input_values"], input_features=inputs["input_features"], input_features_mask=inputs["input_features_mask"]).audio_codes
+        inputs = self.feature_extractor(wave.cpu(), sampling_rate=self.sample_rate, return_tensors="pt").to(
+            wave.device
+        )
+        codes = self.model.encode(
+            inputs["input_values"],
+            input_features=inputs["input_features"],
+            input_features_mask=inputs["input_features_mask"],
+        ).audio_codes
         return codes[0].T[: math.ceil(len(wave) / self.hop)]
 
     def _decode(self, ids):

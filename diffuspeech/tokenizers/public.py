@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from ..base import checkpoint
 from ..data import audio
-from .codecs import CodecTokenizer, DacTokenizer, EncodecTokenizer, MimiTokenizer, Xcodec2Tokenizer, XcodecTokenizer, randomize_codebooks
+from diffuspeech.tokenizers.codecs import (
+    CodecTokenizer,
+    DacTokenizer,
+    EncodecTokenizer,
+    MimiTokenizer,
+    Xcodec2Tokenizer,
+    XcodecTokenizer,
+    randomize_codebooks,
+)
 from .quantize import seeded_rng
 
 # %% ../../nbs/tokenizers/public.ipynb #ab6019c1
@@ -29,26 +37,40 @@ def import_s3tokenizer():
     if absent:
         sys.modules["onnx"] = types.ModuleType("onnx")
     try:
-        with torch.device("cpu"):  # what a library makes while it is imported must be real, even when a model on meta is asked for
+        with torch.device(
+            "cpu"
+        ):  # what a library makes while it is imported must be real, even when a model on meta is asked for
             audio.import_torchaudio()
             import s3tokenizer
         return s3tokenizer
     except ImportError:
-        raise ImportError("s3 needs the package s3tokenizer: pip install --no-deps s3tokenizer==0.3.0") from None
+        raise ImportError(
+            "s3 needs the package s3tokenizer: pip install --no-deps s3tokenizer==0.3.0"
+        ) from None
     finally:
         if absent:
             del sys.modules["onnx"]
 
 # %% ../../nbs/tokenizers/public.ipynb #5271be89
-S3_HOPS = {"speech_tokenizer_v1": 320, "speech_tokenizer_v1_25hz": 640, "speech_tokenizer_v2_25hz": 640, "speech_tokenizer_v3_25hz": 640}  # samples for each id
-S3_ALIASES = {"speech_tokenizer_v2": "speech_tokenizer_v2_25hz", "speech_tokenizer_v3": "speech_tokenizer_v3_25hz"}  # as CosyVoice names them
+S3_HOPS = {
+    "speech_tokenizer_v1": 320,
+    "speech_tokenizer_v1_25hz": 640,
+    "speech_tokenizer_v2_25hz": 640,
+    "speech_tokenizer_v3_25hz": 640,
+}  # samples for each id
+S3_ALIASES = {
+    "speech_tokenizer_v2": "speech_tokenizer_v2_25hz",
+    "speech_tokenizer_v3": "speech_tokenizer_v3_25hz",
+}  # as CosyVoice names them
 
 
 class S3Tokenizer(CodecTokenizer):
     "S3 of CosyVoice 1, 2 and 3: ids of what is spoken; encodes only"
+
     kind = "s3"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # of s3tokenizer
     ):
         super().__init__(model, audio.SAMPLE_RATE, S3_HOPS[model.name], 1, model.config.n_codebook_size)
@@ -57,7 +79,8 @@ class S3Tokenizer(CodecTokenizer):
         return f"{self.model.name}, {super().extra_repr()}"
 
     @classmethod
-    def from_config(cls,
+    def from_config(
+        cls,
         config: dict,  # name, one of `S3_HOPS`; and n_audio_state, n_audio_head, n_audio_layer, ... where they are not the public ones
         seed: int = 0,
     ) -> Self:
@@ -66,7 +89,8 @@ class S3Tokenizer(CodecTokenizer):
             return cls(randomize_codebooks(_build_model(**config)))
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path",  # one of `S3_HOPS`, a folder, or a file (.pt, .onnx) named as one of them
     ) -> Self:
         "With the weights of a folder, a file, or those that the authors publish"
@@ -79,30 +103,44 @@ class S3Tokenizer(CodecTokenizer):
             checkpoint.load_weights(model, path / "model.safetensors")
             return cls(model)
         if path.is_dir():  # as CosyVoice publishes it
-            file = next((f for f in sorted(path.glob("speech_tokenizer_*")) if f.suffix in (".pt", ".onnx")), None)
+            file = next(
+                (f for f in sorted(path.glob("speech_tokenizer_*")) if f.suffix in (".pt", ".onnx")), None
+            )
             if file is None:
-                raise ValueError(f"{path}: neither config.json and model.safetensors, nor a speech_tokenizer_*.onnx")
+                raise ValueError(
+                    f"{path}: neither config.json and model.safetensors, nor a speech_tokenizer_*.onnx"
+                )
         else:
             file = path if path.is_file() else _download_onnx(str(name))
         return cls(_load_weights(file))
 
-    def save_pretrained(self,
+    def save_pretrained(
+        self,
         folder: "str | Path",
     ):
         "Write config.json and model.safetensors; the config last, so that a folder with a config is whole"
         folder = Path(folder)
-        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        checkpoint.atomic_write(folder / "model.safetensors", lambda temp_path: checkpoint.write_tensors(temp_path, weights, {"format": "pt"}))
+        weights = {
+            name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()
+        }
+        checkpoint.atomic_write(
+            folder / "model.safetensors",
+            lambda temp_path: checkpoint.write_tensors(temp_path, weights, {"format": "pt"}),
+        )
         checkpoint.write_json(folder / "config.json", {"name": self.model.name} | vars(self.model.config))
 
     def _encode(self, wave):
-        mel = import_s3tokenizer().log_mel_spectrogram(nn.functional.pad(wave, (0, max(0, self.hop - len(wave)))), self.model.config.n_mels)
+        mel = import_s3tokenizer().log_mel_spectrogram(
+            nn.functional.pad(wave, (0, max(0, self.hop - len(wave)))), self.model.config.n_mels
+        )
         ids, lengths = self.model.quantize(mel[None], torch.tensor([mel.shape[-1]], device=mel.device))
         return ids[0, : int(lengths[0]), None]
 
     def decode(self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
         "S3 has no decoder, and this says so"
-        raise ValueError(f"{self.model.name} has no decoder: its ids say what is spoken and not by whom, and the wave is made by CosyVoice's flow and vocoder: speech.cosyvoice")
+        raise ValueError(
+            f"{self.model.name} has no decoder: its ids say what is spoken and not by whom, and the wave is made by CosyVoice's flow and vocoder: speech.cosyvoice"
+        )
 
 # %% ../../nbs/tokenizers/public.ipynb #c520e600
 def _build_model(name, **sizes):
@@ -128,12 +166,16 @@ def _download_onnx(name):
         return Path(s3._download(name, str(cache)))
     except (OSError, RuntimeError) as e:
         (cache / f"{name}.onnx").unlink(missing_ok=True)  # what came of it is not whole
-        raise ValueError(f"s3:{name}: {s3._MODELS[name]} did not come ({type(e).__name__}). Fetch it elsewhere, and give the file or its folder: s3:path/to/folder") from None
+        raise ValueError(
+            f"s3:{name}: {s3._MODELS[name]} did not come ({type(e).__name__}). Fetch it elsewhere, and give the file or its folder: s3:path/to/folder"
+        ) from None
 
 
 def _require_onnx(what):
     if importlib.util.find_spec("onnx") is None:
-        raise ImportError(f"{what}: the weights are published as ONNX, and reading that needs a package more: pip install onnx. A folder written by S3Tokenizer.save_pretrained needs none")
+        raise ImportError(
+            f"{what}: the weights are published as ONNX, and reading that needs a package more: pip install onnx. A folder written by S3Tokenizer.save_pretrained needs none"
+        )
 
 
 def _load_weights(file):
@@ -145,7 +187,9 @@ def _load_weights(file):
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as e:
-            raise ValueError(f"{file}: not a file of tensors alone, or truncated ({type(e).__name__})") from None
+            raise ValueError(
+                f"{file}: not a file of tensors alone, or truncated ({type(e).__name__})"
+            ) from None
     elif file.suffix == ".onnx":
         _require_onnx(file)
         s3 = import_s3tokenizer()
@@ -155,15 +199,28 @@ def _load_weights(file):
     model = _build_model(name)
     expected = model.state_dict()
     # the third version's ONNX leaves out the biases of layer norms; its authors' reader keeps zeros there, and so do we
-    missing = [key for key in sorted(expected.keys() - weights.keys()) if not ("_v3" in name and key.endswith("_ln.bias"))]
-    unexpected = missing + sorted(weights.keys() - expected.keys()) + [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
+    missing = [
+        key
+        for key in sorted(expected.keys() - weights.keys())
+        if not ("_v3" in name and key.endswith("_ln.bias"))
+    ]
+    unexpected = (
+        missing
+        + sorted(weights.keys() - expected.keys())
+        + [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
+    )
     if unexpected:
-        raise ValueError(f"{file}: missing, extra or of another shape: {', '.join(unexpected[:5])}{' ...' if len(unexpected) > 5 else ''}")
+        raise ValueError(
+            f"{file}: missing, extra or of another shape: {', '.join(unexpected[:5])}{' ...' if len(unexpected) > 5 else ''}"
+        )
     model.load_state_dict(weights, strict=False)
     return model
 
 # %% ../../nbs/tokenizers/public.ipynb #5250d62c
-TOKENIZERS = {cls.kind: cls for cls in (S3Tokenizer, MimiTokenizer, EncodecTokenizer, DacTokenizer, XcodecTokenizer, Xcodec2Tokenizer)}
+TOKENIZERS = {
+    cls.kind: cls
+    for cls in (S3Tokenizer, MimiTokenizer, EncodecTokenizer, DacTokenizer, XcodecTokenizer, Xcodec2Tokenizer)
+}
 
 
 def load_tokenizer(
@@ -173,23 +230,72 @@ def load_tokenizer(
     "A public tokenizer"
     kind, colon, rest = str(name).partition(":")
     if kind not in TOKENIZERS or not rest:
-        raise ValueError(f"{name!r} is no tokenizer; kind:folder or kind:hub id is wanted, with one of the kinds {', '.join(TOKENIZERS)}")
+        raise ValueError(
+            f"{name!r} is no tokenizer; kind:folder or kind:hub id is wanted, with one of the kinds {', '.join(TOKENIZERS)}"
+        )
     try:
         return TOKENIZERS[kind].from_pretrained(rest, **options)
     except TypeError as e:
-        raise ValueError(f"{name}: {str(e).split('() ', 1)[-1]}; Mimi and DAC take num_codebooks, EnCodec and XCodec bandwidth") from None
+        raise ValueError(
+            f"{name}: {str(e).split('() ', 1)[-1]}; Mimi and DAC take num_codebooks, EnCodec and XCodec bandwidth"
+        ) from None
 
 # %% ../../nbs/tokenizers/public.ipynb #2fdbbee3
 TINY_TRANSFORMER = dict(num_hidden_layers=1, intermediate_size=32, num_attention_heads=2)
 TINY_CONFIGS = {
     "s3": dict(name="speech_tokenizer_v2_25hz", n_mels=80, n_audio_state=64, n_audio_head=1, n_audio_layer=1),
-    "mimi": dict(hidden_size=32, num_filters=4, codebook_size=32, codebook_dim=16, vector_quantization_hidden_dimension=16, num_quantizers=4, num_key_value_heads=2, upsample_groups=32, **TINY_TRANSFORMER),
-    "encodec": dict(hidden_size=16, num_filters=4, num_lstm_layers=1, codebook_size=32, target_bandwidths=[0.375, 1.5, 3.0]),
-    "dac": dict(encoder_hidden_size=4, decoder_hidden_size=32, downsampling_ratios=[2, 4, 5, 8], n_codebooks=3, codebook_size=32),
-    "xcodec": dict(codebook_size=32, target_bandwidths=[0.5, 1.0], acoustic_model_config=dict(model_type="dac", encoder_hidden_size=4, decoder_hidden_size=64, hidden_size=64),
-                   semantic_model_config=dict(model_type="hubert", hidden_size=32, conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **TINY_TRANSFORMER)),
-    "xcodec2": dict(hidden_size=64, num_key_value_heads=2, head_dim=32, encoder_hidden_size=4, quantization_dim=96, initializer_range=0.3,
-                    semantic_model_config=dict(model_type="wav2vec2-bert", hidden_size=32, feature_projection_input_dim=160, **TINY_TRANSFORMER), **TINY_TRANSFORMER),
+    "mimi": dict(
+        hidden_size=32,
+        num_filters=4,
+        codebook_size=32,
+        codebook_dim=16,
+        vector_quantization_hidden_dimension=16,
+        num_quantizers=4,
+        num_key_value_heads=2,
+        upsample_groups=32,
+        **TINY_TRANSFORMER,
+    ),
+    "encodec": dict(
+        hidden_size=16,
+        num_filters=4,
+        num_lstm_layers=1,
+        codebook_size=32,
+        target_bandwidths=[0.375, 1.5, 3.0],
+    ),
+    "dac": dict(
+        encoder_hidden_size=4,
+        decoder_hidden_size=32,
+        downsampling_ratios=[2, 4, 5, 8],
+        n_codebooks=3,
+        codebook_size=32,
+    ),
+    "xcodec": dict(
+        codebook_size=32,
+        target_bandwidths=[0.5, 1.0],
+        acoustic_model_config=dict(
+            model_type="dac", encoder_hidden_size=4, decoder_hidden_size=64, hidden_size=64
+        ),
+        semantic_model_config=dict(
+            model_type="hubert",
+            hidden_size=32,
+            conv_dim=[16] * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=2,
+            **TINY_TRANSFORMER,
+        ),
+    ),
+    "xcodec2": dict(
+        hidden_size=64,
+        num_key_value_heads=2,
+        head_dim=32,
+        encoder_hidden_size=4,
+        quantization_dim=96,
+        initializer_range=0.3,
+        semantic_model_config=dict(
+            model_type="wav2vec2-bert", hidden_size=32, feature_projection_input_dim=160, **TINY_TRANSFORMER
+        ),
+        **TINY_TRANSFORMER,
+    ),
 }
 
 

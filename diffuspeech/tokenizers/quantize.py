@@ -17,12 +17,22 @@ from torch import Tensor, nn
 from ..base import random
 
 # %% ../../nbs/tokenizers/quantize.ipynb #479e7455
-OPTION_KIND = {"levels": "fsq", "structure": "fsq", "codebook_size": "rvq", "codebook_dim": "rvq", "decay": "rvq", "kmeans_init": "rvq", "commitment_weight": "rvq", "dead_code_threshold": "rvq"}
+OPTION_KIND = {
+    "levels": "fsq",
+    "structure": "fsq",
+    "codebook_size": "rvq",
+    "codebook_dim": "rvq",
+    "decay": "rvq",
+    "kmeans_init": "rvq",
+    "commitment_weight": "rvq",
+    "dead_code_threshold": "rvq",
+}
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
     "What a quantizer is; `dataclasses.asdict` of it is JSON"
+
     kind: str = "fsq"  # fsq, rvq, or none, which lets the vector through
     dim: int = 256  # of the vectors that go in and come out
     layers: int = 4  # codes for each vector
@@ -33,29 +43,53 @@ class QuantizerConfig:
     decay: float = 0.99  # RVQ: of the running means that are the codebook
     kmeans_init: bool = True  # RVQ: the first batch in training sets the codebooks; else small random ones
     commitment_weight: float = 1.0  # RVQ: weight of the loss
-    dead_code_threshold: float = 0.0  # RVQ: a code whose running count in a batch falls below this is moved to a vector of that batch
-    quantizer_dropout: float = 0.0  # share of the rows that, in training, keep only their first n layers, n uniform in 1..layers
+    dead_code_threshold: float = (
+        0.0  # RVQ: a code whose running count in a batch falls below this is moved to a vector of that batch
+    )
+    quantizer_dropout: float = (
+        0.0  # share of the rows that, in training, keep only their first n layers, n uniform in 1..layers
+    )
     seed: int = 0
 
     def __post_init__(self):
         def wrong(name, wanted):
             raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
+
         object.__setattr__(self, "levels", tuple(self.levels))  # JSON has lists only
         if self.kind not in ("fsq", "rvq", "none"):
             wrong("kind", "one of fsq, rvq, none")
         for f in fields(self):
-            if f.name in OPTION_KIND and OPTION_KIND[f.name] != self.kind and getattr(self, f.name) != f.default:
-                raise ValueError(f"{f.name}={getattr(self, f.name)!r} is an option of {OPTION_KIND[f.name]}, and kind is {self.kind!r}")
+            if (
+                f.name in OPTION_KIND
+                and OPTION_KIND[f.name] != self.kind
+                and getattr(self, f.name) != f.default
+            ):
+                raise ValueError(
+                    f"{f.name}={getattr(self, f.name)!r} is an option of {OPTION_KIND[f.name]}, and kind is {self.kind!r}"
+                )
         for name in ("dim", "layers", "codebook_dim"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if (
+                isinstance(getattr(self, name), bool)
+                or not isinstance(getattr(self, name), int)
+                or getattr(self, name) < 1
+            ):
                 wrong(name, "a whole number of at least 1")
-        if not self.levels or not all(isinstance(n, int) and n >= 2 for n in self.levels) or math.prod(self.levels) > 2**16:
+        if (
+            not self.levels
+            or not all(isinstance(n, int) and n >= 2 for n in self.levels)
+            or math.prod(self.levels) > 2**16
+        ):
             wrong("levels", "whole numbers of at least 2, with a product of at most 65536")
         if self.structure not in ("residual", "grouped"):
             wrong("structure", "residual or grouped")
         if not isinstance(self.codebook_size, int) or self.codebook_size < 2:
             wrong("codebook_size", "a whole number of at least 2")
-        for name, low, high in (("decay", 0, 1), ("quantizer_dropout", 0, 1), ("commitment_weight", 0, math.inf), ("dead_code_threshold", 0, math.inf)):
+        for name, low, high in (
+            ("decay", 0, 1),
+            ("quantizer_dropout", 0, 1),
+            ("commitment_weight", 0, math.inf),
+            ("dead_code_threshold", 0, math.inf),
+        ):
             if not low <= getattr(self, name) <= high:
                 wrong(name, f"from {low} to {high}")
 
@@ -63,13 +97,16 @@ class QuantizerConfig:
 @dataclass(frozen=True)
 class QuantizerOutput:
     "Vectors after quantization, their codes, and what to add to the loss of training"
+
     x_hat: Tensor  # (B, L, D), as x; zero in padding
     codes: Tensor  # (B, L, Q) int64; -1 in padding and for layers that were dropped
     loss: Tensor  # float32 scalar, always: the commitment of RVQ, zero for the others
 
     def __post_init__(self):
         if not isinstance(self.loss, Tensor) or self.loss.ndim:
-            raise ValueError(f"loss={self.loss!r} must be a scalar tensor: a quantizer without a loss says zero")
+            raise ValueError(
+                f"loss={self.loss!r} must be a scalar tensor: a quantizer without a loss says zero"
+            )
 
 # %% ../../nbs/tokenizers/quantize.ipynb #99808cb6
 @contextmanager
@@ -109,14 +146,18 @@ def sequence_mask(
 class Quantizer(nn.Module):
     "What FSQ and RVQ share. A kind says what its library module `net` is, and the four methods after `decode`"
 
-    def __init__(self,
+    def __init__(
+        self,
         config: QuantizerConfig,
         width: int,  # of the vectors that are quantized
         net,  # a function that builds the library's module
     ):
         super().__init__()
         self.config, self.layers = config, config.layers
-        with seeded_rng(torch.device("cpu"), config.seed, "quantizer"), torch.device("cpu"):  # on meta the library cannot be built
+        with (
+            seeded_rng(torch.device("cpu"), config.seed, "quantizer"),
+            torch.device("cpu"),
+        ):  # on meta the library cannot be built
             self.net = net()
             self.project_in = nn.Linear(config.dim, width) if width != config.dim else nn.Identity()
             self.project_out = nn.Linear(width, config.dim) if width != config.dim else nn.Identity()
@@ -127,9 +168,11 @@ class Quantizer(nn.Module):
 
     def _apply(self, fn, recurse=True):
         "A change of device is followed, a change of precision is not"
+
         def move(t):
             moved = fn(t)
             return t.to(moved.device) if moved.dtype != t.dtype else moved
+
         return super()._apply(move, recurse)
 
     def extra_repr(self) -> str:
@@ -140,11 +183,13 @@ class Quantizer(nn.Module):
         "What a vector costs when every code costs the same"
         return self.layers * math.log2(self.codebook_size)
 
-    def forward(self,
+    def forward(
+        self,
         x: Tensor,  # (B, L, D)
         lengths: Tensor | None = None,  # (B,)
         mask: Tensor | None = None,  # (B, L) bool, in place of lengths
-        row_keys: Tensor | None = None,  # (B,), from which dropout is drawn; when not given, from (seed, step, place in the batch)
+        row_keys: Tensor
+        | None = None,  # (B,), from which dropout is drawn; when not given, from (seed, step, place in the batch)
     ) -> QuantizerOutput:
         "x_hat, codes and loss. In training the codebooks of RVQ learn here, so call it once a step"
         with torch.autocast(x.device.type, enabled=False):
@@ -160,10 +205,13 @@ class Quantizer(nn.Module):
                 with torch.no_grad():
                     self.update_codebooks(z, vectors, codes)
                 self.step += 1
-        return QuantizerOutput(self._unpack(x_hat, where, 0).to(x.dtype), self._unpack(codes, where, -1), loss)
+        return QuantizerOutput(
+            self._unpack(x_hat, where, 0).to(x.dtype), self._unpack(codes, where, -1), loss
+        )
 
     @torch.no_grad()
-    def encode(self,
+    def encode(
+        self,
         x: Tensor,  # (B, L, D)
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
@@ -173,7 +221,8 @@ class Quantizer(nn.Module):
             where = self._valid(x, lengths, mask)
             return self._unpack(self._search(self.project_in(x[where].float()), learning=False), where, -1)
 
-    def decode(self,
+    def decode(
+        self,
         codes: Tensor,  # (B, L, Q) or fewer layers; -1 is nothing
         layers: int | None = None,  # use the first so many
     ) -> Tensor:  # (B, L, D) float32; zero where there is no code at all
@@ -181,13 +230,17 @@ class Quantizer(nn.Module):
         self._check_initialized()
         layers = codes.shape[-1] if layers is None else layers
         if codes.ndim != 3 or codes.shape[-1] > self.layers or codes.is_floating_point():
-            raise ValueError(f"codes is {codes.dtype} of shape {tuple(codes.shape)}; whole numbers of (B, L, up to {self.layers}) are wanted")
+            raise ValueError(
+                f"codes is {codes.dtype} of shape {tuple(codes.shape)}; whole numbers of (B, L, up to {self.layers}) are wanted"
+            )
         if not 1 <= layers <= codes.shape[-1]:
             raise ValueError(f"layers={layers} must be from 1 to {codes.shape[-1]}")
         outside = (codes < -1) | (codes >= self.codebook_size)
         if outside.any():
             at = tuple(outside.nonzero()[0].tolist())
-            raise ValueError(f"codes holds {int(codes[at])} at {at}; a code is from 0 to {self.codebook_size - 1}, or -1 for none")
+            raise ValueError(
+                f"codes holds {int(codes[at])} at {at}; a code is from 0 to {self.codebook_size - 1}, or -1 for none"
+            )
         full = codes.new_full((*codes.shape[:2], self.layers), -1).long()
         full[..., :layers] = codes[..., :layers]
         where = (full >= 0).any(-1)
@@ -201,7 +254,9 @@ class Quantizer(nn.Module):
         "The vector of every code of every layer"
         raise TypeError(f"{type(self).__name__} has no codebooks()")
 
-    def combine(self, vectors: Tensor, z: Tensor | None = None, codes: Tensor | None = None) -> Tensor:  # (N, Q, d) -> (N, width)
+    def combine(
+        self, vectors: Tensor, z: Tensor | None = None, codes: Tensor | None = None
+    ) -> Tensor:  # (N, Q, d) -> (N, width)
         "Layers into one vector, through which the gradient goes straight to z"
         total = vectors.sum(1)
         return total if z is None else total + (z - z.detach())
@@ -230,7 +285,11 @@ class Quantizer(nn.Module):
 
     def _drop_layers(self, codes, where, row_keys):
         B, rows = len(where), where.nonzero()[:, 0]
-        row_keys = random.row_keys(random.key(self.config.seed, "drop", int(self.step)), B, where.device) if row_keys is None else row_keys
+        row_keys = (
+            random.row_keys(random.key(self.config.seed, "drop", int(self.step)), B, where.device)
+            if row_keys is None
+            else row_keys
+        )
         u, n = random.uniform(random.fold_in(row_keys, 0)), random.uniform(random.fold_in(row_keys, 1))
         depth = torch.where(u < self.config.quantizer_dropout, 1 + (n * self.layers).long(), self.layers)
         return codes.masked_fill(torch.arange(self.layers, device=codes.device) >= depth[rows, None], -1)
@@ -251,9 +310,16 @@ class FSQ(Quantizer):
     def __init__(self, config: QuantizerConfig):
         def net():
             from vector_quantize_pytorch import FSQ, ResidualFSQ
+
             if config.structure == "residual":
                 return ResidualFSQ(levels=list(config.levels), num_quantizers=config.layers)
-            return FSQ(levels=list(config.levels), num_codebooks=config.layers, keep_num_codebooks_dim=True, preserve_symmetry=True)
+            return FSQ(
+                levels=list(config.levels),
+                num_codebooks=config.layers,
+                keep_num_codebooks_dim=True,
+                preserve_symmetry=True,
+            )
+
         self.grouped = config.structure == "grouped"
         super().__init__(config, len(config.levels) * (config.layers if self.grouped else 1), net)
 
@@ -285,8 +351,17 @@ class RVQ(Quantizer):
     def __init__(self, config: QuantizerConfig):
         def net():
             from vector_quantize_pytorch import ResidualVQ
-            return ResidualVQ(dim=config.codebook_dim, num_quantizers=config.layers, codebook_size=config.codebook_size, decay=config.decay,
-                              kmeans_init=config.kmeans_init, threshold_ema_dead_code=config.dead_code_threshold, rotation_trick=False)
+
+            return ResidualVQ(
+                dim=config.codebook_dim,
+                num_quantizers=config.layers,
+                codebook_size=config.codebook_size,
+                decay=config.decay,
+                kmeans_init=config.kmeans_init,
+                threshold_ema_dead_code=config.dead_code_threshold,
+                rotation_trick=False,
+            )
+
         super().__init__(config, config.codebook_dim, net)
 
     def extra_repr(self) -> str:
@@ -294,7 +369,9 @@ class RVQ(Quantizer):
 
     def _check_initialized(self, learning=False):
         if not learning and not all(layer._codebook.initted for layer in self.net.layers):
-            raise RuntimeError("the codebooks are not there yet: the first batch in training sets them (kmeans_init=True)")
+            raise RuntimeError(
+                "the codebooks are not there yet: the first batch in training sets them (kmeans_init=True)"
+            )
 
     def search(self, z):
         with seeded_rng(z.device, self.config.seed, "k-means"):  # the first time
@@ -320,15 +397,26 @@ class RVQ(Quantizer):
 # %% ../../nbs/tokenizers/quantize.ipynb #4afbd7e2
 class IdentityQuantizer(nn.Module):
     "x_hat is x, and there are no codes"
+
     layers, bits, codebook_size = 0, 0.0, 0
 
     def __init__(self, config: QuantizerConfig):
         super().__init__()
         self.config = config
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None, row_keys: Tensor | None = None) -> QuantizerOutput:
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        row_keys: Tensor | None = None,
+    ) -> QuantizerOutput:
         where = sequence_mask(x, lengths, mask)
-        return QuantizerOutput(torch.where(where[..., None], x, 0), where.new_empty((*where.shape, 0), dtype=torch.int64), x.new_zeros((), dtype=torch.float32))
+        return QuantizerOutput(
+            torch.where(where[..., None], x, 0),
+            where.new_empty((*where.shape, 0), dtype=torch.int64),
+            x.new_zeros((), dtype=torch.float32),
+        )
 
     def encode(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         raise ValueError("kind='none' has no codes to encode to")

@@ -23,19 +23,25 @@ from .quantize import sequence_mask, make_quantizer
 # %% ../../nbs/tokenizers/s3.ipynb #ac10db34
 class SpeechTokenizer(Protocol):
     "Waves to ids and back"
+
     frame_rate: float  # ids a second (for each codebook)
     vocab_size: int  # ids are 0 .. vocab_size - 1
     num_codebooks: int  # 1: ids are (B, L); more: (B, L, Q)
     version: str  # kind and hash of the weights
 
-    def encode(self, waves: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]: ...  # (B, samples) at 16 kHz -> ids, padded with -1, and their lengths
+    def encode(
+        self, waves: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...  # (B, samples) at 16 kHz -> ids, padded with -1, and their lengths
 
-    def decode(self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor: ...  # -> (B, samples) at 16 kHz
+    def decode(
+        self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None
+    ) -> Tensor: ...  # -> (B, samples) at 16 kHz
 
 # %% ../../nbs/tokenizers/s3.ipynb #70ea5e57
 @dataclass(frozen=True)
 class TokenizerConfig:
     "The shape of the built-in tokenizer"
+
     hidden: int = 192
     encoder_layers: int = 3  # conformer layers before the quantizer
     ctc_layers: int = 2
@@ -50,12 +56,16 @@ class TokenizerConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
 
 # %% ../../nbs/tokenizers/s3.ipynb #7653e452
-LOG_MEL_MEAN, LOG_MEL_STD = -6.0, 4.0  # of log-mel energies, roughly: what the network reads is near zero and of size one
+LOG_MEL_MEAN, LOG_MEL_STD = (
+    -6.0,
+    4.0,
+)  # of log-mel energies, roughly: what the network reads is near zero and of size one
 WINDOW, CONTEXT = 250, 25  # tokens: longer audio is read in pieces, with so much more on both sides
 
 
 class Tokenizer(PretrainedModel):
     "FSQ inside a recogniser: 25 ids a second"
+
     Config, frame_rate, num_codebooks, hop = TokenizerConfig, 25.0, 1, SAMPLE_RATE // 25
     renamed = {".first.": ".encoder.", ".second.": ".ctc_encoder."}
 
@@ -65,16 +75,33 @@ class Tokenizer(PretrainedModel):
         from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
         def conformer(layers):
-            return ParakeetEncoder(ParakeetEncoderConfig(
-                hidden_size=config.hidden, num_hidden_layers=layers, num_attention_heads=config.heads, intermediate_size=config.ffn_dim, subsampling_factor=4,
-                subsampling_conv_channels=config.channels, num_mel_bins=80, dropout=config.dropout, layerdrop=0.0, activation_dropout=0.0, attention_dropout=0.0))
+            return ParakeetEncoder(
+                ParakeetEncoderConfig(
+                    hidden_size=config.hidden,
+                    num_hidden_layers=layers,
+                    num_attention_heads=config.heads,
+                    intermediate_size=config.ffn_dim,
+                    subsampling_factor=4,
+                    subsampling_conv_channels=config.channels,
+                    num_mel_bins=80,
+                    dropout=config.dropout,
+                    layerdrop=0.0,
+                    activation_dropout=0.0,
+                    attention_dropout=0.0,
+                )
+            )
+
         self.encoder, self.ctc_encoder = conformer(config.encoder_layers), conformer(config.ctc_layers)
         for part in self.encoder.subsampling.modules():
-            if hasattr(part, "reset_parameters"):  # transformers starts them so small that little of the signal is left
+            if hasattr(
+                part, "reset_parameters"
+            ):  # transformers starts them so small that little of the signal is left
                 part.reset_parameters()
         self.ctc_encoder.subsampling = None  # it reads what the quantizer lets through
         self.norm = nn.LayerNorm(config.hidden)
-        self.quantizer = make_quantizer("fsq", dim=config.hidden, layers=1, levels=config.levels, structure="grouped")
+        self.quantizer = make_quantizer(
+            "fsq", dim=config.hidden, layers=1, levels=config.levels, structure="grouped"
+        )
         self.head = nn.Linear(config.hidden, config.ctc_vocab_size)
         self.vocab_size = math.prod(config.levels)
 
@@ -83,18 +110,25 @@ class Tokenizer(PretrainedModel):
         "Kind and hash of the weights that make the ids"
         return "s3-small-" + self.fingerprint(("encoder.", "norm.", "quantizer."))
 
-    def extract_features(self,
+    def extract_features(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # (B, L, hidden), (B,) tokens
         "The encoder, up to the quantizer"
-        mel = (log_mel(nn.functional.pad(waves, (0, SAMPLE_RATE // 10))).mT[:, : waves.shape[1] // (SAMPLE_RATE // 100) + 1] - LOG_MEL_MEAN) / LOG_MEL_STD  # silence behind the end, in a batch or alone
+        mel = (
+            log_mel(nn.functional.pad(waves, (0, SAMPLE_RATE // 10))).mT[
+                :, : waves.shape[1] // (SAMPLE_RATE // 100) + 1
+            ]
+            - LOG_MEL_MEAN
+        ) / LOG_MEL_STD  # silence behind the end, in a batch or alone
         frames = lengths // (SAMPLE_RATE // 100) + 1
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
         hidden = self.encoder(mel.masked_fill(~mask[..., None], 0), mask).last_hidden_state
         return self.norm(hidden), (lengths / self.hop).ceil().long()
 
-    def ctc_log_probs(self,
+    def ctc_log_probs(
+        self,
         x_hat: Tensor,  # (B, L, hidden)
         lengths: Tensor,  # (B,) tokens
     ) -> Tensor:  # (B, L, letters) log probabilities
@@ -107,7 +141,8 @@ class Tokenizer(PretrainedModel):
         return self.head(x_hat).float().log_softmax(-1)
 
     @torch.no_grad()
-    def encode(self,
+    def encode(
+        self,
         waves: Tensor,  # (B, samples) at 16 kHz
         lengths: Tensor | None = None,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # ids (B, L), -1 in padding; lengths (B,)
@@ -119,15 +154,18 @@ class Tokenizer(PretrainedModel):
             stop = start + WINDOW if ids.shape[1] > WINDOW + CONTEXT else ids.shape[1]
             low, high = max(0, start - CONTEXT), stop + CONTEXT
             rows = counts > start
-            window_lengths = (lengths[rows].clamp(max=high * self.hop) - low * self.hop)
-            hidden, n = self.extract_features(waves[rows, low * self.hop : low * self.hop + int(window_lengths.max())], window_lengths)
+            window_lengths = lengths[rows].clamp(max=high * self.hop) - low * self.hop
+            hidden, n = self.extract_features(
+                waves[rows, low * self.hop : low * self.hop + int(window_lengths.max())], window_lengths
+            )
             found = self.quantizer.encode(hidden[:, : int(n.max())], n)[..., 0]
             piece = found[:, start - low : stop - low]
             ids[rows, start : start + piece.shape[1]] = piece
         return ids, counts
 
     @torch.no_grad()
-    def transcribe(self,
+    def transcribe(
+        self,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> list[str]:
@@ -135,7 +173,15 @@ class Tokenizer(PretrainedModel):
         ids, counts = self.encode(waves, lengths)
         found = []
         for row, n in zip(ids, counts.tolist()):
-            best = torch.cat([self.ctc_log_probs(self.quantizer.decode(part[None, :, None]), torch.tensor([len(part)], device=part.device))[0].argmax(-1) for part in row[:n].split(2 * WINDOW)])
+            best = torch.cat(
+                [
+                    self.ctc_log_probs(
+                        self.quantizer.decode(part[None, :, None]),
+                        torch.tensor([len(part)], device=part.device),
+                    )[0].argmax(-1)
+                    for part in row[:n].split(2 * WINDOW)
+                ]
+            )
             found.append(text.char_tokenizer.decode(best.unique_consecutive()))
         return found
 

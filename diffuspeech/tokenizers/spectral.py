@@ -15,9 +15,11 @@ from ..data import audio
 # %% ../../nbs/tokenizers/spectral.ipynb #40c39e13
 class SpectralTokenizer:
     "Tokens are clusters of one recording's spectra: `encode(wave) -> ids`, `decode(ids) -> wave`"
+
     hop, frame_rate = 320, audio.SAMPLE_RATE / 320
 
-    def __init__(self,
+    def __init__(
+        self,
         wave: Tensor,  # (samples,), the recording whose spectra are sorted
         vocab_size: int = 64,
         seed: int = 0,
@@ -39,16 +41,26 @@ class SpectralTokenizer:
     def _spectra(self, wave: Tensor) -> Tensor:
         "(frames, bins): log magnitude, floored at the hearing of a 16-bit file"
         window = torch.hann_window(2 * self.hop)
-        return torch.stft(wave, 2 * self.hop, self.hop, window=window, return_complex=True).abs().clamp_min(1e-2).log().T
+        return (
+            torch.stft(wave, 2 * self.hop, self.hop, window=window, return_complex=True)
+            .abs()
+            .clamp_min(1e-2)
+            .log()
+            .T
+        )
 
     def encode(self, wave: Tensor) -> Tensor:  # (frames,) int64
         "The number of each frame's nearest cluster"
         return torch.cdist(self._spectra(wave), self.centroids).argmin(1)
 
-    def decode(self, ids: Tensor) -> Tensor:  # (samples,); an id outside the vocabulary, such as a mask, is silence
+    def decode(
+        self, ids: Tensor
+    ) -> Tensor:  # (samples,); an id outside the vocabulary, such as a mask, is silence
         "A wave whose spectra are the clusters' means"
         silence = torch.full_like(self.centroids[:1], -6.0)
         log_s = torch.cat([self.centroids, silence])[ids.clamp(max=self.vocab_size)]
-        griffin_lim = audio.import_torchaudio().transforms.GriffinLim(2 * self.hop, 32, hop_length=self.hop, power=1.0, rand_init=False)
+        griffin_lim = audio.import_torchaudio().transforms.GriffinLim(
+            2 * self.hop, 32, hop_length=self.hop, power=1.0, rand_init=False
+        )
         wave = griffin_lim(log_s.exp().T)
         return wave / wave.abs().max().clamp_min(0.5) * 0.5

@@ -19,20 +19,26 @@ from ..asr.canary import Canary, CanaryConfig, build_model
 @dataclass(frozen=True)
 class TasteConfig:
     "A recogniser and what is made of it"
+
     recogniser: CanaryConfig = field(default_factory=CanaryConfig)
     key_layer: int = -1  # of the encoder; 0 is before the first, -1 the last
     value_layer: int = -1
-    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(kind="none", layers=1))  # its dim is the aggregator's
+    quantizer: QuantizerConfig = field(
+        default_factory=lambda: QuantizerConfig(kind="none", layers=1)
+    )  # its dim is the aggregator's
 
     def __post_init__(self):
         if isinstance(self.recogniser, dict):
             object.__setattr__(self, "recogniser", CanaryConfig(**self.recogniser))
         made = self.quantizer if isinstance(self.quantizer, dict) else asdict(self.quantizer)
-        object.__setattr__(self, "quantizer", QuantizerConfig(**made | dict(dim=self.recogniser.decoder_hidden)))
+        object.__setattr__(
+            self, "quantizer", QuantizerConfig(**made | dict(dim=self.recogniser.decoder_hidden))
+        )
 
 # %% ../../nbs/tokenizers/taste.ipynb #cf14e63a
 class Taste(PretrainedModel):
     "The states of a wave and its text to one vector a piece, and to codes"
+
     Config = TasteConfig
     renamed = {".bridge.": ".enc_to_dec_proj."}
 
@@ -40,14 +46,19 @@ class Taste(PretrainedModel):
         super().__init__(config)
         c = config.recogniser
         self.aggregator = build_model(c).decoder
-        self.enc_to_dec_proj = nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
+        self.enc_to_dec_proj = (
+            nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
+        )
         self.quantizer = make_quantizer(config.quantizer)
         self.values = None  # in the place of the keys' states, during a call
         for layer in self.aggregator.layers:
-            layer.encoder_attn.v_proj.register_forward_pre_hook(self._swap_values)  # a method: a copy of this model gets its own
+            layer.encoder_attn.v_proj.register_forward_pre_hook(
+                self._swap_values
+            )  # a method: a copy of this model gets its own
 
     @classmethod
-    def from_recogniser(cls,
+    def from_recogniser(
+        cls,
         recogniser: Canary,  # trained
         **config,  # key_layer, value_layer, quantizer
     ) -> "Taste":
@@ -60,35 +71,52 @@ class Taste(PretrainedModel):
     def _swap_values(self, module, given):
         return given if self.values is None else (self.values,)
 
-    def encoder_states(self,
+    def encoder_states(
+        self,
         recogniser: Canary,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # keys' and values' states (B, T, hidden), and (B, T) True inside
         "What the recogniser's encoder heard; where it is frozen, this can be kept"
-        (keys, values), mask = recogniser.encode(waves, lengths, (self.config.key_layer, self.config.value_layer))
+        (keys, values), mask = recogniser.encode(
+            waves, lengths, (self.config.key_layer, self.config.value_layer)
+        )
         return keys, values, mask
 
-    def aggregate(self,
+    def aggregate(
+        self,
         keys: Tensor,  # (B, T, hidden)
         values: Tensor,  # (B, T, hidden)
         mask: Tensor,  # (B, T)
         text: Tensor,  # (B, N) pieces
     ) -> Tensor:  # (B, N, dim)
         "One vector for each piece"
-        prompt, max_positions = torch.tensor(self.config.recogniser.prompt_ids, device=text.device).expand(len(text), -1), self.config.recogniser.max_positions
+        prompt, max_positions = (
+            torch.tensor(self.config.recogniser.prompt_ids, device=text.device).expand(len(text), -1),
+            self.config.recogniser.max_positions,
+        )
         if prompt.shape[1] + text.shape[1] > max_positions:
-            raise ValueError(f"a text of {text.shape[1]} pieces: at most {max_positions - prompt.shape[1]} are read at once; cut the recording")
+            raise ValueError(
+                f"a text of {text.shape[1]} pieces: at most {max_positions - prompt.shape[1]} are read at once; cut the recording"
+            )
         dtype, shared = self.aggregator.dtype, values is keys
-        with torch.autocast("cpu", enabled=False):  # see `layers.attention`; all of it, since its attention is not ours, and small
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # see `layers.attention`; all of it, since its attention is not ours, and small
             self.values = None if shared else self.enc_to_dec_proj(values.to(dtype))
             try:
-                out = self.aggregator(input_ids=torch.cat([prompt, text], 1), encoder_hidden_states=self.enc_to_dec_proj(keys.to(dtype)), encoder_attention_mask=mask, use_cache=False)
+                out = self.aggregator(
+                    input_ids=torch.cat([prompt, text], 1),
+                    encoder_hidden_states=self.enc_to_dec_proj(keys.to(dtype)),
+                    encoder_attention_mask=mask,
+                    use_cache=False,
+                )
             finally:
                 self.values = None
         return out.last_hidden_state[:, prompt.shape[1] :]
 
-    def forward(self,
+    def forward(
+        self,
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
@@ -100,7 +128,8 @@ class Taste(PretrainedModel):
         return self.quantizer(self.aggregate(keys, values, mask, text).float(), lengths, row_keys=row_keys)
 
     @torch.no_grad()
-    def encode(self,
+    def encode(
+        self,
         recogniser: Canary,
         waves: Tensor,  # (B, samples)
         text: Tensor,  # (B, N) pieces
@@ -108,9 +137,12 @@ class Taste(PretrainedModel):
         lengths: Tensor | None = None,  # (B,) samples
     ) -> Tensor:  # (B, N, layers) codes, -1 in padding
         "Codes of a wave, along its text"
-        return self.quantizer.encode(self.aggregate(*self.encoder_states(recogniser, waves, lengths), text).float(), text_lengths)
+        return self.quantizer.encode(
+            self.aggregate(*self.encoder_states(recogniser, waves, lengths), text).float(), text_lengths
+        )
 
-    def decode(self,
+    def decode(
+        self,
         codes: Tensor,  # (B, N, layers)
     ) -> Tensor:  # (B, N, dim)
         "The vectors of codes"

@@ -19,6 +19,7 @@ from typing import get_type_hints
 @dataclass(frozen=True)
 class TrainConfig:
     "A training run, as plain values"
+
     task: str  # module:class, a part of diffuspeech: e.g. diffuspeech.tasks.tokenizer:TokenizerTask
     data: str = ""  # a folder or a manifest
     model: dict = field(default_factory=dict)  # the model's config
@@ -44,12 +45,27 @@ class TrainConfig:
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, check_type(name, getattr(self, name), kind))
-        positive = ("steps", "lr", "batch_seconds", "batches_per_update", "log_every", "validate_every", "save_every", "save_total_limit")
-        for name, good, requirement in (*((n, getattr(self, n) > 0, "above 0") for n in positive),
-                                 *((n, getattr(self, n) >= 0, "at least 0") for n in ("warmup_steps", "weight_decay", "max_grad_norm")),
-                                 ("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1"), ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
-                                 ("betas", all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-                                 ("precision", self.precision in ("bf16", "fp32"), "bf16 or fp32")):
+        positive = (
+            "steps",
+            "lr",
+            "batch_seconds",
+            "batches_per_update",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "save_total_limit",
+        )
+        for name, good, requirement in (
+            *((n, getattr(self, n) > 0, "above 0") for n in positive),
+            *(
+                (n, getattr(self, n) >= 0, "at least 0")
+                for n in ("warmup_steps", "weight_decay", "max_grad_norm")
+            ),
+            ("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            ("betas", all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
+            ("precision", self.precision in ("bf16", "fp32"), "bf16 or fp32"),
+        ):
             if not good:
                 raise ValueError(f"{name}={json.dumps(getattr(self, name))}: should be {requirement}")
 
@@ -63,16 +79,29 @@ def check_type(
     if kind is float and type(value) is int:
         return float(value)
     if kind == tuple[float, float]:
-        good = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+        good = (
+            isinstance(value, (list, tuple))
+            and len(value) == 2
+            and all(type(v) in (int, float) for v in value)
+        )
         value = tuple(float(v) for v in value) if good else value
     else:
         good = type(value) is kind and (kind is not float or value == value)
     if not good:
-        raise ValueError(f"{name}={json.dumps(value, default=str)}: should be {'two numbers' if kind == tuple[float, float] else TYPE_NAMES[kind]}")
+        raise ValueError(
+            f"{name}={json.dumps(value, default=str)}: should be {'two numbers' if kind == tuple[float, float] else TYPE_NAMES[kind]}"
+        )
     return value
 
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word", dict: "a record, as {\"name\": value}", bool: "true or false", list: "a list"}
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    dict: 'a record, as {"name": value}',
+    bool: "true or false",
+    list: "a list",
+}
 
 # %% ../../nbs/train/config.ipynb #f538f87b
 PRESETS = files("diffuspeech") / "assets" / "presets"
@@ -80,7 +109,11 @@ PRESETS = files("diffuspeech") / "assets" / "presets"
 
 def list_presets() -> list[str]:
     "The names of the presets that come with the library"
-    return sorted(p.name.removesuffix(".json") for p in PRESETS.iterdir() if p.name.endswith(".json")) if PRESETS.is_dir() else []
+    return (
+        sorted(p.name.removesuffix(".json") for p in PRESETS.iterdir() if p.name.endswith(".json"))
+        if PRESETS.is_dir()
+        else []
+    )
 
 # %% ../../nbs/train/config.ipynb #b64b8805
 def unknown_name(
@@ -90,7 +123,10 @@ def unknown_name(
 ) -> ValueError:
     "The error for a name that does not exist: it says which does"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return ValueError(f"{name}: no such {what}; " + (f"the nearest is {near[0]}, and there are: {', '.join(known)}" if near else "there is none at all"))
+    return ValueError(
+        f"{name}: no such {what}; "
+        + (f"the nearest is {near[0]}, and there are: {', '.join(known)}" if near else "there is none at all")
+    )
 
 # %% ../../nbs/train/config.ipynb #6bcb8ecb
 def load_preset(
@@ -116,7 +152,7 @@ def config_from_dict(
 ) -> TrainConfig:
     "A run from plain values: those of a preset or of a checkpoint"
     if not isinstance(values, dict):
-        raise ValueError("should be a record of fields, as {\"steps\": 1000}")
+        raise ValueError('should be a record of fields, as {"steps": 1000}')
     known = [f.name for f in dataclasses.fields(TrainConfig)]
     for name in values:
         if name not in known:
@@ -129,7 +165,8 @@ def config_from_dict(
 def override(
     run: TrainConfig,
     overrides: list[str],  # each key=value
-    defaults: dict | None = None,  # `model` and `options` with all that the task reads there and its defaults; what the run names, when not given
+    defaults: dict
+    | None = None,  # `model` and `options` with all that the task reads there and its defaults; what the run names, when not given
 ) -> TrainConfig:
     "A run with some values changed"
     defaults = defaults or {}
@@ -142,7 +179,14 @@ def override(
         if name not in known:
             raise unknown_name("field", key, known)
         old = getattr(run, name)
-        run = dataclasses.replace(run, **{name: override_nested(name, old, rest, word, defaults.get(name, old)) if dot else parse_value(word, old)})
+        run = dataclasses.replace(
+            run,
+            **{
+                name: override_nested(name, old, rest, word, defaults.get(name, old))
+                if dot
+                else parse_value(word, old)
+            },
+        )
     for name, known in defaults.items():
         check_known(name, getattr(run, name), known)
     return run
@@ -178,7 +222,11 @@ def override_nested(
     if dot:
         return old | {name: override_nested(field_path, old.get(name, {}), rest, word, known[name])}
     value = parse_value(word, before)
-    return old | {name: value if before is None or value is None else check_type(field_path, value, list if isinstance(before, tuple) else type(before))}
+    return old | {
+        name: value
+        if before is None or value is None
+        else check_type(field_path, value, list if isinstance(before, tuple) else type(before))
+    }
 
 
 def check_known(

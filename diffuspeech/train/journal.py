@@ -21,7 +21,8 @@ from . import state
 class Journal:
     "What is written down of a run"
 
-    def __init__(self,
+    def __init__(
+        self,
         folder: Path,  # of the run
         step: int,  # where it goes on
         tensorboard: bool = False,  # for TensorBoard too
@@ -33,9 +34,11 @@ class Journal:
         atomic_write(path, lambda temp_path: temp_path.write_text("".join(kept), encoding="utf-8"))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
+
             self.tensorboard = SummaryWriter(str(folder / "board"), purge_step=step + 1)
 
-    def log(self,
+    def log(
+        self,
         line: dict,  # with a step
     ):
         "Append a line"
@@ -46,13 +49,18 @@ class Journal:
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, line["step"])
 
-    def log_audio(self,
+    def log_audio(
+        self,
         step: int,
         waves: dict[str, Tensor],  # (samples,) at 16 kHz
     ):
         "Keep what the model sounds like"
         for name, wave in waves.items():
-            path = self.folder / "samples" / f"{re.sub(r'[^A-Za-z0-9._~-]+', '-', name)[-100:].lstrip('.-')}-{step:08d}.wav"  # an id may be a path
+            path = (
+                self.folder
+                / "samples"
+                / f"{re.sub(r'[^A-Za-z0-9._~-]+', '-', name)[-100:].lstrip('.-')}-{step:08d}.wav"
+            )  # an id may be a path
             path.parent.mkdir(exist_ok=True)
             save(path, wave)
             if self.tensorboard:
@@ -87,12 +95,22 @@ def read_lines(
 # %% ../../nbs/train/journal.ipynb #12820da1
 def history(
     folder: "str | Path",  # of a run
-) -> dict[str, dict[str, list]]:  # train and validation, each {name: values}, `step` among the names; nan where a line has no such name
+) -> dict[
+    str, dict[str, list]
+]:  # train and validation, each {name: values}, `step` among the names; nan where a line has no such name
     "The log of a run as lists, to be plotted"
     path = Path(folder) / "log.jsonl"
     if not path.exists():
         raise ValueError(f"{path}: no such log; is this the folder of a run?")
     read = read_lines(path)
-    kinds = {"train": [line for line in read if "loss" in line], "validation": [{"step": line["step"]} | line["validation"] for line in read if "validation" in line]}
-    return {kind: {name: [math.nan if line.get(name) is None else line[name] for line in found] for name in dict.fromkeys(k for line in found for k in line)}
-            for kind, found in kinds.items()}
+    kinds = {
+        "train": [line for line in read if "loss" in line],
+        "validation": [{"step": line["step"]} | line["validation"] for line in read if "validation" in line],
+    }
+    return {
+        kind: {
+            name: [math.nan if line.get(name) is None else line[name] for line in found]
+            for name in dict.fromkeys(k for line in found for k in line)
+        }
+        for kind, found in kinds.items()
+    }

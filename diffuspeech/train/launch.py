@@ -24,7 +24,9 @@ def batches_per_process(
 ) -> int:  # batches that each does of an update
     "What one process does of an update"
     if run.batches_per_update % world_size:
-        raise ValueError(f"batches_per_update={run.batches_per_update}: {world_size} processes cannot share them evenly; --set batches_per_update={-(-run.batches_per_update // world_size) * world_size} gives each {-(-run.batches_per_update // world_size)}")
+        raise ValueError(
+            f"batches_per_update={run.batches_per_update}: {world_size} processes cannot share them evenly; --set batches_per_update={-(-run.batches_per_update // world_size) * world_size} gives each {-(-run.batches_per_update // world_size)}"
+        )
     return run.batches_per_update // world_size
 
 
@@ -36,22 +38,40 @@ def make_accelerator(
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState, DistributedType, GradientState
     from torch.distributed.fsdp import MixedPrecisionPolicy
+
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device}: should be auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several")
+        raise ValueError(
+            f"device={device}: should be auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch finds no GPU here; auto takes what there is")
-    if not torch.distributed.is_initialized():  # another run in this process may have had another device or precision
+    if (
+        not torch.distributed.is_initialized()
+    ):  # another run in this process may have had another device or precision
         AcceleratorState._reset_state(reset_partial_state=True)
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    wait = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process may have a corpus to prepare
-    found = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision="bf16" if run.precision == "bf16" else "no", kwargs_handlers=[wait])
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and found.distributed_type != DistributedType.FSDP:
-        raise ValueError("--use_fsdp: Accelerate spreads weights over several GPUs only, and would train without a word in another way; leave it out here")
+    wait = InitProcessGroupKwargs(
+        timeout=timedelta(hours=12)
+    )  # the first process may have a corpus to prepare
+    found = Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        kwargs_handlers=[wait],
+    )
+    if (
+        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        and found.distributed_type != DistributedType.FSDP
+    ):
+        raise ValueError(
+            "--use_fsdp: Accelerate spreads weights over several GPUs only, and would train without a word in another way; leave it out here"
+        )
     if found.distributed_type == DistributedType.FSDP:
         if not found.is_fsdp2:
             raise ValueError("--use_fsdp: wants --fsdp_version 2")
-        found.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()  # weights travel as they are, and autocast rounds them as everywhere else
+        found.state.fsdp_plugin.mixed_precision_policy = (
+            MixedPrecisionPolicy()
+        )  # weights travel as they are, and autocast rounds them as everywhere else
     found.gradient_accumulation_steps = batches_per_process(run, found.num_processes)
     return found
 
@@ -69,7 +89,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.task, self.model = task, task.model
 
-    def forward(self,
+    def forward(
+        self,
         batch,
         step: int,
     ) -> dict[str, Tensor]:
@@ -92,7 +113,8 @@ def num_rows(
 @contextmanager
 def full_weights(
     task,
-    full_model: nn.Module | None,  # where FSDP has spread the model: a whole one of its shape; all processes come here together
+    full_model: nn.Module
+    | None,  # where FSDP has spread the model: a whole one of its shape; all processes come here together
 ) -> Iterator[nn.Module]:
     "The task has a model with all its weights inside this"
     if full_model is None:

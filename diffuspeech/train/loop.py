@@ -39,7 +39,9 @@ def find_task(
     "The class of a task, if it is diffuspeech's own"
     module, _, cls = name.partition(":")
     if not module.startswith("diffuspeech.") or not cls:
-        raise ValueError(f"task={name}: should be diffuspeech.<part>.<module>:<class>; a task of your own goes to train(..., task=YourTask)")
+        raise ValueError(
+            f"task={name}: should be diffuspeech.<part>.<module>:<class>; a task of your own goes to train(..., task=YourTask)"
+        )
     try:
         return getattr(importlib.import_module(module), cls)
     except ModuleNotFoundError as e:
@@ -67,7 +69,10 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     "AdamW, with weight decay on matrices only"
     params = list(state.trainable_parameters(model).values())
-    groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": run.weight_decay}, {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": run.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=run.lr, betas=run.betas)
 
 # %% ../../nbs/train/loop.ipynb #fad87e1e
@@ -100,7 +105,10 @@ def iterate_batches(
         with preserve_rng(torch.device("cpu")):  # what a loader draws must not depend on when it was started
             mine = [batches[i] for batches, i in found[rank::world_size]]
         empty = sum(not num_rows(batch) for batch in mine)
-        progress.empty, empty_in_a_row = progress.empty + empty, empty_in_a_row + size if empty == len(mine) else 0
+        progress.empty, empty_in_a_row = (
+            progress.empty + empty,
+            empty_in_a_row + size if empty == len(mine) else 0,
+        )
         if empty_in_a_row >= len(found[0][0]):
             raise ValueError(f"epoch {progress.epoch} {EMPTY}")
         if not empty_in_a_row or world_size > 1:
@@ -140,10 +148,13 @@ def lock_folder(
     with open(folder / ".lock", "w") as f:
         if os.name == "posix":
             import fcntl
+
             try:
                 fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
             except OSError:
-                raise ValueError(f"{folder}: another process is training there; wait for it, or choose another folder") from None
+                raise ValueError(
+                    f"{folder}: another process is training there; wait for it, or choose another folder"
+                ) from None
         yield
 
 # %% ../../nbs/train/loop.ipynb #5bcea458
@@ -156,7 +167,11 @@ def train_step(
     number: int,  # of this update, from 1
 ) -> dict[str, float]:  # the parts of the loss, the norm of the gradient, and the rate
     "One step of the optimizer"
-    params, lr, terms = [p for p in step.parameters() if p.requires_grad], learning_rate(run, number), {}  # in the model's order, by which Accelerate knows them
+    params, lr, terms = (
+        [p for p in step.parameters() if p.requires_grad],
+        learning_rate(run, number),
+        {},
+    )  # in the model's order, by which Accelerate knows them
     for group in optimizer.param_groups:
         group["lr"] = lr
     step.train()
@@ -167,19 +182,29 @@ def train_step(
                 with accelerator.autocast():  # which FSDP would leave out
                     parts = step(batch, number)
             except ValueError as e:  # a quantizer, for one, refuses what is no number before there is a loss
-                raise ValueError(f"step {number}, with the rows {', '.join(map(str, getattr(batch, 'ids', [])))}: {e}; no weight was touched and the last checkpoint stands") from None
+                raise ValueError(
+                    f"step {number}, with the rows {', '.join(map(str, getattr(batch, 'ids', [])))}: {e}; no weight was touched and the last checkpoint stands"
+                ) from None
             accelerator.backward(parts["loss"])
         for name, value in parts.items():
-            terms.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32, device=accelerator.device).detach())
+            terms.setdefault(name, []).append(
+                torch.as_tensor(value, dtype=torch.float32, device=accelerator.device).detach()
+            )
     means = {name: torch.stack(values).mean() for name, values in terms.items()}
-    means["loss"] = accelerator.reduce(means["loss"], "mean")  # of all processes; the rest are of this one's rows
+    means["loss"] = accelerator.reduce(
+        means["loss"], "mean"
+    )  # of all processes; the rest are of this one's rows
     means["grad_norm"] = state.full_tensor(accelerator.clip_grad_norm_(params, run.max_grad_norm or math.inf))
-    line = dict(zip(means, torch.stack([v.to(accelerator.device) for v in means.values()]).tolist()))  # all at once: each number that is read waits for the device
+    line = dict(
+        zip(means, torch.stack([v.to(accelerator.device) for v in means.values()]).tolist())
+    )  # all at once: each number that is read waits for the device
     for name in ("loss", "grad_norm"):
         if not math.isfinite(line[name]):
             ids = ", ".join(nonfinite_rows(batches, terms["loss"]))
-            raise FloatingPointError(f"step {number}: the {'norm of the gradient' if name == 'grad_norm' else name} is {line[name]}{' with the rows ' + ids if ids else ''}; "
-                                     "no weight was touched and the last checkpoint stands: look at these rows, or start again with a lower lr")
+            raise FloatingPointError(
+                f"step {number}: the {'norm of the gradient' if name == 'grad_norm' else name} is {line[name]}{' with the rows ' + ids if ids else ''}; "
+                "no weight was touched and the last checkpoint stands: look at these rows, or start again with a lower lr"
+            )
     optimizer.step()
     return line | {"lr": lr}
 
@@ -190,6 +215,7 @@ def nonfinite_rows(
 ) -> list[str]:
     "The rows of the batches with a loss that is no number, of all processes; of all batches where every loss is one"
     from accelerate.utils import gather_object
+
     ids = lambda some: gather_object([str(i) for batch in some for i in getattr(batch, "ids", [])])
     return ids([batch for batch, loss in zip(batches, losses) if not loss.isfinite()]) or ids(batches)
 
@@ -210,12 +236,19 @@ def validate(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:  # with `score`: lower is better; and waves
     "What the task says of the averaged weights; always with the same random numbers, and without a trace in those of the training"
     device = next(task.model.parameters()).device
-    with state.ema_weights(task.model, ema), full_weights(task, full_model) as model, preserve_rng(device), torch.no_grad():
+    with (
+        state.ema_weights(task.model, ema),
+        full_weights(task, full_model) as model,
+        preserve_rng(device),
+        torch.no_grad(),
+    ):
         torch.manual_seed(random.key(run.seed, "validate"))
         metrics = {name: float(v) for name, v in task.validate(model).items()}
         waves = task.samples(model) if with_samples and hasattr(task, "samples") else {}
     if "score" not in metrics:
-        raise ValueError(f"{type(task).__name__}.validate gave {', '.join(metrics) or 'nothing'}, and no score")
+        raise ValueError(
+            f"{type(task).__name__}.validate gave {', '.join(metrics) or 'nothing'}, and no score"
+        )
     return metrics, waves
 
 
@@ -229,8 +262,9 @@ def validate_and_log(
 ) -> bool:  # the best so far
     "Validate, and write it down"
     from accelerate.utils import broadcast_object_list
+
     metrics, waves = validate(run, task, full_model, ema, with_samples=journal is not None)
-    metrics, = broadcast_object_list([metrics])  # all processes do next what the first one would
+    (metrics,) = broadcast_object_list([metrics])  # all processes do next what the first one would
     progress.validated, progress.validation = progress.step, metrics
     if journal:
         journal.log({"step": progress.step, "validation": metrics})
@@ -260,7 +294,9 @@ def export(
         elif isinstance(model, PretrainedModel):
             model.save_pretrained(folder, **metadata)
         else:
-            raise ValueError(f"{type(task).__name__} has no export, and its model is not a base.folder.PretrainedModel")
+            raise ValueError(
+                f"{type(task).__name__} has no export, and its model is not a base.folder.PretrainedModel"
+            )
 
 # %% ../../nbs/train/loop.ipynb #4c58886a
 def train(
@@ -271,13 +307,24 @@ def train(
     on_step=None,  # on_step(line), called after each step with what the log says of it
     task=None,  # a class to use in place of the one that run.task names
     tensorboard: bool = False,  # write for TensorBoard too
-) -> dict[str, float]:  # the validation of what is exported, the best; {"stopped": step} if somebody asked to stop
+) -> dict[
+    str, float
+]:  # the validation of what is exported, the best; {"stopped": step} if somebody asked to stop
     "Train, or go on training, until run.steps"
     from accelerate.utils import broadcast_object_list
+
     folder, make, accelerator = Path(folder), task or find_task(run.task), make_accelerator(run, device)
-    first, rank, world_size = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    first, rank, world_size = (
+        accelerator.is_main_process,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder) if first else nullcontext(), preserve_rng(accelerator.device), stop_on_signal() as asked:
+    with (
+        lock_folder(folder) if first else nullcontext(),
+        preserve_rng(accelerator.device),
+        stop_on_signal() as asked,
+    ):
         with accelerator.local_main_process_first():  # what a task prepares and keeps is made once
             if first:
                 state.remove_partial_files(folder)
@@ -289,35 +336,65 @@ def train(
         ema = {name: p.detach().clone() for name, p in params.items()} if run.ema_decay else {}
         progress = state.Progress()
         torch.manual_seed(random.key(run.seed, "train", rank) if rank else random.key(run.seed, "train"))
-        found, = broadcast_object_list([state.last_checkpoint(folder)])
+        (found,) = broadcast_object_list([state.last_checkpoint(folder)])
         if found:
             if not found.exists():
-                raise ValueError(f"{found}: the first process goes on from there, and this one does not see it; a run on several machines wants a folder that all of them share")
-            progress, rng_state = state.load(found, run, task.model, optimizer, ema, getattr(task, "versions", None))
+                raise ValueError(
+                    f"{found}: the first process goes on from there, and this one does not see it; a run on several machines wants a folder that all of them share"
+                )
+            progress, rng_state = state.load(
+                found, run, task.model, optimizer, ema, getattr(task, "versions", None)
+            )
             state.set_rng_state(rng_state, task.model, rank)
         journal = Journal(folder, progress.step, tensorboard) if first else None
-        batches, clock, before, seen = iterate_batches(task, progress, run.batches_per_update, rank, world_size), time.perf_counter(), progress.seconds, 0.0
-        with tqdm(total=run.steps, initial=progress.step, disable=not progress_bar or not first, unit="step") as bar:
+        batches, clock, before, seen = (
+            iterate_batches(task, progress, run.batches_per_update, rank, world_size),
+            time.perf_counter(),
+            progress.seconds,
+            0.0,
+        )
+        with tqdm(
+            total=run.steps, initial=progress.step, disable=not progress_bar or not first, unit="step"
+        ) as bar:
             while progress.step < run.steps:
                 mine = next(batches)
                 line = train_step(run, step, mine, optimizer, accelerator, progress.step + 1)
                 progress.step += 1
                 state.update_ema(ema, params, run.ema_decay, progress.step)
-                audio, tokens, stop = accelerator.reduce(torch.tensor([*(sum(getattr(b, what, 0) for b in mine) for what in ("seconds", "tokens")), float(bool(asked))], dtype=torch.float64, device=accelerator.device), "sum").tolist()
+                audio, tokens, stop = accelerator.reduce(
+                    torch.tensor(
+                        [
+                            *(sum(getattr(b, what, 0) for b in mine) for what in ("seconds", "tokens")),
+                            float(bool(asked)),
+                        ],
+                        dtype=torch.float64,
+                        device=accelerator.device,
+                    ),
+                    "sum",
+                ).tolist()
                 progress.audio += audio
                 progress.seconds = before + time.perf_counter() - clock
-                line = {"step": progress.step, "epoch": progress.epoch} | line | {"seconds": round(progress.seconds, 3), "audio": round(progress.audio, 2)}
+                line = (
+                    {"step": progress.step, "epoch": progress.epoch}
+                    | line
+                    | {"seconds": round(progress.seconds, 3), "audio": round(progress.audio, 2)}
+                )
                 last = progress.step == run.steps
                 if first and (progress.step % run.log_every == 0 or progress.step == 1 or last):
                     journal.log(line)
-                better = (progress.step % run.validate_every == 0 or last) and validate_and_log(run, task, full_model, ema, journal, progress)
+                better = (progress.step % run.validate_every == 0 or last) and validate_and_log(
+                    run, task, full_model, ema, journal, progress
+                )
                 if better or stop or progress.step % run.save_every == 0 or last:
                     save_checkpoint(folder, run, progress, task, optimizer, ema, journal, accelerator)
                 if on_step:
                     on_step(line)
                 seen += tokens or audio or sum(map(num_rows, mine))
                 bar.update()
-                bar.set_postfix_str(f"loss {line['loss']:.4g}, {seen / (progress.seconds - before):.0f} {'tokens' if tokens else 's of audio' if audio else 'rows'}/s", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {line['loss']:.4g}, {seen / (progress.seconds - before):.0f} {'tokens' if tokens else 's of audio' if audio else 'rows'}/s",
+                    refresh=False,
+                )
                 if stop and not last:
                     accelerator.end_training()
                     return {"stopped": float(progress.step)}
@@ -344,10 +421,25 @@ def save_checkpoint(
 ):
     "A checkpoint, of all processes together"
     from accelerate.utils import gather_object
-    rng_state = {k: v for states in gather_object([state.get_rng_state(task.model, accelerator.process_index)]) for k, v in states.items()}
+
+    rng_state = {
+        k: v
+        for states in gather_object([state.get_rng_state(task.model, accelerator.process_index)])
+        for k, v in states.items()
+    }
     if journal:
         journal.sync()
-    state.save(folder, run, progress, task.model, optimizer, ema, rng_state, is_main_process=journal is not None, versions=getattr(task, "versions", None))
+    state.save(
+        folder,
+        run,
+        progress,
+        task.model,
+        optimizer,
+        ema,
+        rng_state,
+        is_main_process=journal is not None,
+        versions=getattr(task, "versions", None),
+    )
     accelerator.wait_for_everyone()
 
 # %% ../../nbs/train/loop.ipynb #54f35e1a
@@ -369,6 +461,13 @@ def train_preset(
 ) -> dict[str, float]:
     "Train a preset with some values changed"
     run = resolve_preset(name, overrides)
-    if run.precision == "bf16" and (device == "cpu" or not torch.cuda.is_available()) and not bf16_is_faster():
-        print("note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32", file=sys.stderr)
+    if (
+        run.precision == "bf16"
+        and (device == "cpu" or not torch.cuda.is_available())
+        and not bf16_is_faster()
+    ):
+        print(
+            "note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32",
+            file=sys.stderr,
+        )
     return train(run, folder, device, progress_bar, tensorboard=True)

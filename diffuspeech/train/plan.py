@@ -18,6 +18,7 @@ from .loop import find_task
 @dataclass(frozen=True)
 class Component:
     "A part of a model, as a task outlines it"
+
     name: str
     module: nn.Module  # on the meta device
     rate: float  # positions a second
@@ -31,12 +32,23 @@ class Component:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
-    def flops(self,
+    def flops(
+        self,
         seconds: float,  # of an utterance
     ) -> float:  # for a second of audio
         matrices = sum(p.numel() for name, p in self.module.named_parameters() if p.ndim > 1)
-        tables = sum(m.weight.numel() for m in self.module.modules() if isinstance(m, nn.Embedding))  # a row is looked up, nothing is multiplied
-        return self.rate * (2 * (matrices - tables + self.tied_parameters) + 4 * self.depth * self.width * self.rate * seconds) * (3 if self.trained else 1) * self.calls
+        tables = sum(
+            m.weight.numel() for m in self.module.modules() if isinstance(m, nn.Embedding)
+        )  # a row is looked up, nothing is multiplied
+        return (
+            self.rate
+            * (
+                2 * (matrices - tables + self.tied_parameters)
+                + 4 * self.depth * self.width * self.rate * seconds
+            )
+            * (3 if self.trained else 1)
+            * self.calls
+        )
 
 
 def components(
@@ -50,7 +62,14 @@ def components(
         return [Component(**part) for part in task.components(run)]
 
 # %% ../../nbs/train/plan.ipynb #c4b895db
-GPUS = dict(a100=(312e12, 19.5e12, 80), h100=(989e12, 67e12, 80), h200=(989e12, 67e12, 141), l40s=(362e12, 91.6e12, 48), rtx4090=(165e12, 82.6e12, 24), t4=(65e12, 8.1e12, 16))  # operations a second in bf16 (t4: fp16) and in fp32, by their data sheets; GB
+GPUS = dict(
+    a100=(312e12, 19.5e12, 80),
+    h100=(989e12, 67e12, 80),
+    h200=(989e12, 67e12, 141),
+    l40s=(362e12, 91.6e12, 48),
+    rtx4090=(165e12, 82.6e12, 24),
+    t4=(65e12, 8.1e12, 16),
+)  # operations a second in bf16 (t4: fp16) and in fp32, by their data sheets; GB
 ACTIVATION_BYTES = 34  # bytes for each position, layer and number of the width, in bf16
 
 
@@ -66,15 +85,30 @@ def plan(
     if gpu not in GPUS:
         raise unknown_name("GPU", gpu, sorted(GPUS))
     if gpus < 1 or run.batches_per_update % gpus:
-        raise ValueError(f"gpus={gpus}: must divide the {run.batches_per_update} batches of an update (--set batches_per_update=...)")
+        raise ValueError(
+            f"gpus={gpus}: must divide the {run.batches_per_update} batches of an update (--set batches_per_update=...)"
+        )
     parts = components(run)
     *speeds, gpu_memory = GPUS[gpu]
-    speed, activation_bytes = (speeds[0], ACTIVATION_BYTES) if run.precision == "bf16" else (speeds[1], 2 * ACTIVATION_BYTES)
+    speed, activation_bytes = (
+        (speeds[0], ACTIVATION_BYTES) if run.precision == "bf16" else (speeds[1], 2 * ACTIVATION_BYTES)
+    )
     trained = sum(p.parameters for p in parts if p.trained)
     frozen = sum(p.parameters for p in parts if not p.trained)
     fixed = 20 * trained / (gpus if fsdp else 1) + 4 * frozen  # what is frozen stays whole on each
     work = sum(activation_bytes * p.rate * p.depth * p.width for p in parts if p.trained) * run.batch_seconds
     flop = sum(p.flops(seconds) for p in parts) * run.batch_seconds * run.batches_per_update * run.steps
     memory = (fixed + work) / 1e9
-    return dict(parameters=trained + frozen, trained=trained, audio_hours=round(run.steps * run.batches_per_update * run.batch_seconds / 3600), flop=flop, gpus=gpus, gpu=gpu, mfu=mfu,
-                memory_gb=round(memory, 1), fits=memory < 0.9 * gpu_memory, hours=round(flop / (gpus * speed * mfu) / 3600, 1), gpu_hours=round(flop / (speed * mfu) / 3600, 1))
+    return dict(
+        parameters=trained + frozen,
+        trained=trained,
+        audio_hours=round(run.steps * run.batches_per_update * run.batch_seconds / 3600),
+        flop=flop,
+        gpus=gpus,
+        gpu=gpu,
+        mfu=mfu,
+        memory_gb=round(memory, 1),
+        fits=memory < 0.9 * gpu_memory,
+        hours=round(flop / (gpus * speed * mfu) / 3600, 1),
+        gpu_hours=round(flop / (speed * mfu) / 3600, 1),
+    )

@@ -32,13 +32,21 @@ from .config import TrainConfig
 
 # %% ../../nbs/train/state.ipynb #863cd7f2
 FORMAT = 1
-CHANGEABLE = {"steps", "log_every", "validate_every", "save_every", "save_total_limit", "description"}  # may change from one start to the next
+CHANGEABLE = {
+    "steps",
+    "log_every",
+    "validate_every",
+    "save_every",
+    "save_total_limit",
+    "description",
+}  # may change from one start to the next
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass
 class Progress:
     "How far a run has come"
+
     step: int = 0  # updates of the weights
     epoch: int = 0
     batch: int = 0  # batches done in this epoch, empty ones too
@@ -109,7 +117,11 @@ def distribute_like(
 ) -> Tensor:
     "A tensor where and how another one is"
     tensor = tensor.to(target.device)
-    return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
+    return (
+        distribute_tensor(tensor, target.device_mesh, target.placements)
+        if isinstance(target, DTensor)
+        else tensor
+    )
 
 # %% ../../nbs/train/state.ipynb #fe48d332
 def save(
@@ -126,11 +138,24 @@ def save(
     "Write a checkpoint, whole or not at all, and drop those that are no longer wanted"
     path = folder / f"step-{progress.step:08d}"
     tmp = folder / f".{path.name}.part{os.getpid()}"
-    moments = {f"{what}/{name}": t for name, p in trainable_parameters(model).items() for what, t in optimizer.state.get(p, {}).items()}
-    named, moments, ema = ({name: full_tensor(t, is_main_process) for name, t in some.items()} for some in (named_tensors(model), moments, ema))
+    moments = {
+        f"{what}/{name}": t
+        for name, p in trainable_parameters(model).items()
+        for what, t in optimizer.state.get(p, {}).items()
+    }
+    named, moments, ema = (
+        {name: full_tensor(t, is_main_process) for name, t in some.items()}
+        for some in (named_tensors(model), moments, ema)
+    )
     if not is_main_process:
         return path
-    state = {"format": FORMAT, "progress": dataclasses.asdict(progress), "random": random or get_rng_state(model), "run": dataclasses.asdict(run), "versions": versions or {}}
+    state = {
+        "format": FORMAT,
+        "progress": dataclasses.asdict(progress),
+        "random": random or get_rng_state(model),
+        "run": dataclasses.asdict(run),
+        "versions": versions or {},
+    }
     try:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
@@ -147,8 +172,12 @@ def save(
         if e.errno != errno.ENOSPC:
             raise
         last = checkpoints(folder)[-1:]
-        raise OSError(errno.ENOSPC, f"the disk is full: step {progress.step} of {folder} could not be saved, "
-                      + (f"{last[0].name} is whole" if last else "and there is no checkpoint yet") + "; make room and start the same run again") from None
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full: step {progress.step} of {folder} could not be saved, "
+            + (f"{last[0].name} is whole" if last else "and there is no checkpoint yet")
+            + "; make room and start the same run again",
+        ) from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     for old in checkpoints(folder)[: -run.save_total_limit]:
@@ -188,7 +217,11 @@ def remove_partial_files(
     for path in folder.iterdir():
         if fnmatch(path.name, ".*.part[0-9]*"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        elif path.is_dir() and not path.is_symlink() and path.name in ("model", "samples", "taste", "decoder", "recogniser"):
+        elif (
+            path.is_dir()
+            and not path.is_symlink()
+            and path.name in ("model", "samples", "taste", "decoder", "recogniser")
+        ):
             remove_partial_files(path)
 
 # %% ../../nbs/train/state.ipynb #4b46c02f
@@ -198,8 +231,13 @@ def get_rng_state(
 ) -> dict[str, str]:
     "The state of torch's generators, as text; those of a second process are cpu@1 and cuda@1"
     device = next(model.parameters()).device
-    states = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-    return {name + (f"@{rank}" if rank else ""): base64.b64encode(s.numpy().tobytes()).decode() for name, s in states.items()}
+    states = {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    )
+    return {
+        name + (f"@{rank}" if rank else ""): base64.b64encode(s.numpy().tobytes()).decode()
+        for name, s in states.items()
+    }
 
 
 def set_rng_state(
@@ -224,7 +262,9 @@ def last_checkpoint(
 ) -> Path | None:
     "The checkpoint to go on from"
     for pickled in sorted(p for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES):
-        raise ValueError(f"{pickled}: a pickle, which is never read; take it away, or start in another folder")
+        raise ValueError(
+            f"{pickled}: a pickle, which is never read; take it away, or start in another folder"
+        )
     return max(checkpoints(folder), key=checkpoint_step, default=None)
 
 
@@ -245,7 +285,9 @@ def read_state(
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file}: truncated, or not a state; {recovery_hint(path)}") from None
     if version != FORMAT:
-        raise ValueError(f"{file}: format {version!r}, and this version of diffuspeech reads {FORMAT}; {recovery_hint(path)}")
+        raise ValueError(
+            f"{file}: format {version!r}, and this version of diffuspeech reads {FORMAT}; {recovery_hint(path)}"
+        )
     return state
 
 
@@ -263,9 +305,16 @@ def config_differences(
 ) -> list[str]:  # each: name=old (now new)
     "In what two runs differ that changes the weights"
     new = json.loads(json.dumps(dataclasses.asdict(run)))
-    old = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name not in old and f.default is not dataclasses.MISSING} | old  # a field that is younger than the checkpoint
-    return [f"{name}={json.dumps(old.get(name))} (now {json.dumps(new.get(name))})" for name in sorted(old.keys() | new.keys())
-            if name not in CHANGEABLE and old.get(name) != new.get(name)]
+    old = {
+        f.name: f.default
+        for f in dataclasses.fields(TrainConfig)
+        if f.name not in old and f.default is not dataclasses.MISSING
+    } | old  # a field that is younger than the checkpoint
+    return [
+        f"{name}={json.dumps(old.get(name))} (now {json.dumps(new.get(name))})"
+        for name in sorted(old.keys() | new.keys())
+        if name not in CHANGEABLE and old.get(name) != new.get(name)
+    ]
 
 
 def read_tensors(
@@ -277,7 +326,9 @@ def read_tensors(
     except FileNotFoundError:
         raise ValueError(f"{path}: missing; {recovery_hint(path.parent)}") from None
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path}: truncated, or not a safetensors file ({e}); {recovery_hint(path.parent)}") from None
+        raise ValueError(
+            f"{path}: truncated, or not a safetensors file ({e}); {recovery_hint(path.parent)}"
+        ) from None
 
 
 def copy_tensors(
@@ -286,9 +337,13 @@ def copy_tensors(
     path: Path,  # for the error
 ):
     "Copy saved tensors into those of the same names, none left over"
-    mismatched = sorted(targets.keys() ^ saved.keys()) or sorted(n for n in targets if targets[n].shape != saved[n].shape)
+    mismatched = sorted(targets.keys() ^ saved.keys()) or sorted(
+        n for n in targets if targets[n].shape != saved[n].shape
+    )
     if mismatched:
-        raise ValueError(f"{path}: does not fit the model at {', '.join(mismatched[:5])}{' ...' if len(mismatched) > 5 else ''}; {recovery_hint(path.parent)}")
+        raise ValueError(
+            f"{path}: does not fit the model at {', '.join(mismatched[:5])}{' ...' if len(mismatched) > 5 else ''}; {recovery_hint(path.parent)}"
+        )
     with torch.no_grad():
         for name, tensor in targets.items():
             tensor.copy_(distribute_like(saved[name], tensor))
@@ -300,7 +355,9 @@ def load_weights(
     ema: dict[str, Tensor],  # averaged weights, to be filled
 ) -> Progress:
     "Put a checkpoint's weights into a model"
-    files = {name: read_tensors(path / f"{name}.safetensors") for name in ("model", *(["ema"] if ema else []))}
+    files = {
+        name: read_tensors(path / f"{name}.safetensors") for name in ("model", *(["ema"] if ema else []))
+    }
     copy_tensors(named_tensors(model), files["model"], path / "model.safetensors")
     if ema:
         copy_tensors(ema, files["ema"], path / "ema.safetensors")
@@ -318,19 +375,27 @@ def load(
     "Put a checkpoint into a run"
     state = read_state(path)
     if other := config_differences(state["run"], run):
-        raise ValueError(f"{path}: belongs to another run: {', '.join(other)}; start in another folder, or with the same settings")
+        raise ValueError(
+            f"{path}: belongs to another run: {', '.join(other)}; start in another folder, or with the same settings"
+        )
     for what, version in state.get("versions", {}).items():
         if (versions or {}).get(what) != version:
-            raise ValueError(f"{path}: was trained with the {what} {version}, and the one at hand is {(versions or {}).get(what)}; bring the old one back, or start in another folder")
+            raise ValueError(
+                f"{path}: was trained with the {what} {version}, and the one at hand is {(versions or {}).get(what)}; bring the old one back, or start in another folder"
+            )
     moments = read_tensors(path / "moments.safetensors")
     load_weights(path, model, ema)
     known = trainable_parameters(model)
     for key, tensor in moments.items():
         what, _, name = key.partition("/")
         if name not in known:
-            raise ValueError(f"{path / 'moments.safetensors'}: the model has no {name}; {recovery_hint(path)}")
+            raise ValueError(
+                f"{path / 'moments.safetensors'}: the model has no {name}; {recovery_hint(path)}"
+            )
         p = known[name]
-        optimizer.state[p][what] = tensor if what == "step" else distribute_like(tensor, p)  # Adam counts on the CPU
+        optimizer.state[p][what] = (
+            tensor if what == "step" else distribute_like(tensor, p)
+        )  # Adam counts on the CPU
     return Progress(**state["progress"]), state["random"]
 
 # %% ../../nbs/train/state.ipynb #6da38f03
@@ -351,7 +416,9 @@ def update_ema(
     "One step of the moving average, in place"
     if ema:
         d = min(decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([local_tensor(t) for t in ema.values()], [local_tensor(params[name]) for name in ema], 1 - d)
+        torch._foreach_lerp_(
+            [local_tensor(t) for t in ema.values()], [local_tensor(params[name]) for name in ema], 1 - d
+        )
 
 
 @contextmanager

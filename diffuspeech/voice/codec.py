@@ -24,16 +24,24 @@ TEMPERATURE = 0.0  # chosen on dev (78 clean clips, each in its own voice and in
 
 class SpeechCodec:
     "Tokenizer, flow and vocoder: waves to ids and back"
+
     num_codebooks = 1
 
     def __init__(self, tokenizer: Tokenizer, flow: Flow, vocoder: Vocoder | None = None):
         self.tokenizer, self.flow, self.vocoder = tokenizer.eval(), flow.eval(), vocoder or World()
-        self.frame_rate, self.vocab_size, self.version = tokenizer.frame_rate, tokenizer.vocab_size, tokenizer.version
+        self.frame_rate, self.vocab_size, self.version = (
+            tokenizer.frame_rate,
+            tokenizer.vocab_size,
+            tokenizer.version,
+        )
         if self.vocoder.dim != flow.config.feature_dim:
-            raise ValueError(f"the flow makes {flow.config.feature_dim} features and the vocoder {self.vocoder.name} reads {self.vocoder.dim}")
+            raise ValueError(
+                f"the flow makes {flow.config.feature_dim} features and the vocoder {self.vocoder.name} reads {self.vocoder.dim}"
+            )
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path" = "small",  # the built-in one; a folder or hub id that holds speech-tokens/ and flow/, as models or as training runs
         vocoder: str | None = None,  # the one that the flow was trained for when not given
     ) -> "SpeechCodec":
@@ -42,15 +50,25 @@ class SpeechCodec:
             tokens, flow = builtin_checkpoint("speech-tokens"), builtin_checkpoint("flow")
         else:
             root = find_checkpoint(name)
-            tokens, flow = ((root / part / "model" if (root / part / "model").is_dir() else root / part) for part in ("speech-tokens", "flow"))
+            tokens, flow = (
+                (root / part / "model" if (root / part / "model").is_dir() else root / part)
+                for part in ("speech-tokens", "flow")
+            )
         metadata = read_config(flow)["metadata"]
-        codec = cls(Tokenizer.from_pretrained(tokens), Flow.from_pretrained(flow), load_vocoder(vocoder or metadata.get("vocoder", "world")))
+        codec = cls(
+            Tokenizer.from_pretrained(tokens),
+            Flow.from_pretrained(flow),
+            load_vocoder(vocoder or metadata.get("vocoder", "world")),
+        )
         trained_on = metadata.get("tokenizer", codec.version)
         if trained_on != codec.version:
-            raise ValueError(f"{flow}: this flow speaks ids of {trained_on}, and {tokens} makes {codec.version}; train the flow again")
+            raise ValueError(
+                f"{flow}: this flow speaks ids of {trained_on}, and {tokens} makes {codec.version}; train the flow again"
+            )
         return codec
 
-    def encode(self,
+    def encode(
+        self,
         waves: Tensor,  # (B, samples) at 16 kHz
         lengths: Tensor | None = None,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # ids (B, L), -1 in padding; lengths (B,)
@@ -58,15 +76,19 @@ class SpeechCodec:
         return self.tokenizer.encode(waves, lengths)
 
     @torch.no_grad()
-    def speaker_embeddings(self,
+    def speaker_embeddings(
+        self,
         references: Tensor | list[Tensor],  # (B, samples), or a list of waves
     ) -> Tensor:  # (B, 2 features)
         "The voiceprint of each reference"
-        features = [self.flow.normalize(self.vocoder.analyze(wave[: 20 * SAMPLE_RATE])) for wave in references]
+        features = [
+            self.flow.normalize(self.vocoder.analyze(wave[: 20 * SAMPLE_RATE])) for wave in references
+        ]
         return torch.cat([speaker_embedding(w[None], torch.tensor([len(w)])) for w in features])
 
     @torch.no_grad()
-    def features(self,
+    def features(
+        self,
         ids: Tensor,  # (B, L), -1 in padding
         voices: Tensor | None = None,  # (B, 2 features); none: some speaker or other
         steps: int = 10,  # of the flow
@@ -77,12 +99,25 @@ class SpeechCodec:
         frames_per_id, B = self.flow.config.frames_per_id, len(ids)
         row = random.row_keys(seed, B) if isinstance(seed, Tensor) else random.row_keys(seed, 1).expand(B)
         has_speaker = torch.full((B,), voices is not None)
-        voice = self.flow.embed_speaker(torch.zeros(B, 2 * self.flow.config.feature_dim) if voices is None else voices, has_speaker)
-        total, weight = torch.zeros(B, ids.shape[1] * frames_per_id, self.flow.config.feature_dim), torch.zeros(1, ids.shape[1] * frames_per_id, 1)
+        voice = self.flow.embed_speaker(
+            torch.zeros(B, 2 * self.flow.config.feature_dim) if voices is None else voices, has_speaker
+        )
+        total, weight = (
+            torch.zeros(B, ids.shape[1] * frames_per_id, self.flow.config.feature_dim),
+            torch.zeros(1, ids.shape[1] * frames_per_id, 1),
+        )
         long = ids.shape[1] > WINDOW + CONTEXT
-        for start in range(0, ids.shape[1] - CONTEXT if long else 1, WINDOW):  # what is left behind the last one, it sees
-            low, high = (max(0, start - CONTEXT), min(start + WINDOW + CONTEXT, ids.shape[1])) if long else (0, ids.shape[1])
-            noise = temperature * gaussian_noise(row, range(low * frames_per_id, high * frames_per_id), self.flow.config.feature_dim)
+        for start in range(
+            0, ids.shape[1] - CONTEXT if long else 1, WINDOW
+        ):  # what is left behind the last one, it sees
+            low, high = (
+                (max(0, start - CONTEXT), min(start + WINDOW + CONTEXT, ids.shape[1]))
+                if long
+                else (0, ids.shape[1])
+            )
+            noise = temperature * gaussian_noise(
+                row, range(low * frames_per_id, high * frames_per_id), self.flow.config.feature_dim
+            )
             window = self.flow.sample(ids[:, low:high], voice, noise, steps)
             ramp = torch.ones(1, (high - low) * frames_per_id, 1)
             if low > 0:  # fade from the last window to this one
@@ -92,9 +127,14 @@ class SpeechCodec:
             total[:, low * frames_per_id : high * frames_per_id] += window * ramp
             weight[:, low * frames_per_id : high * frames_per_id] += ramp
         features = total / weight
-        return features if voices is None else self.match_variance(features, (ids >= 0).sum(1) * frames_per_id, voices)
+        return (
+            features
+            if voices is None
+            else self.match_variance(features, (ids >= 0).sum(1) * frames_per_id, voices)
+        )
 
-    def match_variance(self,
+    def match_variance(
+        self,
         features: Tensor,  # (B, T, features)
         frames: Tensor,  # (B,)
         voices: Tensor,  # (B, 2 features)
@@ -108,7 +148,8 @@ class SpeechCodec:
         mean, scale = mean[:, None], scale[:, None]
         return ((x - mean) * scale + mean) * self.flow.feature_stats[1] + self.flow.feature_stats[0]
 
-    def decode(self,
+    def decode(
+        self,
         ids: Tensor,  # (B, L), -1 in padding
         lengths: Tensor | None = None,  # (B,)
         reference: "Tensor | list[Tensor] | None" = None,  # in whose voice: a wave for each row
@@ -118,11 +159,15 @@ class SpeechCodec:
     ) -> Tensor:  # (B, samples) at 16 kHz
         "Waves of ids"
         ids = check_ids(ids, lengths, self.vocab_size)
-        features = self.features(ids, None if reference is None else self.speaker_embeddings(reference), steps, seed, temperature)
+        features = self.features(
+            ids, None if reference is None else self.speaker_embeddings(reference), steps, seed, temperature
+        )
         out = torch.zeros(len(ids), ids.shape[1] * self.tokenizer.hop)
         for i, n in enumerate((ids >= 0).sum(1).tolist()):
             if n:
-                out[i, : n * self.tokenizer.hop] = self.vocoder.synthesize(features[i, : n * self.flow.config.frames_per_id])[: n * self.tokenizer.hop]
+                out[i, : n * self.tokenizer.hop] = self.vocoder.synthesize(
+                    features[i, : n * self.flow.config.frames_per_id]
+                )[: n * self.tokenizer.hop]
         return out
 
 # %% ../../nbs/voice/codec.ipynb #39c43308
@@ -133,15 +178,21 @@ def check_ids(
 ) -> Tensor:  # (B, L), -1 from each length on
     "Ids that can be decoded, or one line on what is wrong"
     if ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] == 0:
-        raise ValueError(f"ids has shape {tuple(ids.shape)} and type {ids.dtype}; whole numbers of (B, L) are wanted")
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)} and type {ids.dtype}; whole numbers of (B, L) are wanted"
+        )
     if lengths is not None:
         if lengths.shape != (len(ids),) or (lengths < 0).any() or (lengths > ids.shape[1]).any():
-            raise ValueError(f"lengths={lengths.tolist()[:8]}: one for each of {len(ids)} rows, from 0 to {ids.shape[1]}")
+            raise ValueError(
+                f"lengths={lengths.tolist()[:8]}: one for each of {len(ids)} rows, from 0 to {ids.shape[1]}"
+            )
         ids = ids.masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], -1)
     wrong = (ids < -1) | (ids >= vocab_size)
     if wrong.any():
         at = wrong.nonzero()[0].tolist()
-        raise ValueError(f"ids holds {int(ids[tuple(at)])} at {tuple(at)}; an id is from 0 to {vocab_size - 1}, or -1 in padding (a mask id? sample to the end first)")
+        raise ValueError(
+            f"ids holds {int(ids[tuple(at)])} at {tuple(at)}; an id is from 0 to {vocab_size - 1}, or -1 in padding (a mask id? sample to the end first)"
+        )
     if ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any():
         raise ValueError("ids holds -1 between ids; padding comes last")
     return ids

@@ -27,7 +27,10 @@ from .hift import SAMPLE_RATE as HIFT_RATE
 from .codec import check_ids
 
 # %% ../../nbs/voice/cosyvoice.ipynb #f4404e5f
-WEIGHT_NORM_KEYS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+WEIGHT_NORM_KEYS = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
 
 
 def load_published(
@@ -38,7 +41,9 @@ def load_published(
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        raise ValueError(f"{path}: not a file of tensors alone, or truncated ({type(e).__name__}); fetch it again") from None
+        raise ValueError(
+            f"{path}: not a file of tensors alone, or truncated ({type(e).__name__}); fetch it again"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path}: not a table of names and tensors")
     found = {}
@@ -49,35 +54,54 @@ def load_published(
     return model.eval()
 
 # %% ../../nbs/voice/cosyvoice.ipynb #d4cc8759
-FILE_PATTERNS = ("flow.pt", "hift.pt", "speech_tokenizer_v1.onnx", "campplus.onnx", "flow/*", "hift/*", "s3/*")
+FILE_PATTERNS = (
+    "flow.pt",
+    "hift.pt",
+    "speech_tokenizer_v1.onnx",
+    "campplus.onnx",
+    "flow/*",
+    "hift/*",
+    "s3/*",
+)
 
 # %% ../../nbs/voice/cosyvoice.ipynb #8fd478e4
 class SpeakerEncoder:
     "CAM++ as CosyVoice ships it: who speaks, in 192 numbers"
 
-    def __init__(self,
+    def __init__(
+        self,
         path: Path,  # campplus.onnx
     ):
         try:
             import onnxruntime
         except ImportError:
-            raise ImportError(f"{path}: the voice of a reference is found with a package more: pip install onnxruntime") from None
+            raise ImportError(
+                f"{path}: the voice of a reference is found with a package more: pip install onnxruntime"
+            ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as e:
-            raise ValueError(f"{path}: not an ONNX model, or truncated ({type(e).__name__}); fetch it again") from None
+            raise ValueError(
+                f"{path}: not an ONNX model, or truncated ({type(e).__name__}); fetch it again"
+            ) from None
 
-    def __call__(self,
+    def __call__(
+        self,
         wave: Tensor,  # (samples,) at 16 kHz
     ) -> Tensor:  # (192,)
         "The speaker vector"
         import_torchaudio()
         from torchaudio.compliance.kaldi import fbank
+
         bands = fbank(wave.cpu()[None], num_mel_bins=80, dither=0, sample_frequency=SAMPLE_RATE)
         bands = bands - bands.mean(0)
-        return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: bands[None].numpy()})[0]).flatten()
+        return torch.from_numpy(
+            self.session.run(None, {self.session.get_inputs()[0].name: bands[None].numpy()})[0]
+        ).flatten()
 
 # %% ../../nbs/voice/cosyvoice.ipynb #92b586ea
 CHUNK, LEFT_CONTEXT, CROSSFADE = 1024, 256, 34  # ids, ids, frames; 256 ids are 441 frames exactly
@@ -86,9 +110,11 @@ MAX_REFERENCE = 10 * SAMPLE_RATE  # samples that are used
 
 class CosyVoice(nn.Module):
     "CosyVoice 1 as a codec: 50 ids a second"
+
     num_codebooks = 1
 
-    def __init__(self,
+    def __init__(
+        self,
         flow: CosyFlow,
         hift: Hift,
         tokenizer: S3Tokenizer | None = None,  # none: ids can be decoded, without a reference
@@ -98,13 +124,21 @@ class CosyVoice(nn.Module):
         self.flow, self.hift, self.tokenizer, self.campplus = flow.eval(), hift.eval(), tokenizer, campplus
         self.frame_rate, self.vocab_size = flow.config.frame_rate, flow.config.vocab_size
         self.hop = round(SAMPLE_RATE / self.frame_rate)
-        if tokenizer is not None and (tokenizer.frame_rate, tokenizer.vocab_size) != (self.frame_rate, self.vocab_size):
-            raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} ids at {tokenizer.frame_rate:g} a second, and the flow reads {self.vocab_size} at {self.frame_rate:g}; CosyVoice-300M goes with speech_tokenizer_v1")
+        if tokenizer is not None and (tokenizer.frame_rate, tokenizer.vocab_size) != (
+            self.frame_rate,
+            self.vocab_size,
+        ):
+            raise ValueError(
+                f"the tokenizer makes {tokenizer.vocab_size} ids at {tokenizer.frame_rate:g} a second, and the flow reads {self.vocab_size} at {self.frame_rate:g}; CosyVoice-300M goes with speech_tokenizer_v1"
+            )
         if flow.config.n_mels != hift.config.n_mels:
-            raise ValueError(f"the flow makes {flow.config.n_mels} mel bands and the vocoder reads {hift.config.n_mels}")
+            raise ValueError(
+                f"the flow makes {flow.config.n_mels} mel bands and the vocoder reads {hift.config.n_mels}"
+            )
 
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(
+        cls,
         name: "str | Path" = "FunAudioLLM/CosyVoice-300M",  # or a folder: with the published files, or of `save_pretrained`
         flow: CosyFlowConfig = CosyFlowConfig(),  # the shape of flow.pt, which does not say it
         hift: HiftConfig = HiftConfig(),  # and of hift.pt
@@ -114,13 +148,28 @@ class CosyVoice(nn.Module):
         voice, tokens = folder / "campplus.onnx", folder / "speech_tokenizer_v1.onnx"
         voice = voice if voice.is_file() else None
         if (folder / "flow").is_dir():
-            return cls(CosyFlow.from_pretrained(folder / "flow"), Hift.from_pretrained(folder / "hift"), S3Tokenizer.from_pretrained(folder / "s3") if (folder / "s3").is_dir() else None, voice)
-        missing = [path.name for path in (folder / "flow.pt", folder / "hift.pt", tokens) if not path.is_file()]
+            return cls(
+                CosyFlow.from_pretrained(folder / "flow"),
+                Hift.from_pretrained(folder / "hift"),
+                S3Tokenizer.from_pretrained(folder / "s3") if (folder / "s3").is_dir() else None,
+                voice,
+            )
+        missing = [
+            path.name for path in (folder / "flow.pt", folder / "hift.pt", tokens) if not path.is_file()
+        ]
         if missing:
-            raise ValueError(f"{folder}: no {', '.join(missing)}; CosyVoice-300M has flow.pt, hift.pt, speech_tokenizer_v1.onnx and campplus.onnx")
-        return cls(load_published(CosyFlow(flow), folder / "flow.pt"), load_published(Hift(hift), folder / "hift.pt"), S3Tokenizer.from_pretrained(tokens), voice)
+            raise ValueError(
+                f"{folder}: no {', '.join(missing)}; CosyVoice-300M has flow.pt, hift.pt, speech_tokenizer_v1.onnx and campplus.onnx"
+            )
+        return cls(
+            load_published(CosyFlow(flow), folder / "flow.pt"),
+            load_published(Hift(hift), folder / "hift.pt"),
+            S3Tokenizer.from_pretrained(tokens),
+            voice,
+        )
 
-    def save_pretrained(self,
+    def save_pretrained(
+        self,
         folder: "str | Path",
     ):
         "Write it without pickles: flow/, hift/ and s3/, each config.json and model.safetensors, and campplus.onnx"
@@ -129,7 +178,9 @@ class CosyVoice(nn.Module):
             if model is not None:
                 model.save_pretrained(folder / part)
         if self.campplus is not None:
-            atomic_write(folder / "campplus.onnx", lambda temp_path: shutil.copyfile(self.campplus, temp_path))
+            atomic_write(
+                folder / "campplus.onnx", lambda temp_path: shutil.copyfile(self.campplus, temp_path)
+            )
 
     @property
     def device(self) -> torch.device:
@@ -144,15 +195,20 @@ class CosyVoice(nn.Module):
     def speaker_encoder(self) -> SpeakerEncoder:
         "What finds the speaker of a reference"
         if self.campplus is None:
-            raise ValueError("this CosyVoice has no campplus.onnx, which finds the speaker of a reference; put it into the folder, or decode without a reference")
+            raise ValueError(
+                "this CosyVoice has no campplus.onnx, which finds the speaker of a reference; put it into the folder, or decode without a reference"
+            )
         return SpeakerEncoder(self.campplus)
 
     def _require_tokenizer(self):
         if self.tokenizer is None:
-            raise ValueError("this CosyVoice has no tokenizer, only what decodes; load it from a folder with speech_tokenizer_v1.onnx or s3/")
+            raise ValueError(
+                "this CosyVoice has no tokenizer, only what decodes; load it from a folder with speech_tokenizer_v1.onnx or s3/"
+            )
         return self.tokenizer
 
-    def encode(self,
+    def encode(
+        self,
         waves: Tensor,  # (B, samples) at 16 kHz
         lengths: Tensor | None = None,  # (B,) samples
     ) -> tuple[Tensor, Tensor]:  # ids (B, L), -1 in padding; lengths (B,)
@@ -160,19 +216,23 @@ class CosyVoice(nn.Module):
         return self._require_tokenizer().encode(waves, lengths)
 
     @torch.no_grad()
-    def prompt(self,
+    def prompt(
+        self,
         reference: Tensor,  # (samples,) at 16 kHz
     ) -> tuple[Tensor, Tensor, Tensor]:  # ids (1, P), mel frames (1, mels, R), speaker vector (1, 192)
         "What the flow is told of a voice"
         wave = check_speech(reference.detach().float(), "the reference")[:MAX_REFERENCE]
         embedding = self.speaker_encoder(wave).to(self.device)[None]
         if embedding.shape[1] != self.flow.config.speaker_dim:
-            raise ValueError(f"{self.campplus}: makes {embedding.shape[1]} numbers, and the flow reads {self.flow.config.speaker_dim}")
+            raise ValueError(
+                f"{self.campplus}: makes {embedding.shape[1]} numbers, and the flow reads {self.flow.config.speaker_dim}"
+            )
         ids = self.encode(wave.to(self.device)[None])[0]
         return ids, mel_frames(resample(wave, SAMPLE_RATE, HIFT_RATE)).to(self.device).mT[None], embedding
 
     @torch.no_grad()
-    def features(self,
+    def features(
+        self,
         ids: Tensor,  # (L,) without padding
         reference: Tensor | None = None,  # (samples,) at 16 kHz
         steps: int = 10,  # of the flow
@@ -181,10 +241,25 @@ class CosyVoice(nn.Module):
         chunk: int = CHUNK,  # ids made at once, a multiple of 256
     ) -> Tensor:  # (frames, mels)
         "Mel frames; a long row continues itself"
-        c, frames, device, row = self.flow.config, self.flow.num_frames, self.device, random.row_keys(seed, 1, self.device)
+        c, frames, device, row = (
+            self.flow.config,
+            self.flow.num_frames,
+            self.device,
+            random.row_keys(seed, 1, self.device),
+        )
         if steps < 1 or chunk < LEFT_CONTEXT or chunk % LEFT_CONTEXT:
-            raise ValueError(f"steps={steps}, chunk={chunk}: steps is 1 or more, chunk a multiple of {LEFT_CONTEXT}")
-        prompt_ids, prompt_mel, embedding = (torch.zeros(1, 0, dtype=torch.long, device=device), torch.zeros(1, c.n_mels, 0, device=device), torch.zeros(1, c.speaker_dim, device=device)) if reference is None else self.prompt(reference)
+            raise ValueError(
+                f"steps={steps}, chunk={chunk}: steps is 1 or more, chunk a multiple of {LEFT_CONTEXT}"
+            )
+        prompt_ids, prompt_mel, embedding = (
+            (
+                torch.zeros(1, 0, dtype=torch.long, device=device),
+                torch.zeros(1, c.n_mels, 0, device=device),
+                torch.zeros(1, c.speaker_dim, device=device),
+            )
+            if reference is None
+            else self.prompt(reference)
+        )
         ids, mel = ids.to(device)[None], torch.zeros(1, c.n_mels, 0, device=device)
         for at in range(0, ids.shape[1], chunk):
             context, chunk_ids = ids[:, max(0, at - LEFT_CONTEXT) : at], ids[:, at : at + chunk]
@@ -192,18 +267,29 @@ class CosyVoice(nn.Module):
             known_mel = torch.cat([prompt_mel, tail], 2)
             mu = self.flow.prior_mean(chunk_ids, torch.cat([prompt_ids, context], 1), known_mel.shape[2])
             start = mel.shape[2] - tail.shape[2]
-            noise = torch.cat([gaussian_noise(random.fold_in(row, 1), range(prompt_mel.shape[2]), c.n_mels), gaussian_noise(row, range(start, start + mu.shape[2] - prompt_mel.shape[2]), c.n_mels)], 1)
+            noise = torch.cat(
+                [
+                    gaussian_noise(random.fold_in(row, 1), range(prompt_mel.shape[2]), c.n_mels),
+                    gaussian_noise(row, range(start, start + mu.shape[2] - prompt_mel.shape[2]), c.n_mels),
+                ],
+                1,
+            )
             known = torch.cat([known_mel, torch.zeros_like(mu[..., known_mel.shape[2] :])], 2)
-            out = self.flow.sample(mu, self.flow.embed_speaker(embedding), known, noise.mT.to(mu), steps, guidance)[..., prompt_mel.shape[2] :]
+            out = self.flow.sample(
+                mu, self.flow.embed_speaker(embedding), known, noise.mT.to(mu), steps, guidance
+            )[..., prompt_mel.shape[2] :]
             if at:
                 new = torch.linspace(0, 1, CROSSFADE + 2, device=device)[1:-1]
                 edge = tail.shape[2]
-                mel[..., -CROSSFADE:] = mel[..., -CROSSFADE:] * (1 - new) + out[..., edge - CROSSFADE : edge] * new
+                mel[..., -CROSSFADE:] = (
+                    mel[..., -CROSSFADE:] * (1 - new) + out[..., edge - CROSSFADE : edge] * new
+                )
             mel = torch.cat([mel, out[..., tail.shape[2] :]], 2)
         return mel[0].mT
 
     @torch.no_grad()
-    def decode(self,
+    def decode(
+        self,
         ids: Tensor,  # (B, L), -1 in padding
         lengths: Tensor | None = None,  # (B,)
         reference: "Tensor | list[Tensor] | None" = None,  # in whose voice: a wave at 16 kHz for each row
@@ -214,12 +300,16 @@ class CosyVoice(nn.Module):
         "Waves of ids, each row on its own"
         ids = check_ids(ids.cpu(), None if lengths is None else lengths.cpu(), self.vocab_size)
         if reference is not None and len(reference) != len(ids):
-            raise ValueError(f"reference holds {len(reference)} waves, and ids {len(ids)} rows; a wave of one dimension for each row is wanted")
+            raise ValueError(
+                f"reference holds {len(reference)} waves, and ids {len(ids)} rows; a wave of one dimension for each row is wanted"
+            )
         out = torch.zeros(len(ids), ids.shape[1] * self.hop)
         for i, n in enumerate((ids >= 0).sum(1).tolist()):
             if n:
                 row_seed = int(seed[i]) if isinstance(seed, Tensor) else seed
-                mel = self.features(ids[i, :n], None if reference is None else reference[i], steps, row_seed, guidance)
+                mel = self.features(
+                    ids[i, :n], None if reference is None else reference[i], steps, row_seed, guidance
+                )
                 wave = resample(self.hift.synthesize(mel, row_seed), HIFT_RATE)[: n * self.hop].cpu()
                 out[i, : len(wave)] = wave
         return out

@@ -21,6 +21,7 @@ from ..base.checkpoint import PretrainedModel
 @dataclass(frozen=True)
 class CosyFlowConfig:
     "The shape of CosyVoice's flow; the defaults are those of CosyVoice-300M"
+
     vocab_size: int = 4096
     frame_rate: float = 50.0  # ids a second
     dim: int = 512  # of the encoder
@@ -47,19 +48,29 @@ class RelativeAttention(nn.Module):
         self.heads = heads
         self.linear_q, self.linear_k, self.linear_v, self.linear_out = (nn.Linear(dim, dim) for _ in range(4))
         self.linear_pos = nn.Linear(dim, dim, bias=False)
-        self.pos_bias_u, self.pos_bias_v = (nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, dim // heads))) for _ in range(2))
+        self.pos_bias_u, self.pos_bias_v = (
+            nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, dim // heads))) for _ in range(2)
+        )
 
-    def forward(self,
+    def forward(
+        self,
         x: Tensor,  # (B, L, dim)
         pos_emb: Tensor,  # (2 L - 1, dim), of `relative_positions`
     ) -> Tensor:  # (B, L, dim)
         "What each position takes from the others"
         B, L, _ = x.shape
-        q, k, v = (linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.linear_q, self.linear_k, self.linear_v))
+        q, k, v = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.linear_q, self.linear_k, self.linear_v)
+        )
         r = self.linear_pos(pos_emb).unflatten(-1, (self.heads, -1)).transpose(0, 1)
         position_scores = F.pad((q + self.pos_bias_v[:, None]) @ r.mT, (1, 0))
-        shifted = position_scores.view(B, self.heads, 2 * L, L)[:, :, 1:].reshape(B, self.heads, L, 2 * L - 1)[..., :L]
-        out = F.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, shifted / math.sqrt(q.shape[-1]))
+        shifted = position_scores.view(B, self.heads, 2 * L, L)[:, :, 1:].reshape(
+            B, self.heads, L, 2 * L - 1
+        )[..., :L]
+        out = F.scaled_dot_product_attention(
+            q + self.pos_bias_u[:, None], k, v, shifted / math.sqrt(q.shape[-1])
+        )
         return self.linear_out(out.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #eeda1770
@@ -80,7 +91,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: CosyFlowConfig):
         super().__init__()
         self.self_attn = RelativeAttention(config.dim, config.heads)
-        self.feed_forward = nn.ModuleDict({"w_1": nn.Linear(config.dim, config.ffn_dim), "w_2": nn.Linear(config.ffn_dim, config.dim)})
+        self.feed_forward = nn.ModuleDict(
+            {"w_1": nn.Linear(config.dim, config.ffn_dim), "w_2": nn.Linear(config.ffn_dim, config.dim)}
+        )
         self.norm_mha, self.norm_ff = nn.LayerNorm(config.dim, eps=1e-12), nn.LayerNorm(config.dim, eps=1e-12)
 
     def forward(self, x: Tensor, pos_emb: Tensor) -> Tensor:  # (B, L, dim)
@@ -93,7 +106,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CosyFlowConfig):
         super().__init__()
-        self.embed = nn.ModuleDict({"out": nn.Sequential(nn.Linear(config.dim, config.dim), nn.LayerNorm(config.dim))})
+        self.embed = nn.ModuleDict(
+            {"out": nn.Sequential(nn.Linear(config.dim, config.dim), nn.LayerNorm(config.dim))}
+        )
         self.encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.after_norm = nn.LayerNorm(config.dim)
 
@@ -111,8 +126,10 @@ def interpolate(
     edge: int,  # frames of the first and of the last 20 tokens
 ) -> Tensor:  # (B, mels, frames)
     "Linear interpolation; the ends of a longer row keep their own pace"
+
     def to(part, size):
         return F.interpolate(part.mT.contiguous(), size=size, mode="linear")
+
     if x.shape[1] <= 40:
         return to(x, frames)
     return torch.cat([to(x[:, :20], edge), to(x[:, 20:-20], frames - 2 * edge), to(x[:, -20:], edge)], 2)
@@ -120,7 +137,13 @@ def interpolate(
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #3ca805b5
 def conv_block(inputs: int, outputs: int) -> nn.Module:
     "Three frames wide, normalised in eight groups"
-    return nn.ModuleDict({"block": nn.Sequential(nn.Conv1d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.Mish())})
+    return nn.ModuleDict(
+        {
+            "block": nn.Sequential(
+                nn.Conv1d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.Mish()
+            )
+        }
+    )
 
 
 class ResnetBlock(nn.Module):
@@ -154,8 +177,15 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads, wide = heads, heads * head_dim
         self.norm1, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn1 = nn.ModuleDict({**{f"to_{n}": nn.Linear(dim, wide, bias=False) for n in "qkv"}, "to_out": nn.ModuleList([nn.Linear(wide, dim)])})
-        self.ff = nn.ModuleDict({"net": nn.Sequential(GELUProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))})
+        self.attn1 = nn.ModuleDict(
+            {
+                **{f"to_{n}": nn.Linear(dim, wide, bias=False) for n in "qkv"},
+                "to_out": nn.ModuleList([nn.Linear(wide, dim)]),
+            }
+        )
+        self.ff = nn.ModuleDict(
+            {"net": nn.Sequential(GELUProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))}
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, dim)
         h = self.norm1(x)
@@ -173,20 +203,46 @@ class Estimator(nn.Module):
         self.first, widths = first, config.channels
 
         def transformer_blocks(dim):
-            return nn.ModuleList(TransformerBlock(dim, c.estimator_heads, c.head_dim) for _ in range(c.num_blocks))
+            return nn.ModuleList(
+                TransformerBlock(dim, c.estimator_heads, c.head_dim) for _ in range(c.num_blocks)
+            )
 
         def step(dim, last, layer):  # a plain convolution where there is no other level
             return nn.Conv1d(dim, dim, 3, padding=1) if last else nn.ModuleDict({"conv": layer})
+
         self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(first, time), "linear_2": nn.Linear(time, time)})
         self.down_blocks = nn.ModuleList(
-            nn.ModuleList([ResnetBlock(a, b, time), transformer_blocks(b), step(b, i == len(widths) - 1, nn.Conv1d(b, b, 3, 2, 1))]) for i, (a, b) in enumerate(pairwise((first, *widths))))
-        self.mid_blocks = nn.ModuleList(nn.ModuleList([ResnetBlock(widths[-1], widths[-1], time), transformer_blocks(widths[-1])]) for _ in range(c.num_mid_blocks))
+            nn.ModuleList(
+                [
+                    ResnetBlock(a, b, time),
+                    transformer_blocks(b),
+                    step(b, i == len(widths) - 1, nn.Conv1d(b, b, 3, 2, 1)),
+                ]
+            )
+            for i, (a, b) in enumerate(pairwise((first, *widths)))
+        )
+        self.mid_blocks = nn.ModuleList(
+            nn.ModuleList([ResnetBlock(widths[-1], widths[-1], time), transformer_blocks(widths[-1])])
+            for _ in range(c.num_mid_blocks)
+        )
         back = (*widths[::-1], widths[0])
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList([ResnetBlock(2 * a, b, time), transformer_blocks(b), step(b, i == len(back) - 2, nn.ConvTranspose1d(b, b, 4, 2, 1))]) for i, (a, b) in enumerate(pairwise(back)))
-        self.final_block, self.final_proj = conv_block(widths[0], widths[0]), nn.Conv1d(widths[0], c.n_mels, 1)
+            nn.ModuleList(
+                [
+                    ResnetBlock(2 * a, b, time),
+                    transformer_blocks(b),
+                    step(b, i == len(back) - 2, nn.ConvTranspose1d(b, b, 4, 2, 1)),
+                ]
+            )
+            for i, (a, b) in enumerate(pairwise(back))
+        )
+        self.final_block, self.final_proj = (
+            conv_block(widths[0], widths[0]),
+            nn.Conv1d(widths[0], c.n_mels, 1),
+        )
 
-    def forward(self,
+    def forward(
+        self,
         x: Tensor,  # (B, mels, T)
         mu: Tensor,  # (B, mels, T)
         t: Tensor,  # (B,)
@@ -195,8 +251,14 @@ class Estimator(nn.Module):
     ) -> Tensor:  # (B, mels, T)
         "The velocity at x"
         half = self.first // 2
-        angle = 1000 * t[:, None] * torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10_000) / (half - 1)))
-        t = self.time_mlp["linear_2"](F.silu(self.time_mlp["linear_1"](torch.cat([angle.sin(), angle.cos()], -1))))
+        angle = (
+            1000
+            * t[:, None]
+            * torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10_000) / (half - 1)))
+        )
+        t = self.time_mlp["linear_2"](
+            F.silu(self.time_mlp["linear_1"](torch.cat([angle.sin(), angle.cos()], -1)))
+        )
         x = torch.cat([x, mu, speaker[..., None].expand_as(x), prompt_mel], 1)
         skips = []
         for residual, transformer_blocks, step in self.down_blocks:
@@ -207,7 +269,9 @@ class Estimator(nn.Module):
             x = _block(x, t, residual, transformer_blocks)
         for residual, transformer_blocks, step in self.up_blocks:
             skip = skips.pop()  # of an odd number of frames the way up makes one too many
-            x = _step(step, _block(torch.cat([x[..., : skip.shape[-1]], skip], 1), t, residual, transformer_blocks))
+            x = _step(
+                step, _block(torch.cat([x[..., : skip.shape[-1]], skip], 1), t, residual, transformer_blocks)
+            )
         return self.final_proj(self.final_block["block"](x))
 
 
@@ -224,6 +288,7 @@ def _step(step, x):
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #90d2f32a
 class CosyFlow(PretrainedModel):
     "CosyVoice's flow: ids, a speaker and a prompt become mel frames"
+
     Config = CosyFlowConfig
 
     def __init__(self, config: CosyFlowConfig):
@@ -232,23 +297,30 @@ class CosyFlow(PretrainedModel):
         self.input_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.spk_embed_affine_layer = nn.Linear(config.speaker_dim, m)
         self.encoder, self.encoder_proj = Encoder(config), nn.Linear(config.dim, m)
-        smooth = [layer for _ in range(4) for layer in (nn.Conv1d(m, m, 3, padding=1), nn.GroupNorm(1, m), nn.Mish())]
+        smooth = [
+            layer
+            for _ in range(4)
+            for layer in (nn.Conv1d(m, m, 3, padding=1), nn.GroupNorm(1, m), nn.Mish())
+        ]
         self.length_regulator = nn.ModuleDict({"model": nn.Sequential(*smooth, nn.Conv1d(m, m, 1))})
         self.decoder = nn.ModuleDict({"estimator": Estimator(config)})
 
-    def num_frames(self,
+    def num_frames(
+        self,
         tokens: int,
     ) -> int:  # mel frames
         "How many frames so many ids become"
         return int(tokens / self.config.frame_rate * 22050 / 256)
 
-    def embed_speaker(self,
+    def embed_speaker(
+        self,
         vector: Tensor,  # (B, speaker); zeros: nobody in particular
     ) -> Tensor:  # (B, mels)
         "A speaker as the estimator sees it"
         return self.spk_embed_affine_layer(F.normalize(vector, dim=1))
 
-    def prior_mean(self,
+    def prior_mean(
+        self,
         ids: Tensor,  # (B, L)
         prompt: Tensor,  # (B, P) ids whose mel frames are known; P may be 0
         prompt_frames: int,  # how many frames those are
@@ -258,11 +330,14 @@ class CosyFlow(PretrainedModel):
         P = prompt.shape[1]
         mu = interpolate(h[:, P:], self.num_frames(ids.shape[1]), self.num_frames(20))
         if P:
-            mu = torch.cat([F.interpolate(h[:, :P].mT.contiguous(), size=prompt_frames, mode="linear"), mu], 2)
+            mu = torch.cat(
+                [F.interpolate(h[:, :P].mT.contiguous(), size=prompt_frames, mode="linear"), mu], 2
+            )
         return self.length_regulator["model"](mu)
 
     @torch.no_grad()
-    def sample(self,
+    def sample(
+        self,
         mu: Tensor,  # (B, mels, T), of `prior_mean`
         speaker: Tensor,  # (B, mels), of `embed_speaker`
         prompt_mel: Tensor,  # (B, mels, T): mel frames of the prompt, zero elsewhere
@@ -271,10 +346,14 @@ class CosyFlow(PretrainedModel):
         guidance: float = 0.7,  # w: 0 is none
     ) -> Tensor:  # (B, mels, T)
         "Mel frames: follow the velocity from noise"
-        times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype) * (math.pi / 2))
+        times = 1 - torch.cos(
+            torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype) * (math.pi / 2)
+        )
         x = noise
         for t, later in pairwise(times):
             inputs = [torch.cat([c, torch.zeros_like(c)]) for c in (mu, speaker, prompt_mel)]
-            cond, uncond = self.decoder["estimator"](torch.cat([x, x]), inputs[0], t.expand(2 * len(x)), inputs[1], inputs[2]).chunk(2)
+            cond, uncond = self.decoder["estimator"](
+                torch.cat([x, x]), inputs[0], t.expand(2 * len(x)), inputs[1], inputs[2]
+            ).chunk(2)
             x = x + (later - t) * ((1 + guidance) * cond - guidance * uncond)
         return x

@@ -35,6 +35,7 @@ def speaker_embedding(
 @dataclass(frozen=True)
 class FlowConfig:
     "The shape of the flow"
+
     levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)  # of the tokenizer: the digits of an id
     dim: int = 240
     encoder_layers: int = 2  # layers that read the ids, before any noise comes in
@@ -53,13 +54,30 @@ class FlowConfig:
 # %% ../../nbs/voice/flow.ipynb #b2daeacf
 class Flow(PretrainedModel):
     "The velocity from noise to features, given ids and a speaker"
+
     Config = FlowConfig
-    renamed = {".speaker.": ".speaker_proj.", "nobody": "null_speaker", ".moves.": ".modulation.", ".time.": ".time_proj.", ".reading.": ".encoder_blocks.", ".digits.": ".digit_embeddings.", ".near.": ".convs.", "phase": "frame_embedding", ".guess.": ".prior_proj.", ".start.": ".in_proj.", ".finish.": ".out_proj.", "moments": "feature_stats", ".table.": ".scale_shift_table."}
+    renamed = {
+        ".speaker.": ".speaker_proj.",
+        "nobody": "null_speaker",
+        ".moves.": ".modulation.",
+        ".time.": ".time_proj.",
+        ".reading.": ".encoder_blocks.",
+        ".digits.": ".digit_embeddings.",
+        ".near.": ".convs.",
+        "phase": "frame_embedding",
+        ".guess.": ".prior_proj.",
+        ".start.": ".in_proj.",
+        ".finish.": ".out_proj.",
+        "moments": "feature_stats",
+        ".table.": ".scale_shift_table.",
+    }
 
     def __init__(self, config: FlowConfig):
         super().__init__(config)
         d, c = config.dim, config
-        self.register_buffer("feature_stats", torch.stack([torch.zeros(c.feature_dim), torch.ones(c.feature_dim)]))
+        self.register_buffer(
+            "feature_stats", torch.stack([torch.zeros(c.feature_dim), torch.ones(c.feature_dim)])
+        )
         self.digit_embeddings = nn.ModuleList(nn.Embedding(n, d) for n in c.levels)
         self.convs = nn.ModuleList(nn.Conv1d(d, d, 3, padding=1) for _ in range(2))
         self.frame_embedding = nn.Parameter(torch.randn(c.frames_per_id // c.patch_size, d) * 0.02)
@@ -73,11 +91,14 @@ class Flow(PretrainedModel):
         self.norm, self.out_proj = nn.LayerNorm(d), nn.Linear(d, c.feature_dim * c.patch_size)
         nn.init.zeros_(self.out_proj.weight), nn.init.zeros_(self.out_proj.bias)
 
-    def encode(self,
+    def encode(
+        self,
         ids: Tensor,  # (B, L), -1 in padding
         voice: Tensor,  # (B, dim), of `embed_speaker`
         mask: Tensor,  # (B, L * frames / patch) True inside
-    ) -> tuple[Tensor, Tensor]:  # (B, L * frames / patch, dim), and a first guess at the features, (B, L * frames, features)
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # (B, L * frames / patch, dim), and a first guess at the features, (B, L * frames, features)
         "What the ids say about each patch; computed once for all steps"
         h, rest = 0.0, ids.clamp_min(0)
         for table, n in zip(self.digit_embeddings, self.config.levels):
@@ -91,17 +112,23 @@ class Flow(PretrainedModel):
         return h, self.prior_proj(h).unflatten(-1, (self.config.patch_size, -1)).flatten(1, 2)
 
     def rotary_embedding(self, h: Tensor) -> Tensor:
-        return rotary_embedding(torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads)
+        return rotary_embedding(
+            torch.arange(h.shape[1], device=h.device), self.config.dim // self.config.heads
+        )
 
-    def embed_speaker(self,
+    def embed_speaker(
+        self,
         speaker: Tensor,  # (B, 2 features)
         has_speaker: Tensor | None = None,  # (B,) False where nothing is known of the speaker
     ) -> Tensor:  # (B, dim)
         "A speaker as the network sees it"
         v = self.speaker_proj(speaker)
-        return v if has_speaker is None else torch.where(has_speaker[:, None], v, self.null_speaker.to(v.dtype))
+        return (
+            v if has_speaker is None else torch.where(has_speaker[:, None], v, self.null_speaker.to(v.dtype))
+        )
 
-    def forward(self,
+    def forward(
+        self,
         x_t: Tensor,  # (B, T, features)
         t: Tensor,  # (B,)
         condition: tuple[Tensor, Tensor],  # of `encode`
@@ -110,8 +137,15 @@ class Flow(PretrainedModel):
     ) -> Tensor:  # (B, T, features)
         "The velocity at x_t"
         encoded, prior = condition
-        h = self.in_proj(torch.cat([x.unflatten(1, (-1, self.config.patch_size)).flatten(2) for x in (x_t, prior)], -1)) + encoded
-        embedding = torch.nn.functional.silu(self.time_proj(timestep_embedding(t, self.config.dim).to(h.dtype)) + voice)
+        h = (
+            self.in_proj(
+                torch.cat([x.unflatten(1, (-1, self.config.patch_size)).flatten(2) for x in (x_t, prior)], -1)
+            )
+            + encoded
+        )
+        embedding = torch.nn.functional.silu(
+            self.time_proj(timestep_embedding(t, self.config.dim).to(h.dtype)) + voice
+        )
         modulation = self.modulation(embedding).unflatten(-1, (9, -1))
         rotary = self.rotary_embedding(h)
         for block in self.blocks:
@@ -122,7 +156,8 @@ class Flow(PretrainedModel):
         return (features - self.feature_stats[0]) / self.feature_stats[1]
 
     @torch.no_grad()
-    def sample(self,
+    def sample(
+        self,
         ids: Tensor,  # (B, L), -1 in padding
         voice: Tensor,  # (B, dim), of `embed_speaker`
         noise: Tensor,  # (B, L * frames, features)

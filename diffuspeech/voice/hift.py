@@ -25,6 +25,7 @@ from .flow import gaussian_noise
 @dataclass(frozen=True)
 class HiftConfig:
     "The shape of HiFT; the defaults are those of CosyVoice-300M"
+
     n_mels: int = 80
     base_channels: int = 512  # of the first convolution; halved at each step up
     f0_channels: int = 512
@@ -42,7 +43,13 @@ class HiftConfig:
     leaky_relu_slope: float = 0.1  # of leaky ReLU
 
     def __post_init__(self):
-        for name in ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "source_resblock_kernel_sizes", "resblock_dilations"):
+        for name in (
+            "upsample_rates",
+            "upsample_kernel_sizes",
+            "resblock_kernel_sizes",
+            "source_resblock_kernel_sizes",
+            "resblock_dilations",
+        ):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 # %% ../../nbs/voice/hift.ipynb #bed4f434
@@ -51,7 +58,9 @@ SAMPLE_RATE, HOP, WINDOW = 22_050, 256, 1024
 
 @lru_cache(1)
 def _mel_filters():
-    return import_torchaudio().functional.melscale_fbanks(WINDOW // 2 + 1, 0.0, 8000.0, 80, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return import_torchaudio().functional.melscale_fbanks(
+        WINDOW // 2 + 1, 0.0, 8000.0, 80, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+    )
 
 
 def mel_frames(
@@ -59,7 +68,14 @@ def mel_frames(
 ) -> Tensor:  # (samples // 256, 80)
     "Log-mel frames as CosyVoice's flow and vocoder know them"
     wave = F.pad(wave[None, None], ((WINDOW - HOP) // 2,) * 2, mode="reflect")[0, 0]
-    spectrum = torch.stft(wave, WINDOW, HOP, window=torch.hann_window(WINDOW, device=wave.device, dtype=wave.dtype), center=False, return_complex=True)
+    spectrum = torch.stft(
+        wave,
+        WINDOW,
+        HOP,
+        window=torch.hann_window(WINDOW, device=wave.device, dtype=wave.dtype),
+        center=False,
+        return_complex=True,
+    )
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return (magnitude.mT @ _mel_filters().to(magnitude)).clamp_min(1e-5).log()
 
@@ -81,10 +97,19 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
         super().__init__()
+
         def normed(dilation):
-            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2))
-        self.convs1, self.convs2 = nn.ModuleList(normed(d) for d in dilations), nn.ModuleList(normed(1) for _ in dilations)
-        self.activations1, self.activations2 = (nn.ModuleList(Snake(channels) for _ in dilations) for _ in range(2))
+            return weight_norm(
+                nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2)
+            )
+
+        self.convs1, self.convs2 = (
+            nn.ModuleList(normed(d) for d in dilations),
+            nn.ModuleList(normed(1) for _ in dilations),
+        )
+        self.activations1, self.activations2 = (
+            nn.ModuleList(Snake(channels) for _ in dilations) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, T)
         for first, one, then, two in zip(self.activations1, self.convs1, self.activations2, self.convs2):
@@ -97,32 +122,54 @@ CHUNK, CONTEXT = 512, 32  # frames
 
 class Hift(PretrainedModel):
     "Mel frames to a wave at 22.05 kHz"
+
     Config = HiftConfig
 
     def __init__(self, config: HiftConfig):
         super().__init__(config)
         c, bins = config, config.n_fft + 2
         self.samples_per_frame = math.prod(c.upsample_rates) * c.hop  # samples a frame
-        chain = [layer for i in range(5) for layer in (weight_norm(nn.Conv1d(c.f0_channels if i else c.n_mels, c.f0_channels, 3, padding=1)), nn.ELU())]
-        self.f0_predictor = nn.ModuleDict({"condnet": nn.Sequential(*chain), "classifier": nn.Linear(c.f0_channels, 1)})
+        chain = [
+            layer
+            for i in range(5)
+            for layer in (
+                weight_norm(nn.Conv1d(c.f0_channels if i else c.n_mels, c.f0_channels, 3, padding=1)),
+                nn.ELU(),
+            )
+        ]
+        self.f0_predictor = nn.ModuleDict(
+            {"condnet": nn.Sequential(*chain), "classifier": nn.Linear(c.f0_channels, 1)}
+        )
         self.m_source = nn.ModuleDict({"l_linear": nn.Linear(c.harmonics + 1, 1)})
         self.conv_pre = weight_norm(nn.Conv1d(c.n_mels, c.base_channels, 7, padding=3))
-        self.ups, self.source_downs, self.source_resblocks, self.resblocks = (nn.ModuleList() for _ in range(4))
+        self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
+            nn.ModuleList() for _ in range(4)
+        )
         for i, (rate, kernel) in enumerate(zip(c.upsample_rates, c.upsample_kernel_sizes)):
-            wide, down = c.base_channels // 2 ** (i + 1), math.prod(c.upsample_rates[i + 1:])
-            self.ups.append(weight_norm(nn.ConvTranspose1d(2 * wide, wide, kernel, rate, padding=(kernel - rate) // 2)))
-            self.source_downs.append(nn.Conv1d(bins, wide, 2 * down, down, padding=down // 2) if down > 1 else nn.Conv1d(bins, wide, 1))
-            self.source_resblocks.append(ResBlock(wide, c.source_resblock_kernel_sizes[i], c.resblock_dilations))
+            wide, down = c.base_channels // 2 ** (i + 1), math.prod(c.upsample_rates[i + 1 :])
+            self.ups.append(
+                weight_norm(nn.ConvTranspose1d(2 * wide, wide, kernel, rate, padding=(kernel - rate) // 2))
+            )
+            self.source_downs.append(
+                nn.Conv1d(bins, wide, 2 * down, down, padding=down // 2)
+                if down > 1
+                else nn.Conv1d(bins, wide, 1)
+            )
+            self.source_resblocks.append(
+                ResBlock(wide, c.source_resblock_kernel_sizes[i], c.resblock_dilations)
+            )
             self.resblocks.extend(ResBlock(wide, k, c.resblock_dilations) for k in c.resblock_kernel_sizes)
         self.conv_post = weight_norm(nn.Conv1d(wide, bins, 7, padding=3))
 
-    def predict_f0(self,
+    def predict_f0(
+        self,
         mel: Tensor,  # (B, mels, T)
     ) -> Tensor:  # (B, T) Hz
         "How high the voice is in each frame; near zero where there is none"
         return self.f0_predictor["classifier"](self.f0_predictor["condnet"](mel).mT)[..., 0].abs()
 
-    def source(self,
+    def source(
+        self,
         f0: Tensor,  # (B, T) Hz
         start_phase: Tensor,  # (B, T) float64: periods of the fundamental before each frame
         offset: Tensor,  # (B, harmonics + 1) radians
@@ -137,7 +184,8 @@ class Hift(PretrainedModel):
         mixed = sines * voiced + noise.to(sines) * torch.where(voiced, c.noise_std, c.amplitude / 3)
         return self.m_source["l_linear"](mixed).tanh().mT
 
-    def apply_filter(self,
+    def apply_filter(
+        self,
         mel: Tensor,  # (B, mels, T)
         source: Tensor,  # (B, 1, T * samples_per_frame)
     ) -> Tensor:  # (B, T * samples_per_frame)
@@ -151,12 +199,20 @@ class Hift(PretrainedModel):
             if i == len(self.ups) - 1:
                 x = F.pad(x, (1, 0), mode="reflect")  # a centred transform has one column more
             x = x + self.source_resblocks[i](self.source_downs[i](source_stft))
-            x = sum(block(x) for block in self.resblocks[i * len(c.resblock_kernel_sizes) : (i + 1) * len(c.resblock_kernel_sizes)]) / len(c.resblock_kernel_sizes)
+            x = sum(
+                block(x)
+                for block in self.resblocks[
+                    i * len(c.resblock_kernel_sizes) : (i + 1) * len(c.resblock_kernel_sizes)
+                ]
+            ) / len(c.resblock_kernel_sizes)
         magnitude, phase = self.conv_post(F.leaky_relu(x)).chunk(2, 1)
-        return torch.istft(torch.polar(magnitude.exp().clamp_max(1e2), phase.sin()), c.n_fft, c.hop, window=window).clamp(-0.99, 0.99)
+        return torch.istft(
+            torch.polar(magnitude.exp().clamp_max(1e2), phase.sin()), c.n_fft, c.hop, window=window
+        ).clamp(-0.99, 0.99)
 
     @torch.no_grad()
-    def synthesize(self,
+    def synthesize(
+        self,
         mel: Tensor,  # (T, mels)
         seed: int = 0,  # of the noise
         chunk: int = CHUNK,  # frames made at once
@@ -164,15 +220,34 @@ class Hift(PretrainedModel):
         "The wave of a recording of any length, in memory for a piece of it"
         mel, T = mel.mT[None], len(mel)
         row, n = random.row_keys(seed, 1, mel.device), self.config.harmonics + 1
-        offset = (2 * random.uniform(random.fold_in(row[:, None], torch.arange(n, device=mel.device))) - 1) * math.pi
+        offset = (
+            2 * random.uniform(random.fold_in(row[:, None], torch.arange(n, device=mel.device))) - 1
+        ) * math.pi
         offset[:, 0] = 0
-        spans = [(max(0, at - CONTEXT), at, min(at + chunk, T), min(at + chunk + CONTEXT, T)) for at in range(0, T, chunk)]
+        spans = [
+            (max(0, at - CONTEXT), at, min(at + chunk, T), min(at + chunk + CONTEXT, T))
+            for at in range(0, T, chunk)
+        ]
         with cached():
-            f0 = torch.cat([self.predict_f0(mel[..., low:high])[:, at - low : end - low] for low, at, end, high in spans], 1)
+            f0 = torch.cat(
+                [
+                    self.predict_f0(mel[..., low:high])[:, at - low : end - low]
+                    for low, at, end, high in spans
+                ],
+                1,
+            )
             phase = (f0.double() * (self.samples_per_frame / SAMPLE_RATE)).cumsum(1)
             start_phase, waves = F.pad(phase, (1, 0))[:, :-1] % 1, []
             for low, at, end, high in spans:
-                noise = gaussian_noise(random.fold_in(row, n), range(low * self.samples_per_frame, high * self.samples_per_frame), n)
-                wave = self.apply_filter(mel[..., low:high], self.source(f0[:, low:high], start_phase[:, low:high], offset, noise))
-                waves.append(wave[0, (at - low) * self.samples_per_frame : (end - low) * self.samples_per_frame])
+                noise = gaussian_noise(
+                    random.fold_in(row, n),
+                    range(low * self.samples_per_frame, high * self.samples_per_frame),
+                    n,
+                )
+                wave = self.apply_filter(
+                    mel[..., low:high], self.source(f0[:, low:high], start_phase[:, low:high], offset, noise)
+                )
+                waves.append(
+                    wave[0, (at - low) * self.samples_per_frame : (end - low) * self.samples_per_frame]
+                )
         return torch.cat(waves)

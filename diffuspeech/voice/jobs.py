@@ -33,6 +33,7 @@ AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 @dataclass
 class Job:
     "What there is to do, and what could not be done"
+
     utterances: list[Utterance] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -59,20 +60,33 @@ def collect_utterances(
         if not name.exists():
             job.errors.append(f"{name}: no such file or folder")
             continue
-        files = sorted(f for f in name.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS) if name.is_dir() else [name]
+        files = (
+            sorted(f for f in name.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS)
+            if name.is_dir()
+            else [name]
+        )
         if not files:
             job.errors.append(f"{name}: no sound file below it ({', '.join(AUDIO_EXTENSIONS)})")
         root = name if name.is_dir() else name.parent
         for file in files:
             try:
                 with audio.open_file(file) as sound:
-                    job.utterances.append(Utterance(file, sound.frames / sound.samplerate, id=file.relative_to(root).with_suffix("").as_posix(), where=str(file)))
+                    job.utterances.append(
+                        Utterance(
+                            file,
+                            sound.frames / sound.samplerate,
+                            id=file.relative_to(root).with_suffix("").as_posix(),
+                            where=str(file),
+                        )
+                    )
             except ValueError as e:
                 job.errors.append(str(e))
     first = {}
     for u in job.utterances:
         if u is not first.setdefault(u.id, u):
-            job.errors.append(f"{u.where or u.audio}: its name, {u.id}, is that of {first[u.id].where or first[u.id].audio} too, and one result would replace the other; name the folder above both, or rename it")
+            job.errors.append(
+                f"{u.where or u.audio}: its name, {u.id}, is that of {first[u.id].where or first[u.id].audio} too, and one result would replace the other; name the folder above both, or rename it"
+            )
     job.utterances = list(first.values())
     return job
 
@@ -116,7 +130,9 @@ def encode_utterance(
     "The ids of an utterance"
     where = u.where or str(u.audio)
     if u.duration <= CHUNK:
-        wave = check_speech(audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where)
+        wave = check_speech(
+            audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where
+        )
         return tokenizer.encode(wave[None])[0][0]
     context, found, done, replace_silence = CONTEXT / tokenizer.frame_rate, None, 0, False
     for k in range(int(u.duration / CHUNK) + 1):
@@ -127,7 +143,9 @@ def encode_utterance(
         replace_silence = replace_silence or bool((wave.abs() > 1e-3).any())
         ids, first = tokenizer.encode(wave[None])[0][0], round((k * CHUNK - start) * tokenizer.frame_rate)
         ids = ids[first : first + round(min(CHUNK, u.duration - k * CHUNK) * tokenizer.frame_rate)]
-        if found is None:  # room for all, since small things that are kept between large ones keep the heap from shrinking
+        if (
+            found is None
+        ):  # room for all, since small things that are kept between large ones keep the heap from shrinking
             found = ids.new_empty(int((u.duration + CHUNK) * tokenizer.frame_rate), *ids.shape[1:])
         found[done : done + len(ids)] = ids
         done += len(ids)
@@ -154,7 +172,15 @@ def encode_all(
                 except (ValueError, RuntimeError) as e:
                     job.errors.append(str(e))
                     continue
-                line = dict(id=u.id, audio_filepath=str(u.audio), duration=round(u.duration, 3), text=u.text, speaker=u.speaker, tokenizer=version, ids=ids.tolist())
+                line = dict(
+                    id=u.id,
+                    audio_filepath=str(u.audio),
+                    duration=round(u.duration, 3),
+                    text=u.text,
+                    speaker=u.speaker,
+                    tokenizer=version,
+                    ids=ids.tolist(),
+                )
                 file.write(json.dumps({k: v for k, v in line.items() if v != ""}, ensure_ascii=False) + "\n")
                 done += 1
 
@@ -181,7 +207,12 @@ def decode_all(
             wave = decode_line(line, codec, reference, **options)
             name = json.loads(line).get("id") or f"line-{n}"
             target = safe_join(out, f"{name}.wav")
-            atomic_write(target, lambda temp_path: soundfile.write(temp_path, wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV"))
+            atomic_write(
+                target,
+                lambda temp_path: soundfile.write(
+                    temp_path, wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV"
+                ),
+            )
             done += 1
         except (ValueError, RuntimeError) as e:
             errors.append(f"{tokens}:{n}: {e}")
@@ -194,9 +225,16 @@ def decode_line(line: bytes, codec: SpeechTokenizer, reference: Tensor | None, *
         fields = json.loads(line)
         ids = torch.tensor(fields["ids"])
     except (ValueError, KeyError, TypeError, RuntimeError):
-        raise ValueError('not a line of tokens: {"id": "a", "tokenizer": "...", "ids": [5, 1033, ...]} is wanted, as `diffuspeech encode` writes it') from None
+        raise ValueError(
+            'not a line of tokens: {"id": "a", "tokenizer": "...", "ids": [5, 1033, ...]} is wanted, as `diffuspeech encode` writes it'
+        ) from None
     if ids.ndim != 1 + (codec.num_codebooks > 1) or len(ids) == 0 or ids.is_floating_point():
-        raise ValueError(f"ids has shape {tuple(ids.shape)}; a list of at least one whole number is wanted" + (f", or of {codec.num_codebooks} for each frame" if codec.num_codebooks > 1 else ""))
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}; a list of at least one whole number is wanted"
+            + (f", or of {codec.num_codebooks} for each frame" if codec.num_codebooks > 1 else "")
+        )
     if fields.get("tokenizer", codec.version) != codec.version:
-        raise ValueError(f"these ids are of {fields['tokenizer']}, and this codec reads {codec.version}; encode again")
+        raise ValueError(
+            f"these ids are of {fields['tokenizer']}, and this codec reads {codec.version}; encode again"
+        )
     return codec.decode(ids[None], reference=None if reference is None else [reference], **options)[0]

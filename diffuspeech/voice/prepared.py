@@ -50,7 +50,11 @@ def change_speed(
 # %% ../../nbs/voice/prepared.ipynb #3d945243
 def describe_utterance(u: "Utterance | ManifestError") -> str:
     "What a shard was made of, as far as the manifest tells"
-    return str(u) if isinstance(u, ManifestError) else f"{u.id} {u.audio.name} {u.text} {u.speaker} {u.split} {u.offset} {u.duration}"
+    return (
+        str(u)
+        if isinstance(u, ManifestError)
+        else f"{u.id} {u.audio.name} {u.text} {u.speaker} {u.split} {u.offset} {u.duration}"
+    )
 
 
 def make_shard(
@@ -59,12 +63,18 @@ def make_shard(
     rows: Sequence[int],
     speed_copies: float,
     vocoder: str,
-) -> tuple[list[dict], list[str]]:  # one for each recording and each twin: id, seconds, text, speaker, split; what went wrong
+) -> tuple[
+    list[dict], list[str]
+]:  # one for each recording and each twin: id, seconds, text, speaker, split; what went wrong
     "Analyse some recordings"
     utterances, tensors, found, errors = Manifest(manifest, on_bad="skip").__getitems__(rows), {}, [], []
     reject_test_clips([vars(u) for u in utterances if isinstance(u, Utterance)], manifest)
     precise = None if vocoder == "none" else load_vocoder(vocoder).precise
-    metadata = dict(analysis=repr(precise), speed_copies=str(speed_copies), clips=str(random.key(*map(describe_utterance, utterances))))
+    metadata = dict(
+        analysis=repr(precise),
+        speed_copies=str(speed_copies),
+        clips=str(random.key(*map(describe_utterance, utterances))),
+    )
     if path.exists() and safe_open(path, "pt").metadata() == metadata:
         return json.loads(path.with_suffix(".json").read_text())
     for u in utterances:
@@ -76,11 +86,21 @@ def make_shard(
             errors.append(str(e))
             continue
         has_copy = random.uniform(torch.tensor(random.key("has a twin", u.id))).item() < speed_copies
-        for id, x in [(u.id, wave)] + ([(f"{u.id}~", change_speed(wave, copy_speed(u.id)))] if has_copy else []):
+        for id, x in [(u.id, wave)] + (
+            [(f"{u.id}~", change_speed(wave, copy_speed(u.id)))] if has_copy else []
+        ):
             tensors[f"{id}/wave"] = (x * 32767).round().clamp(-32768, 32767).to(torch.int16)
             if precise:
                 tensors[f"{id}/features"] = precise.analyze(x).half()
-            found.append(dict(id=id, seconds=len(x) / SAMPLE_RATE, text=u.text, speaker=u.speaker + "~" * (id != u.id), split=u.split))
+            found.append(
+                dict(
+                    id=id,
+                    seconds=len(x) / SAMPLE_RATE,
+                    text=u.text,
+                    speaker=u.speaker + "~" * (id != u.id),
+                    split=u.split,
+                )
+            )
     write_json(path.with_suffix(".json"), [found, errors])
     atomic_write(path, lambda temp_path: write_tensors(temp_path, tensors, metadata))
     return found, errors
@@ -102,23 +122,43 @@ def prepare_corpus(
     spans = [range(k, min(k + rows, n)) for k in range(0, n, rows)]
     paths = [folder / f"shard-{k:04d}.safetensors" for k in range(len(spans))]
     index, skipped = {}, []
-    (folder / "index.json").unlink(missing_ok=True)  # until all shards are of this manifest there is no corpus
+    (folder / "index.json").unlink(
+        missing_ok=True
+    )  # until all shards are of this manifest there is no corpus
     with progress(total=n, desc=f"prepare {manifest.stem}", unit="clip") as bar:
-        for i, (found, errors) in run_jobs(make_shard, [(path, manifest, span, speed_copies, vocoder) for path, span in zip(paths, spans)], workers):
+        for i, (found, errors) in run_jobs(
+            make_shard,
+            [(path, manifest, span, speed_copies, vocoder) for path, span in zip(paths, spans)],
+            workers,
+        ):
             index[paths[i].name], skipped = found, skipped + errors
             bar.update(len(spans[i]))
     names = Counter(row["id"] for found in index.values() for row in found)
     if duplicates := [name for name, n in names.items() if n > 1]:
-        raise ValueError(f"{manifest}: {duplicates[0]} is the id of {names[duplicates[0]]} clips; each wants its own (diffuspeech corpus check names them all)")
+        raise ValueError(
+            f"{manifest}: {duplicates[0]} is the id of {names[duplicates[0]]} clips; each wants its own (diffuspeech corpus check names them all)"
+        )
     if not names:
-        raise ValueError(f"{manifest}: nothing of it can be used" + "".join(f"; {error}" for error in skipped[:1]))
-    write_json(folder / "index.json", {"manifest": manifest.name, "speed_copies": speed_copies, "vocoder": vocoder, "skipped": skipped, "shards": {k: index[k] for k in sorted(index)}})
+        raise ValueError(
+            f"{manifest}: nothing of it can be used" + "".join(f"; {error}" for error in skipped[:1])
+        )
+    write_json(
+        folder / "index.json",
+        {
+            "manifest": manifest.name,
+            "speed_copies": speed_copies,
+            "vocoder": vocoder,
+            "skipped": skipped,
+            "shards": {k: index[k] for k in sorted(index)},
+        },
+    )
     return folder
 
 # %% ../../nbs/voice/prepared.ipynb #aadeece6
 @dataclass
 class PreparedBatch:
     "Recordings padded with zeros, their features padded with zeros, and what is said"
+
     ids: list[str]
     texts: list[str]
     speakers: list[str]
@@ -137,8 +177,14 @@ def reject_test_clips(
     where,
 ):
     "Refuse test clips: weights and choices come from train and dev alone"
-    if tests := [row["id"] for row in rows if row["id"].startswith("test-") or (row.get("split") or "").startswith("test")]:
-        raise ValueError(f"{where}: holds {tests[0]}, a test clip; weights and choices come from train and dev alone")
+    if tests := [
+        row["id"]
+        for row in rows
+        if row["id"].startswith("test-") or (row.get("split") or "").startswith("test")
+    ]:
+        raise ValueError(
+            f"{where}: holds {tests[0]}, a test clip; weights and choices come from train and dev alone"
+        )
 
 
 def check_unique_ids(
@@ -147,8 +193,15 @@ def check_unique_ids(
 ):
     "Refuse an id that is one clip in train and another in dev: what is kept of clips is kept by their ids"
     known = {row["id"]: row for row in train.rows}
-    if clash := [row["id"] for row in dev.rows if (other := known.get(row["id"])) and (other["text"], other["seconds"]) != (row["text"], row["seconds"])]:
-        raise ValueError(f"{clash[0]} is one clip in train and another in dev ({len(clash)} such ids); give them ids of their own in the manifests and prepare them again")
+    if clash := [
+        row["id"]
+        for row in dev.rows
+        if (other := known.get(row["id"]))
+        and (other["text"], other["seconds"]) != (row["text"], row["seconds"])
+    ]:
+        raise ValueError(
+            f"{clash[0]} is one clip in train and another in dev ({len(clash)} such ids); give them ids of their own in the manifests and prepare them again"
+        )
 
 
 class PreparedCorpus:
@@ -157,9 +210,16 @@ class PreparedCorpus:
     def __init__(self, folder: "str | Path", speed_copies: bool = True):
         folder = Path(folder)
         if not (folder / "index.json").exists():
-            raise ValueError(f"{folder}: no prepared corpus; make it: diffuspeech corpus prepare MANIFEST (of the built-in corpus: diffuspeech corpus build small gives the manifests)")
+            raise ValueError(
+                f"{folder}: no prepared corpus; make it: diffuspeech corpus prepare MANIFEST (of the built-in corpus: diffuspeech corpus build small gives the manifests)"
+            )
         index = json.loads((folder / "index.json").read_text())
-        self.rows = [dict(row, shard=folder / name) for name, rows in index["shards"].items() for row in rows if speed_copies or not row["id"].endswith("~")]
+        self.rows = [
+            dict(row, shard=folder / name)
+            for name, rows in index["shards"].items()
+            for row in rows
+            if speed_copies or not row["id"].endswith("~")
+        ]
         reject_test_clips(self.rows, folder)
         self.seconds = np.array([row["seconds"] for row in self.rows])
         self.vocoder, self.skipped, self._files = index["vocoder"], index["skipped"], {}
@@ -169,7 +229,9 @@ class PreparedCorpus:
 
     def tensor(self, row: dict, what: str) -> Tensor:
         "wave or features of a row"
-        file = self._files.get(row["shard"]) or self._files.setdefault(row["shard"], safe_open(row["shard"], "pt"))
+        file = self._files.get(row["shard"]) or self._files.setdefault(
+            row["shard"], safe_open(row["shard"], "pt")
+        )
         return file.get_tensor(f"{row['id']}/{what}").float()
 
     def batch(self, rows: Sequence[int]) -> PreparedBatch:
@@ -179,7 +241,15 @@ class PreparedCorpus:
         features = None if self.vocoder == "none" else [self.tensor(r, "features") for r in rows]
         pad = lambda xs: torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
         count = lambda xs: torch.tensor([len(x) for x in xs])
-        return PreparedBatch([r["id"] for r in rows], [r["text"] for r in rows], [r["speaker"] for r in rows], pad(waves), count(waves), features and pad(features), features and count(features))
+        return PreparedBatch(
+            [r["id"] for r in rows],
+            [r["text"] for r in rows],
+            [r["speaker"] for r in rows],
+            pad(waves),
+            count(waves),
+            features and pad(features),
+            features and count(features),
+        )
 
     def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.LazyMap:  # of PreparedBatch
         "One epoch, the same whenever it is asked for"

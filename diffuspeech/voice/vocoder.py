@@ -24,6 +24,7 @@ from ..data.audio import SAMPLE_RATE, import_torchaudio
 # %% ../../nbs/voice/vocoder.ipynb #5106bb63
 class Vocoder(Protocol):
     "Features from a wave, and a wave from features"
+
     name: str
     sample_rate: int  # samples a second
     frame_rate: float  # feature vectors a second
@@ -41,7 +42,9 @@ def check_wave(
 ) -> np.ndarray:  # float64
     "A wave that can be analysed, or what is wrong with it"
     if not isinstance(wave, Tensor) or wave.ndim != 1 or not wave.is_floating_point() or len(wave) == 0:
-        raise ValueError(f"a wave is a float tensor (samples,) with at least one sample, not {tuple(wave.shape) if isinstance(wave, Tensor) else type(wave).__name__}")
+        raise ValueError(
+            f"a wave is a float tensor (samples,) with at least one sample, not {tuple(wave.shape) if isinstance(wave, Tensor) else type(wave).__name__}"
+        )
     if not torch.isfinite(wave).all():
         raise ValueError("the wave holds values that are not finite")
     return wave.detach().cpu().double().numpy()
@@ -53,7 +56,9 @@ def check_features(
 ) -> Tensor:  # float32, on the CPU
     "Features that can be made a wave, or what is wrong with them"
     if features.ndim != 2 or features.shape[1] != dim or len(features) == 0:
-        raise ValueError(f"features of shape (frames, {dim}) are wanted, with at least one frame, not {tuple(features.shape)}")
+        raise ValueError(
+            f"features of shape (frames, {dim}) are wanted, with at least one frame, not {tuple(features.shape)}"
+        )
     return features.detach().float().cpu()
 
 # %% ../../nbs/voice/vocoder.ipynb #2a529a19
@@ -65,7 +70,9 @@ def import_pyworld():
             warnings.simplefilter("ignore")
             import pyworld
     except ImportError as e:
-        raise ImportError(f"WORLD needs the package pyworld ({e}): pip install pyworld 'setuptools<81'") from None
+        raise ImportError(
+            f"WORLD needs the package pyworld ({e}): pip install pyworld 'setuptools<81'"
+        ) from None
     return pyworld
 
 # %% ../../nbs/voice/vocoder.ipynb #c9747b20
@@ -86,10 +93,16 @@ def split_points(
     return [*at, len(voiced)]
 
 # %% ../../nbs/voice/vocoder.ipynb #a2c3bd7b
-F0_MIN, F0_MAX, F0_DEFAULT = 60.0, 500.0, 150.0  # Hz: what F0 can be, and what is written where nothing at all is voiced
+F0_MIN, F0_MAX, F0_DEFAULT = (
+    60.0,
+    500.0,
+    150.0,
+)  # Hz: what F0 can be, and what is written where nothing at all is voiced
 HOP = SAMPLE_RATE // 100
 MAX_POWER = 200.0  # power: the peak of the spectrum of a square wave at full scale
-WORLD_GAIN = 10 ** (1.0 / 20)  # what WORLD makes is 1 dB louder than what it heard: mean of 78 clean clips of dev
+WORLD_GAIN = 10 ** (
+    1.0 / 20
+)  # what WORLD makes is 1 dB louder than what it heard: mean of 78 clean clips of dev
 CONTEXT = 20  # frames on each side of a piece, so that its edges know their surroundings
 
 
@@ -101,7 +114,9 @@ def track_f0(
     "A first guess at F0. dio decides by continuity what is voiced, and 10 ms are too coarse for that; where harvest is sure, it is the better one"
     pw, found = import_pyworld(), np.zeros(frames)
     if tracker != "harvest":
-        found = pw.dio(x, SAMPLE_RATE, f0_floor=F0_MIN, f0_ceil=F0_MAX, frame_period=1.0, channels_in_octave=6.0)[0][::10][:frames]
+        found = pw.dio(
+            x, SAMPLE_RATE, f0_floor=F0_MIN, f0_ceil=F0_MAX, frame_period=1.0, channels_in_octave=6.0
+        )[0][::10][:frames]
     if tracker != "dio":
         sure = pw.harvest(x, SAMPLE_RATE, f0_floor=F0_MIN, f0_ceil=F0_MAX, frame_period=10.0)[0][:frames]
         found = np.where(sure > 0, sure, found)
@@ -110,9 +125,11 @@ def track_f0(
 
 class World:
     "WORLD: mel cepstrum of the spectrum, aperiodicity, log F0, voiced or not, a hundred times a second"
+
     name, sample_rate, frame_rate = "world", SAMPLE_RATE, 100.0
 
-    def __init__(self,
+    def __init__(
+        self,
         envelope: int = 40,  # numbers for the spectrum
         tracker: str = "dio",  # of F0; both: harvest where it is sure, slower by far
     ):
@@ -133,7 +150,8 @@ class World:
     def precise(self) -> "World":
         return World(self.envelope, "both")
 
-    def analyze(self,
+    def analyze(
+        self,
         wave: Tensor,  # (samples,) at 16 kHz
     ) -> Tensor:  # (frames, dim): spectrum, aperiodicity in dB, log F0, voiced
         "Features of a wave"
@@ -142,13 +160,22 @@ class World:
         x = np.pad(x, (0, max(HOP, SAMPLE_RATE // 10 - len(x))))  # the tracker wants some periods to look at
         at = np.arange(frames) * HOP / SAMPLE_RATE
         pitch = pw.stonemask(x, track_f0(x, self.tracker, frames), at, SAMPLE_RATE)
-        spectrum = pw.code_spectral_envelope(pw.cheaptrick(x, pitch, at, SAMPLE_RATE, f0_floor=F0_MIN, fft_size=self.fft), SAMPLE_RATE, self.envelope)
+        spectrum = pw.code_spectral_envelope(
+            pw.cheaptrick(x, pitch, at, SAMPLE_RATE, f0_floor=F0_MIN, fft_size=self.fft),
+            SAMPLE_RATE,
+            self.envelope,
+        )
         noise = pw.code_aperiodicity(pw.d4c(x, pitch, at, SAMPLE_RATE, fft_size=self.fft), SAMPLE_RATE)
         voiced, steps = pitch > 0, np.arange(frames)
-        log_pitch = np.interp(steps, steps[voiced], np.log(pitch[voiced].clip(F0_MIN, F0_MAX))) if voiced.any() else np.full(frames, np.log(F0_DEFAULT))
+        log_pitch = (
+            np.interp(steps, steps[voiced], np.log(pitch[voiced].clip(F0_MIN, F0_MAX)))
+            if voiced.any()
+            else np.full(frames, np.log(F0_DEFAULT))
+        )
         return torch.from_numpy(np.column_stack([spectrum, noise, log_pitch, voiced]).astype(np.float32))
 
-    def synthesize(self,
+    def synthesize(
+        self,
         features: Tensor,  # (frames, dim)
     ) -> Tensor:  # (frames * 160,)
         "A wave from features: finite whatever a network wrote, and long ones piece by piece"
@@ -156,19 +183,32 @@ class World:
         cuts, parts = split_points(x[:, -1] > 0.5, x[:, 0]), []
         for start, end in zip(cuts, cuts[1:]):
             first = max(0, start - CONTEXT)
-            parts.append(self._synthesize_chunk(x[first : end + CONTEXT])[(start - first) * HOP :][: (end - start) * HOP])
+            parts.append(
+                self._synthesize_chunk(x[first : end + CONTEXT])[(start - first) * HOP :][
+                    : (end - start) * HOP
+                ]
+            )
         return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
     def _synthesize_chunk(self, x: np.ndarray) -> np.ndarray:
         pw, n = import_pyworld(), self.envelope
         pitch = np.where(x[:, -1] > 0.5, np.exp(x[:, -2].clip(math.log(F0_MIN), math.log(F0_MAX))), 0.0)
         with np.errstate(over="ignore"):
-            spectrum = pw.decode_spectral_envelope(np.ascontiguousarray(x[:, :n].clip(-100, 100)), SAMPLE_RATE, self.fft)
+            spectrum = pw.decode_spectral_envelope(
+                np.ascontiguousarray(x[:, :n].clip(-100, 100)), SAMPLE_RATE, self.fft
+            )
         noise = pw.decode_aperiodicity(np.ascontiguousarray(x[:, n:-2].clip(-60, 0)), SAMPLE_RATE, self.fft)
-        return pw.synthesize(pitch, spectrum.clip(1e-16, MAX_POWER), noise.clip(0.001, 1 - 1e-12), SAMPLE_RATE, 10.0) / WORLD_GAIN
+        return (
+            pw.synthesize(
+                pitch, spectrum.clip(1e-16, MAX_POWER), noise.clip(0.001, 1 - 1e-12), SAMPLE_RATE, 10.0
+            )
+            / WORLD_GAIN
+        )
 
 # %% ../../nbs/voice/vocoder.ipynb #09228014
-MEL_CONFIG = dict(window=1024, low=80.0, high=7600.0, floor=1e-10)  # SpeechT5's: 64 ms, Hz, and the least amplitude before the logarithm
+MEL_CONFIG = dict(
+    window=1024, low=80.0, high=7600.0, floor=1e-10
+)  # SpeechT5's: 64 ms, Hz, and the least amplitude before the logarithm
 
 
 def log10_mel(
@@ -183,7 +223,9 @@ def log10_mel(
     "Log amplitude in Slaney's mel bands, as SpeechT5 counts it"
     padding = max(0, window // 2 + 1 - waves.shape[-1])  # the mirror at the edges needs as much
     frames = waves.shape[-1] // hop + 1
-    mel = mel_transform(hop, n_mels, window, low, high).to(waves.device)(torch.nn.functional.pad(waves, (0, padding)))
+    mel = mel_transform(hop, n_mels, window, low, high).to(waves.device)(
+        torch.nn.functional.pad(waves, (0, padding))
+    )
     return mel.clamp_min(floor).log10().transpose(-1, -2)[..., :frames, :]
 
 # %% ../../nbs/voice/vocoder.ipynb #809622f3
@@ -191,7 +233,17 @@ def log10_mel(
 def mel_transform(hop: int, n_mels: int, window: int, low: float, high: float):
     "The filters, made once"
     with torch.inference_mode(False):  # who asks first may be in it, who asks later may want gradients
-        return import_torchaudio().transforms.MelSpectrogram(SAMPLE_RATE, window, hop_length=hop, f_min=low, f_max=high, n_mels=n_mels, power=1.0, norm="slaney", mel_scale="slaney")
+        return import_torchaudio().transforms.MelSpectrogram(
+            SAMPLE_RATE,
+            window,
+            hop_length=hop,
+            f_min=low,
+            f_max=high,
+            n_mels=n_mels,
+            power=1.0,
+            norm="slaney",
+            mel_scale="slaney",
+        )
 
 # %% ../../nbs/voice/vocoder.ipynb #878f48c9
 def load_hifigan(
@@ -206,10 +258,18 @@ def load_hifigan(
     if not Path(source).is_dir() and not is_hub_id(source):
         raise ValueError(f"{source}: no such folder, and no hub id (owner/model)")
     try:
-        model, found = SpeechT5HifiGan.from_pretrained(str(source), output_loading_info=True, ignore_mismatched_sizes=True)  # they are reported below, by name
+        model, found = SpeechT5HifiGan.from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True
+        )  # they are reported below, by name
     except Exception as e:
-        raise ValueError(f"{source}: no HiFi-GAN can be read from there ({type(e).__name__}); a folder with config.json and model.safetensors is wanted, or the id of one on the hub, and a network to fetch it") from None
-    wrong = {k: sorted(map(str, v)) for k, v in found.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        raise ValueError(
+            f"{source}: no HiFi-GAN can be read from there ({type(e).__name__}); a folder with config.json and model.safetensors is wanted, or the id of one on the hub, and a network to fetch it"
+        ) from None
+    wrong = {
+        k: sorted(map(str, v))
+        for k, v in found.items()
+        if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     if wrong:
         raise ValueError(f"{source}: these weights do not fit: {wrong}")
     return model
@@ -221,7 +281,8 @@ RECEPTIVE_FIELD = 40  # frames on each side that a sample of HiFi-GAN can depend
 class HifiGan:
     "A network from a log-mel spectrogram to the wave"
 
-    def __init__(self,
+    def __init__(
+        self,
         source,  # a folder, an id on the hub, or a SpeechT5HifiGan
     ):
         self.model = (source if isinstance(source, torch.nn.Module) else load_hifigan(source)).eval()
@@ -232,25 +293,35 @@ class HifiGan:
         self.hop = math.prod(config.upsample_rates)
         self.sample_rate, self.frame_rate, self.dim = SAMPLE_RATE, SAMPLE_RATE / self.hop, config.model_in_dim
         self.spectral_slice = slice(0)  # none: not measured
-        self.source, self.precise = "weights at hand" if isinstance(source, torch.nn.Module) else str(source), self
+        self.source, self.precise = (
+            "weights at hand" if isinstance(source, torch.nn.Module) else str(source),
+            self,
+        )
         self.mel = MEL_CONFIG | (getattr(config, "mel", None) or {})
 
     def __repr__(self) -> str:
         return f"HifiGan({self.source})"
 
-    def analyze(self,
+    def analyze(
+        self,
         wave: Tensor,  # (samples,) at 16 kHz
     ) -> Tensor:  # (frames, dim)
         "The log-mel that the network was trained with"
         return log10_mel(torch.from_numpy(check_wave(wave)).float(), self.hop, self.dim, **self.mel)
 
     @torch.inference_mode()
-    def synthesize(self,
+    def synthesize(
+        self,
         features: Tensor,  # (frames, dim)
     ) -> Tensor:  # (frames * hop,)
         "A wave from features, thirty seconds at a time; the pieces overlap by all that the network sees, so there is no seam"
         floor = math.log10(self.mel["floor"])
-        x = check_features(features, self.dim).nan_to_num(floor, floor, floor).clamp(floor, 3.0).to(self.model.mean.device)
+        x = (
+            check_features(features, self.dim)
+            .nan_to_num(floor, floor, floor)
+            .clamp(floor, 3.0)
+            .to(self.model.mean.device)
+        )
         parts = []
         for start in range(0, len(x), MAX_FRAMES):
             first = max(0, start - RECEPTIVE_FIELD)

@@ -38,13 +38,30 @@ def plot_trajectory(
     z[step + 1 :] = torch.nan
     cells = [[None if p != p else round(p, 3) for p in row] for row in z.tolist()]  # JSON knows no nan
     known = [[1 if g and n <= step else None for g in given.tolist()] for n in range(len(cells))]
-    fig = go.Figure([
-        go.Heatmap(z=cells, colorscale=COLORMAP, zmin=0, zmax=1, colorbar=dict(title=dict(text="probability", side="right"), thickness=12),
-                   hovertemplate="position %{x}<br>after step %{y}<br>probability %{z:.2f}<extra></extra>"),
-        go.Heatmap(z=known, colorscale=[[0, GREEN], [1, GREEN]], showscale=False, hovertemplate="position %{x}<br>given<extra></extra>"),
-    ])
-    fig.update_layout(title=f"after step {step} of {trajectory.steps}: {masked} masked", height=330,
-                      xaxis=dict(title="position", showgrid=False), yaxis=dict(title="step", autorange="reversed", showgrid=False))
+    fig = go.Figure(
+        [
+            go.Heatmap(
+                z=cells,
+                colorscale=COLORMAP,
+                zmin=0,
+                zmax=1,
+                colorbar=dict(title=dict(text="probability", side="right"), thickness=12),
+                hovertemplate="position %{x}<br>after step %{y}<br>probability %{z:.2f}<extra></extra>",
+            ),
+            go.Heatmap(
+                z=known,
+                colorscale=[[0, GREEN], [1, GREEN]],
+                showscale=False,
+                hovertemplate="position %{x}<br>given<extra></extra>",
+            ),
+        ]
+    )
+    fig.update_layout(
+        title=f"after step {step} of {trajectory.steps}: {masked} masked",
+        height=330,
+        xaxis=dict(title="position", showgrid=False),
+        yaxis=dict(title="step", autorange="reversed", showgrid=False),
+    )
     return fig
 
 # %% ../../nbs/workbench/player.ipynb #a420b641
@@ -57,8 +74,16 @@ def player(
 ):  # an ipywidgets box; its `slider` attribute is the slider
     "A slider over the steps of a run, with its picture and its sound"
     import ipywidgets as W
+
     figure = go.FigureWidget(plot_trajectory(trajectory).update_layout(width=WIDTH))
-    slider = W.IntSlider(value=trajectory.steps, min=0, max=trajectory.steps, description="step", continuous_update=False, layout=W.Layout(width=f"{WIDTH}px"))
+    slider = W.IntSlider(
+        value=trajectory.steps,
+        min=0,
+        max=trajectory.steps,
+        description="step",
+        continuous_update=False,
+        layout=W.Layout(width=f"{WIDTH}px"),
+    )
     sound = W.HTML(layout=W.Layout(margin="8px 0 8px 60px"))
     sounds: dict[int, str] = {}
 

@@ -1,0 +1,566 @@
+"The recogniser that the text-aligned tokenizer starts from: it hears each row alone, learns, and comes whole out of NeMo's archive"
+
+import io
+import os
+import struct
+import tarfile
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from small import prepare_clips
+
+from diffuspeech.asr import nemo
+from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig, LogMelFeatures, repetition_length
+from diffuspeech.data import text
+from diffuspeech.data.audio import load_clip
+from diffuspeech.tasks.asr import RecogniserTask
+from diffuspeech.train.config import TrainConfig, load_preset
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import train
+
+TINY = CanaryConfig(
+    hidden=24,
+    layers=2,
+    heads=2,
+    ffn_dim=48,
+    channels=4,
+    n_mels=40,
+    decoder_hidden=32,
+    decoder_layers=2,
+    decoder_heads=4,
+    decoder_ffn_dim=40,
+    max_positions=64,
+)
+
+
+def random_canary(config=TINY, seed=0):
+    "A network whose every number matters: no zero biases, no norms of one"
+    torch.manual_seed(seed)
+    model = Canary(config).eval()
+    for name, t in model.state_dict().items():
+        if t.is_floating_point() and not name.startswith("features."):
+            t.copy_(
+                torch.rand_like(t) + 0.5
+                if name.endswith("running_var")
+                else torch.randn_like(t) * (0.2 if t.ndim > 1 else 0.1)
+                + ("norm" in name and name.endswith("weight"))
+            )
+    return model
+
+
+@pytest.fixture(scope="module")
+def canary():
+    return random_canary()
+
+
+def rows(*sizes):
+    wave = load_clip()
+    waves = [wave[k * 3_000 : k * 3_000 + n] for k, n in enumerate(sizes)]
+    return waves, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor(sizes)
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch(canary):
+    waves, batch, lengths = rows(20_000, 159, 7_777, 12_800, 1_281)
+    everything = range(TINY.layers + 1)
+    together, mask = canary.encode(batch, lengths, everything)
+    garbage = batch.masked_fill(
+        torch.arange(batch.shape[1]) >= lengths[:, None], 7.0
+    )  # what stands in the padding is not heard
+    assert torch.equal(canary.encode(garbage, lengths)[0][0], together[-1])
+    for i, wave in enumerate(waves):
+        alone, inside = canary.encode(wave[None], None, everything)
+        assert inside.all() and mask[i].sum() == inside.shape[1]
+        for a, b in zip(alone, together):
+            assert (a[0] - b[i, mask[i]]).abs().max() < 1e-5
+    assert canary.transcribe(batch, lengths) == [canary.transcribe(w[None])[0] for w in waves]
+    assert canary.transcribe_ctc(batch, lengths) == [canary.transcribe_ctc(w[None])[0] for w in waves]
+
+
+def test_layers_are_counted_from_the_subsampling(canary):
+    _, batch, lengths = rows(9_000, 5_000)
+    every, mask = canary.encode(batch, lengths, (0, 1, 2))
+    assert torch.equal(canary.encode(batch, lengths, (-1, 0))[0][0], every[2]) and torch.equal(
+        canary.encode(batch, lengths, (-3,))[0][0], every[0]
+    )
+    features, inside = canary.features(batch, lengths)
+    assert torch.allclose(canary.model.encoder.subsampling(features, inside), every[0])
+    for bad in (3, -4):
+        with pytest.raises(ValueError, match=f"no {bad}$"):
+            canary.encode(batch, lengths, (0, bad))
+
+
+def test_features_are_transformers():
+    from transformers import ParakeetFeatureExtractor
+
+    waves, batch, lengths = rows(20_000, 9_999)
+    theirs = ParakeetFeatureExtractor(feature_size=128)(
+        [w.numpy() for w in waves], sampling_rate=16_000, return_tensors="pt"
+    )
+    ours, mask = LogMelFeatures(128)(batch, lengths)
+    assert torch.equal(theirs["attention_mask"][:, : mask.shape[1]].bool(), mask)
+    assert (theirs["input_features"][:, : mask.shape[1]] - ours).abs().max() < 1e-3
+
+
+def test_the_decoder_ends_goes_round_or_is_stopped(canary):
+    _, batch, lengths = rows(9_000, 5_000)
+    model = random_canary()
+    with torch.no_grad():
+        model.output_bias[TINY.eos_token_id] = 100
+        assert model.generate(batch, lengths) == ([[], []], ["end", "end"]) and model.transcribe(
+            batch, lengths
+        ) == ["", ""]
+        model.output_bias[TINY.eos_token_id], model.output_bias[9] = 0, 100
+        assert model.generate(batch, lengths, max_tokens_per_second=40) == ([[9], [9]], ["loop", "loop"])
+        assert model.generate(batch, lengths, max_tokens_per_second=1) == ([[9] * 5, [9] * 5], ["cap", "cap"])
+    assert (
+        repetition_length([1, 2] + [3, 4, 5] * 4) == 9
+        and not repetition_length([3, 4, 5] * 3)
+        and not repetition_length([3] * 11)
+    )
+
+
+def test_ctc_has_room_for_fast_speech():
+    "Twice the letters that fit into an encoder frame: the head has a frame for each"
+    model, wave = random_canary(), load_clip()[:32_000]
+    (hidden,), mask = model.encode(wave[None])
+    logp = model.ctc_log_probs(hidden)
+    letters = torch.tensor(text.char_tokenizer.encode("forty two letters in two seconds are many"))
+    assert mask.sum() == 25 < len(letters) < logp.shape[1] == 50
+    assert torch.isfinite(
+        F.ctc_loss(logp.transpose(0, 1), letters[None], torch.tensor([50]), torch.tensor([len(letters)]))
+    )
+
+
+def test_saved_and_loaded(canary, tmp_path):
+    _, batch, lengths = rows(9_000, 5_000)
+    canary.save_pretrained(tmp_path / "a", score=1.0)
+    again = Canary.from_pretrained(tmp_path / "a")
+    assert (
+        again.config == TINY
+        and torch.equal(again.encode(batch, lengths)[0][0], canary.encode(batch, lengths)[0][0])
+        and again.transcribe(batch, lengths) == canary.transcribe(batch, lengths)
+    )
+    canary.save_pretrained(tmp_path / "half", bf16=True)
+    assert torch.equal(
+        Canary.from_pretrained(tmp_path / "half").enc_to_dec_proj.weight,
+        canary.enc_to_dec_proj.weight.bfloat16().float(),
+    )
+    (tmp_path / "a" / "pieces.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the pieces of a tokenizer"):
+        Canary.from_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "pieces.json").unlink()
+    with pytest.raises(ValueError, match="diffuspeech convert .* -o FOLDER"):
+        Canary.from_pretrained(tmp_path / "a")
+
+
+def test_a_new_encoder_hears():
+    "transformers' own start leaves a millionth of the signal to the first LayerNorm, which takes that for silence"
+    torch.manual_seed(0)
+    (first,), _ = (
+        Canary(CanaryConfig(layers=1, decoder_layers=1)).eval().encode(load_clip()[None], layers=(0,))
+    )
+    assert first.std(1).mean() > 1e-5**0.5
+
+
+def test_the_size_of_the_paper():
+    with torch.device("meta"):
+        model = Canary(CANARY_180M_FLASH)
+    assert (
+        round(sum(p.numel() for p in model.parameters()) / 1e6) == 183
+        and sum(p.numel() for p in model.parameters()) == 182_643_840
+    )  # the card cuts to 182
+    assert len(model.model.encoder.layers) == 17 and len(model.model.decoder.layers) == 4
+    with pytest.raises(ValueError, match="no CTC head"):
+        model.ctc_log_probs(None)
+
+
+# Training
+
+
+def test_both_losses_fall(tmp_path):
+    shape = dict(
+        hidden=48,
+        layers=2,
+        heads=2,
+        ffn_dim=96,
+        channels=8,
+        decoder_hidden=48,
+        decoder_layers=1,
+        decoder_heads=2,
+        decoder_ffn_dim=96,
+        dropout=0.0,
+    )
+    prepare_clips(tmp_path, second=4, dev=4)
+    run = TrainConfig(
+        task="diffuspeech.tasks.asr:RecogniserTask",
+        data=str(tmp_path),
+        model=shape,
+        options={"augment_after": 20},
+        steps=40,
+        lr=4e-3,
+        warmup_steps=4,
+        min_lr_ratio=0.5,
+        ema_decay=0,
+        precision="fp32",
+        batch_seconds=20,
+        seed=1,
+        validate_every=1000,
+        save_every=1000,
+    )
+    said = train(run, tmp_path / "run", device="cpu", progress_bar=False)
+    log = history(tmp_path / "run")["train"]
+    for name in ("loss", "ctc", "attention"):
+        assert sum(log[name][-5:]) / 5 < 0.8 * sum(log[name][:3]) / 3, (name, log[name])
+    assert {"score", "ctc", "attention", "wer", "wer_ctc", "no_eos"} <= said.keys() and said["score"] == said[
+        "loss"
+    ]
+    assert Canary.from_pretrained(tmp_path / "run" / "model").config.hidden == 48
+
+
+def test_the_preset():
+    run, tokenizer = load_preset("recogniser"), load_preset("speech-tokens")
+    assert run.seed != tokenizer.seed and run.options["split"] == "second" != tokenizer.options.get(
+        "split", "train"
+    )  # they share nothing
+    assert CanaryConfig(**run.model) == CanaryConfig() and run.task.endswith(f":{RecogniserTask.__name__}")
+
+
+# NeMo's archive
+
+SPECIALS = ["<unk>", "<|nospeech|>", "<pad>", "<|endoftext|>", *dict.fromkeys(nemo.PROMPT), "<|de|>", "▁"]
+ENGLISH = ["<unk>", "th", "▁t", "▁a", "▁th", "▁the", "in", *"▁abcdefghijklmnopqrstuvwxyz'"]
+GERMAN = ["<unk>", "en", "▁the", "ß"]
+SMALL = replace(
+    TINY,
+    vocab_size=len(SPECIALS) + len(ENGLISH) + len(GERMAN),
+    pad_token_id=2,
+    eos_token_id=3,
+    prompt_ids=tuple(map(SPECIALS.index, nemo.PROMPT)),
+    ctc_upsampling=0,
+)
+
+
+def message(*pairs):
+    "A protobuf message: text and messages, floats, small whole numbers"
+    out = b""
+    for number, value in pairs:
+        if isinstance(value, float):
+            out += bytes([number << 3 | 5]) + struct.pack("<f", value)
+        elif isinstance(value, int):
+            out += bytes([number << 3, value])
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            out += (
+                bytes([number << 3 | 2, len(value) % 128 | (128 if len(value) > 127 else 0)])
+                + (bytes([len(value) // 128]) if len(value) > 127 else b"")
+                + value
+            )
+    return out
+
+
+def sentencepiece_model(pieces, kind=2):
+    return b"".join(
+        message(
+            (
+                1,
+                message(
+                    (1, p),
+                    (2, -float(k)),
+                    *([(3, 2)] if p == "<unk>" else [(3, 4)] if p.startswith("<") else []),
+                ),
+            )
+        )
+        for k, p in enumerate(pieces)
+    ) + message((2, message((3, kind))))
+
+
+def parts(model):
+    "What an archive of this model holds: settings, weights, other files"
+    c = model.config
+    settings = yaml.safe_load(f"""
+        sample_rate: 16000
+        prompt_format: canary2
+        tokenizer: {{type: agg, langs: {{spl_tokens: {{type: bpe, model_path: "nemo:s_tokenizer.model"}}, en: {{type: bpe, model_path: "nemo:e_tokenizer.model"}}, de: {{model_path: "nemo:d_tokenizer.model"}}}}}}
+        preprocessor: {{sample_rate: 16000, normalize: per_feature, window_size: 0.025, window_stride: 0.01, window: hann, features: {c.n_mels}, n_fft: 512, log: true, frame_splicing: 1, dither: 1.0e-05}}
+        encoder: {{feat_in: {c.n_mels}, feat_out: -1, n_layers: {c.layers}, d_model: {c.hidden}, subsampling: dw_striding, subsampling_factor: {c.subsampling_factor}, subsampling_conv_channels: {c.channels}, causal_downsampling: false,
+          reduction: null, ff_expansion_factor: {c.ffn_dim // c.hidden}, self_attention_model: rel_pos, n_heads: {c.heads}, att_context_size: [-1, -1], xscaling: false, untie_biases: true,
+          conv_kernel_size: {c.kernel}, conv_norm_type: batch_norm, conv_context_size: null}}
+        transf_encoder: {{num_layers: 0}}
+        transf_decoder: {{pre_ln_final_layer_norm: true, config_dict: {{max_sequence_length: {c.max_positions}, learn_positional_encodings: false, hidden_size: {c.decoder_hidden}, inner_size: {c.decoder_ffn_dim},
+          num_layers: {c.decoder_layers}, num_attention_heads: {c.decoder_heads}, hidden_act: relu, pre_ln: true}}}}
+        head: {{num_layers: 1, num_classes: {c.vocab_size}}}""")
+    back = nemo.deinterleave(c.decoder_hidden).argsort()
+    weights = {
+        nemo.nemo_name(n): nemo.reorder_channels(nemo.nemo_name(n), t, back).clone()
+        for n, t in model.state_dict().items()
+    }
+    weights["preprocessor.featurizer.fb"] = weights["preprocessor.featurizer.fb"][None]
+    weights[nemo.POSITIONS], weights[nemo.OUTPUT_WEIGHT] = (
+        nemo.interleaved_positions(c.max_positions, c.decoder_hidden),
+        weights[nemo.EMBEDDING].clone(),
+    )
+    return (
+        settings,
+        weights,
+        {
+            "s_tokenizer.model": sentencepiece_model(SPECIALS),
+            "e_tokenizer.model": sentencepiece_model(ENGLISH),
+            "d_tokenizer.model": sentencepiece_model(GERMAN),
+            "s_vocab.txt": b"not read",
+        },
+    )
+
+
+def pack(path, settings, weights, others, mode="w", start="./"):
+    held = dict(others)
+    if settings is not None:
+        held["model_config.yaml"] = (
+            settings if isinstance(settings, bytes) else yaml.safe_dump(settings, sort_keys=False).encode()
+        )
+    if weights is not None:
+        file = io.BytesIO()
+        torch.save(weights, file)
+        held["model_weights.ckpt"] = file.getvalue()
+    with tarfile.open(path, mode) as tar:
+        for name, data in held.items():
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(start + name)
+            info.size = 0 if info is data else len(data)
+            tar.addfile(info, None if info is data else io.BytesIO(data))
+    return path
+
+
+def nemo_decoder(w, ids, memory, heads):
+    "NeMo's decoder, from its description: sines and cosines in turn, norms before, scores of queries and keys each over the fourth root"
+    norm = lambda x, n: F.layer_norm(x, x.shape[-1:], w[f"{n}.weight"], w[f"{n}.bias"])
+    linear = lambda x, n: F.linear(x, w[f"{n}.weight"], w[f"{n}.bias"])
+
+    def attend(x, y, n, causal):
+        q, k, v = (
+            linear(z, f"{n}.{kind}_net").unflatten(-1, (heads, -1)).transpose(1, 2)
+            for z, kind in ((x, "query"), (y, "key"), (y, "value"))
+        )
+        scores = (q / q.shape[-1] ** 0.25) @ (k / k.shape[-1] ** 0.25).mT
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -1e4)
+        return linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{n}.out_projection")
+
+    at = torch.arange(ids.shape[1])[:, None] / 10000 ** (
+        torch.arange(0, memory.shape[-1], 2) / memory.shape[-1]
+    )
+    positions = torch.zeros(ids.shape[1], memory.shape[-1])
+    positions[:, 0::2], positions[:, 1::2] = at.sin(), at.cos()
+    x = norm(
+        w["transf_decoder._embedding.token_embedding.weight"][ids] + positions / memory.shape[-1] ** 0.5,
+        "transf_decoder._embedding.layer_norm",
+    )
+    for k in range(sum(n.endswith("layer_norm_1.weight") for n in w)):
+        layer = f"transf_decoder._decoder.layers.{k}."
+        y = norm(x, layer + "layer_norm_1")
+        x = x + attend(y, y, layer + "first_sub_layer", True)
+        x = x + attend(norm(x, layer + "layer_norm_2"), memory, layer + "second_sub_layer", False)
+        x = x + linear(
+            linear(norm(x, layer + "layer_norm_3"), layer + "third_sub_layer.dense_in").relu(),
+            layer + "third_sub_layer.dense_out",
+        )
+    return linear(norm(x, "transf_decoder._decoder.final_layer_norm"), "log_softmax.mlp.layer0")
+
+
+@pytest.mark.parametrize("mode, start", [("w", "./"), ("w:gz", "")])
+def test_an_archive_becomes_the_same_recogniser(tmp_path, mode, start):
+    model = random_canary(SMALL)
+    settings, weights, others = parts(model)
+    nemo.convert(pack(tmp_path / "some.nemo", settings, weights, others, mode, start), tmp_path / "out")
+    again = Canary.from_pretrained(tmp_path / "out")
+    assert replace(again.config, dropout=TINY.dropout) == SMALL
+    _, batch, lengths = rows(20_000, 9_999)
+    (a,), mask = model.encode(batch, lengths)
+    (b,), _ = again.encode(batch, lengths)
+    ids = torch.tensor([SMALL.prompt_ids + (30, 31, 32)]).expand(2, -1)
+    with torch.no_grad():
+        assert (a - b).abs().max() < 1e-6 and (
+            model.decoder_logits(a, mask, ids)[0] - again.decoder_logits(b, mask, ids)[0]
+        ).abs().max() < 1e-6
+        theirs = nemo_decoder(
+            weights,
+            ids[:1],
+            F.linear(b[:1], weights["encoder_decoder_proj.weight"], weights["encoder_decoder_proj.bias"]),
+            SMALL.decoder_heads,
+        )
+        assert (
+            again.decoder_logits(b, mask, ids)[0][:1] - theirs
+        ).abs().max() < 1e-5  # mask[0] has no padding
+    said = again.text_tokenizer.encode("The cat, in a hat")
+    first = len(SPECIALS)
+    assert (
+        again.text_tokenizer.decode(said) == "the cat in a hat"
+        and said[0] == first + ENGLISH.index("▁the")
+        and all(first <= i < first + len(ENGLISH) for i in said)
+    )
+    assert (
+        again.text_tokenizer.decode([*SMALL.prompt_ids, *said, SMALL.eos_token_id]) == "the cat in a hat"
+        and len(again.text_tokenizer) == SMALL.vocab_size
+    )
+
+
+class Code:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def link(name, to):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, to
+    return info
+
+
+def without(d, *keys):
+    return {k: v for k, v in d.items() if k not in keys}
+
+
+def deep(d, path, value):
+    first, _, rest = path.partition(".")
+    return d | {first: deep(d[first], rest, value) if rest else value}
+
+
+Q = "encoder.layers.1.self_attn.linear_q.weight"
+DAMAGE = {  # what is changed in (settings, weights, others), and what the one line must say
+    "a path that climbs": (lambda s, w, o: (s, w, o | {"../evil": b"x"}), r"evil.* not a plain file"),
+    "a path that starts at the root": (
+        lambda s, w, o: (s, w, o | {"/etc/evil": b"x"}),
+        r"evil.* not a plain file",
+    ),
+    "a link": (lambda s, w, o: (s, w, o | {"l": link("./l", "model_config.yaml")}), "not a plain file"),
+    "no config": (lambda s, w, o: (None, w, o), "no model_config.yaml"),
+    "no weights": (lambda s, w, o: (s, None, o), "no model_weights.ckpt"),
+    "no tokenizer": (lambda s, w, o: (s, w, without(o, "e_tokenizer.model")), "no e_tokenizer.model"),
+    "a config that is code": (
+        lambda s, w, o: (b"!!python/object/apply:os.mkdir ['EVIL']", w, o),
+        "not YAML of plain data",
+    ),
+    "a config that is no record": (lambda s, w, o: (b"- 1\n- 2\n", w, o), "prompt_format is None"),
+    "a causal encoder": (
+        lambda s, w, o: (deep(s, "encoder.causal_downsampling", True), w, o),
+        "encoder.causal_downsampling is True",
+    ),
+    "norms after": (
+        lambda s, w, o: (deep(s, "transf_decoder.config_dict.pre_ln", False), w, o),
+        "pre_ln is False",
+    ),
+    "an interpolation": (
+        lambda s, w, o: (deep(s, "encoder.d_model", "${model_defaults.asr_enc_hidden}"), w, o),
+        r"encoder.d_model is '\$",
+    ),
+    "another size": (lambda s, w, o: (deep(s, "encoder.n_heads", 4), w, o), "pos_bias_u has shape"),
+    "weights that are code": (
+        lambda s, w, o: (s, w | {"x": Code(o["place"])}, without(o, "place")),
+        "more than tensors",
+    ),
+    "weights that are noise": (
+        lambda s, w, o: (s, None, o | {"model_weights.ckpt": b"noise" * 200}),
+        "model_weights.ckpt is damaged",
+    ),
+    "weights that are a list": (lambda s, w, o: (s, [1, 2], o), "should hold tensors by name"),
+    "a missing tensor": (lambda s, w, o: (s, without(w, Q), o), f"missing {Q}"),
+    "a tensor too many": (
+        lambda s, w, o: (s, w | {"encoder.layers.9.odd": torch.zeros(1)}, o),
+        "not known encoder.layers.9.odd",
+    ),
+    "a wrong shape": (
+        lambda s, w, o: (s, w | {Q: torch.zeros(3, 24)}, o),
+        r"linear_q.weight has shape \(3, 24\)",
+    ),
+    "other positions": (
+        lambda s, w, o: (s, w | {nemo.POSITIONS: w[nemo.POSITIONS] + 0.1}, o),
+        "other positions",
+    ),
+    "two embeddings": (
+        lambda s, w, o: (s, w | {nemo.OUTPUT_WEIGHT: w[nemo.OUTPUT_WEIGHT] + 0.1}, o),
+        "is not the embedding",
+    ),
+    "another front end": (
+        lambda s, w, o: (s, w | {"preprocessor.featurizer.window": torch.ones(400)}, o),
+        "featurizer.window is not what",
+    ),
+    "a tokenizer of another kind": (
+        lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH, 1)}),
+        "e_tokenizer.model: should be a SentencePiece model of kind BPE",
+    ),
+    "a tokenizer cut off": (
+        lambda s, w, o: (s, w, o | {"e_tokenizer.model": sentencepiece_model(ENGLISH)[:-3]}),
+        "not a SentencePiece model",
+    ),
+    "too few pieces": (
+        lambda s, w, o: (s, w, o | {"d_tokenizer.model": sentencepiece_model(GERMAN[:-1])}),
+        "pieces are wanted",
+    ),
+    "no prompt": (
+        lambda s, w, o: (
+            s,
+            w,
+            o | {"s_tokenizer.model": sentencepiece_model([p.replace("nopnc", "pnc") for p in SPECIALS])},
+        ),
+        r"has no <\|nopnc\|>",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return parts(random_canary(SMALL))
+
+
+@pytest.mark.parametrize("damage, says", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_archive_gives_one_line(tmp_path, whole, damage, says):
+    place = tmp_path / "made by code"
+    settings, weights, others = damage(
+        *whole[:2], whole[2] | {"place": place} if says == "more than tensors" else whole[2]
+    )
+    with pytest.raises(ValueError, match=says) as caught:
+        nemo.convert(pack(tmp_path / "bad.nemo", settings, weights, others), tmp_path / "out")
+    assert "\n" not in str(caught.value) and "bad.nemo" in str(caught.value)
+    assert not (tmp_path / "out").exists() and not place.exists() and not os.path.exists("EVIL")
+
+
+def test_a_file_cut_off(tmp_path, whole):
+    data = pack(tmp_path / "a.nemo", *whole).read_bytes()
+    for name, kept in (
+        ("half", data[: len(data) // 2]),
+        ("start", data[:700]),
+        ("empty", b""),
+        ("no tar", b"hello" * 1000),
+    ):
+        (tmp_path / name).write_bytes(kept)
+        with pytest.raises(ValueError, match="cut off, or not a tar archive|no model_config.yaml") as caught:
+            nemo.convert(tmp_path / name, tmp_path / "out")
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="no such file"):
+        nemo.convert(tmp_path / "absent.nemo", tmp_path / "out")
+
+
+def test_a_member_that_is_too_large(tmp_path, whole, monkeypatch):
+    archive = pack(tmp_path / "a.nemo", *whole)
+    monkeypatch.setitem(nemo.MAX_BYTES, "ckpt", 1000)
+    with pytest.raises(ValueError, match="1000 is the most"):
+        nemo.convert(archive, tmp_path / "out")
+
+
+def test_an_archive_may_leave_what_can_be_computed(tmp_path, whole):
+    settings, weights, others = whole
+    lean = without(
+        weights,
+        nemo.POSITIONS,
+        nemo.OUTPUT_WEIGHT,
+        "preprocessor.featurizer.fb",
+        "preprocessor.featurizer.window",
+    )
+    nemo.convert(pack(tmp_path / "a.nemo", settings, lean, others), tmp_path / "out")
+    assert torch.allclose(
+        Canary.from_pretrained(tmp_path / "out").features.mel_filters,
+        weights["preprocessor.featurizer.fb"][0],
+    )

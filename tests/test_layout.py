@@ -1,0 +1,350 @@
+"The layout: allowed imports, reading order, sizes, pins, and a library that needs no notebook server"
+
+import ast
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(
+    p.relative_to(REPO / "nbs").as_posix()
+    for p in (REPO / "nbs").rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in p.parts
+)
+MODULES = sorted(
+    p for p in (REPO / "diffuspeech").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")
+)
+
+# Each part may use itself and the parts before it; `diffusion` uses `base` alone
+PARTS = [
+    "base",
+    "data",
+    "asr",
+    "tokenizers",
+    "voice",
+    "diffusion",
+    "models",
+    "talk",
+    "train",
+    "tasks",
+    "evaluate",
+    "workbench",
+    "cli",
+]
+CLOSED = {("diffusion", part) for part in ("data", "asr", "tokenizers", "voice")}
+
+
+def part(module: str) -> str:
+    "`diffuspeech.diffusion.sample` -> `diffusion`"
+    return module.removeprefix("diffuspeech.").split(".")[0]
+
+
+def imports(path: Path) -> list[str]:
+    "The project's modules that a file imports, also inside functions"
+    found = []
+    package = path.relative_to(REPO).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(
+            node, ast.ImportFrom
+        ):  # the export writes relative imports: `from ..base.keys import fold`
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            if module.startswith("diffuspeech."):
+                found += [
+                    f"{module}.{a.name}" if (REPO / module.replace(".", "/")).is_dir() else module
+                    for a in node.names
+                ]
+            elif module == "diffuspeech":
+                found += [
+                    f"diffuspeech.{a.name}"
+                    for a in node.names
+                    if (REPO / "diffuspeech" / a.name).is_dir()
+                    or (REPO / "diffuspeech" / f"{a.name}.py").exists()
+                ]
+        elif isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.startswith("diffuspeech.")]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(REPO / "diffuspeech").as_posix())
+def test_allowed_imports(path):
+    here = part(path.relative_to(REPO).with_suffix("").as_posix().replace("/", "."))
+    assert here in PARTS, f"{path.name}: the part '{here}' is not in the plan (PARTS in tests/test_layout.py)"
+    for module in imports(path):
+        there = part(module)
+        open_ = there in PARTS and PARTS.index(there) <= PARTS.index(here) and (here, there) not in CLOSED
+        assert open_, (
+            f"forbidden import: {path.relative_to(REPO)} imports {module}, but '{here}' may not use '{there}'. "
+            "Move the code to a part that may, or pass what it needs as an argument."
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(REPO / "diffuspeech").as_posix())
+def test_a_module_fits_in_one_sitting(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= (900 if path.name == "cli.py" else 600), (
+        f"{path.relative_to(REPO)} is over 600 lines ({lines}): split it by what each half is for"
+    )
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_small_and_numberless(name):
+    size = (REPO / "nbs" / name).stat().st_size
+    assert size <= 1 << 20, (
+        f"nbs/{name} is over 1 MB ({size / 1e6:.1f}): store fewer or shorter outputs (a picture instead of a player, a piece instead of the whole)"
+    )
+    assert not re.search(r"(^|/)\d", name) and "copy" not in name.lower(), (
+        f"nbs/{name}: no leading numbers and no copies in names; the order is in nbs/sidebar.yml"
+    )
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_ran_without_errors(name):
+    for cell in json.loads((REPO / "nbs" / name).read_text())["cells"]:
+        for out in cell.get("outputs", []):
+            assert out["output_type"] != "error", (
+                f"nbs/{name} stores an error: run it again (make notebooks NB=nbs/{name})"
+            )
+            assert str(REPO) not in json.dumps(out) and "site-packages" not in json.dumps(out), (
+                f"nbs/{name} stores a path of this machine: {json.dumps(out)[:300]}"
+            )
+            assert out.get("name") != "stderr", f"nbs/{name} stores warnings: {''.join(out['text'])[:300]}"
+
+
+def test_autoreload_reaches_imported_names():
+    "Plain `%autoreload 2` reloads `from x import f` only once, and then never again (IPython 9.18)"
+    for name in NOTEBOOKS:
+        for line in re.findall(r"%autoreload .*", (REPO / "nbs" / name).read_text()):
+            assert line.startswith("%autoreload 2 --full"), f"nbs/{name}: write `%autoreload 2 --full`"
+
+
+def reading_order() -> list[str]:
+    def flat(items):
+        for item in items:
+            if isinstance(item, str):
+                yield item
+            elif "contents" in item:
+                yield from flat(item["contents"])
+            else:
+                yield item["href"]
+
+    return list(
+        flat(yaml.safe_load((REPO / "nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"])
+    )
+
+
+def test_reading_order():
+    order = reading_order()
+    for name in NOTEBOOKS:
+        assert name in order, f"nbs/{name} is not in the reading order: add it to nbs/sidebar.yml"
+    for name in order:
+        assert name in NOTEBOOKS, f"nbs/sidebar.yml lists {name}, which does not exist: remove it there"
+    assert len(order) == len(set(order)), "nbs/sidebar.yml lists a notebook twice"
+    parts = [PARTS.index(n.split("/")[0]) for n in order if n.split("/")[0] in PARTS]
+    assert parts == sorted(parts), (
+        "nbs/sidebar.yml is out of order: a part stands before one that it builds on"
+    )
+
+
+def test_the_map_agrees_with_the_reading_order():
+    index = "".join(
+        "".join(c["source"])
+        for c in json.loads((REPO / "nbs/index.ipynb").read_text())["cells"]
+        if c["cell_type"] == "markdown"
+    )
+    on_map = re.findall(r"\| \[[\w ]+\]\(([\w/]+\.ipynb)\)", index)
+    listed = [n for n in reading_order() if "/" in n]
+    assert sorted(on_map) == sorted(listed), (
+        f"the map in nbs/index.ipynb and nbs/sidebar.yml differ in {sorted(set(on_map) ^ set(listed))}"
+    )
+
+
+def settings() -> dict:
+    config = configparser.ConfigParser(delimiters=["="])
+    config.read(REPO / "settings.ini")
+    return dict(config["DEFAULT"])
+
+
+def canonical(requirement: str) -> str:
+    return re.split(r"[<>=!\[]", requirement)[0].lower().replace("_", "-")
+
+
+def test_everything_is_pinned_once():
+    pins = [
+        line
+        for line in (REPO / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", p) for p in pins), [
+        p for p in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", p)
+    ]
+    assert "torch==2.13.0" in pins
+    pinned = {canonical(p) for p in pins}
+    wanted = {canonical(r) for k, v in settings().items() if k.endswith("requirements") for r in v.split()}
+    assert wanted <= pinned, f"not pinned in constraints.txt: {sorted(wanted - pinned)}"
+
+
+def test_environment_yml_says_what_settings_ini_says():
+    env = yaml.safe_load((REPO / "environment.yml").read_text())
+    python, pip, rest = env["dependencies"]
+    low = settings()["min_python"]
+    assert python == f"python>={low},<3.13" and pip == "pip"
+    assert rest["pip"] == ["-c constraints.txt", "-e .[lab,corpora,dev]"], (
+        "environment.yml installs what `make env` does, at the same pins"
+    )
+
+
+def run(code: str, **kw) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kw)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time, torch; began = time.perf_counter(); import diffuspeech, diffuspeech.cli; print(time.perf_counter() - began);"
+        "print([m for m in ('torchaudio', 'transformers', 'IPython', 'plotly', 'matplotlib', 'nbdev', 'fastcore') if m in sys.modules])"
+    )
+    seconds, heavy = min((run(code).split("\n")[:2] for _ in range(3)), key=lambda r: float(r[0]))
+    assert float(seconds) < 0.3, f"import diffuspeech takes {seconds} s beyond torch's own"
+    assert heavy == "[]", f"import diffuspeech also imports {heavy}"
+
+
+def test_shim_is_off_where_the_real_extension_loads():
+    "torchaudio's own loader decides; the stand-in is used exactly when that fails"
+    real = subprocess.run([sys.executable, "-c", "import torchaudio"], capture_output=True).returncode == 0
+    out = run(
+        "from diffuspeech.data.audio import import_torchaudio; t = import_torchaudio(); import sys;"
+        "print(hasattr(sys.modules['torchaudio._extension'], '__file__'))"
+    )
+    assert out.strip() == str(real), (
+        f"torchaudio's extension loads: {real}; our import used the real one: {out.strip()}"
+    )
+    fake = (
+        "import sys, types; t = types.ModuleType('torchaudio'); t.real = True; sys.modules['torchaudio'] = t;"
+        "from diffuspeech.data.audio import import_torchaudio; print(import_torchaudio() is t)"
+    )
+    assert run(fake).strip() == "True", "a torchaudio that loads must be left alone"
+
+
+def test_commit_hook_cleans_and_exports(tmp_path):
+    "tools/hooks/pre-commit, in a clone with a home of its own: what it does, and that it writes nowhere else"
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    home.mkdir()
+    who = {
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@t",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@t",
+    }
+    env = (
+        os.environ
+        | who
+        | {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    )
+
+    def sh(*cmd):
+        return subprocess.run(cmd, cwd=clone, env=env, check=True, capture_output=True, text=True).stdout
+
+    clone.mkdir()
+    for name in ("settings.ini", "nbs", "diffuspeech", "tools"):
+        (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, clone / name)
+    sh("git", "init", "-q")
+    sh("git", "add", ".")
+    sh("git", "commit", "-qm", "as it is")
+    sh("git", "config", "core.hooksPath", "tools/hooks")
+    nb = json.loads((clone / "nbs/base/style.ipynb").read_text())
+    cell = next(c for c in nb["cells"] if "BLUE, ORANGE" in "".join(c["source"]))
+    cell |= {"execution_count": 7, "source": "".join(cell["source"]).replace("#3f6fe0", "#3f6fe1")}
+    (clone / "nbs/base/style.ipynb").write_text(json.dumps(nb))
+    sh("git", "add", "nbs")
+    sh("git", "commit", "-qm", "another blue")
+    shown = sh("git", "show", "--stat", "HEAD")
+    assert (
+        "diffuspeech/base/style.py" in shown
+        and "#3f6fe1" in (clone / "diffuspeech/base/style.py").read_text()
+    )
+    assert (
+        'execution_count": 7' not in (clone / "nbs/base/style.ipynb").read_text()
+        and sh("git", "status", "--porcelain") == ""
+    )
+    assert not [p for p in home.rglob("*") if p.is_file() and "cache" not in p.as_posix().lower()], list(
+        home.rglob("*")
+    )
+
+
+def runtime_files() -> set[str]:
+    "The top-level names in site-packages of all that the library requires, extras left out"
+    seen, todo, files = set(), ["diffuspeech"], set()
+    while todo:
+        name = todo.pop()
+        if canonical(name) in seen:
+            continue
+        seen.add(canonical(name))
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        todo += [re.split(r"[^\w.-]", r)[0] for r in package.requires or [] if "extra ==" not in r]
+        if name != "diffuspeech":
+            files |= {f.parts[0] for f in package.files or [] if f.parts[0] not in ("..", "__pycache__")}
+    return files
+
+
+def test_wheel_in_a_bare_environment(tmp_path):
+    "The exported library from a wheel, without Jupyter, in another working directory"
+    source = tmp_path / "source"  # a copy: what an earlier build left in build/ would end up in the wheel
+    shutil.copytree(
+        REPO / "diffuspeech", source / "diffuspeech", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, source)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    wheel = next(tmp_path.glob("*.whl"))
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    site = next(bare.glob("lib/python*/site-packages"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel],
+        check=True,
+        capture_output=True,
+    )
+    # what `pip install diffuspeech` would bring, linked from this environment, and nothing of what only notebooks need
+    here = Path(sysconfig.get_path("purelib"))
+    for name in runtime_files():
+        if (here / name).exists() and not (site / name).exists():
+            (site / name).symlink_to(here / name)
+    code = (
+        "import diffuspeech, importlib.util as u, sys; from diffuspeech.data import audio; from diffuspeech.tokenizers import spectral; import torch;"
+        "from diffuspeech.diffusion.sample import sample; from diffuspeech.diffusion.rules import ConfTopK; from diffuspeech.diffusion.oracle import MarkovChain;"
+        "w = audio.load_clip(); c = spectral.SpectralTokenizer(w); ids = c.encode(w)[None]; x = ids.clone(); x[:, ::2] = 64;"
+        "o = sample(MarkovChain.fit(ids[0], 64), x, ConfTopK(), 64, steps=4); assert (o.tokens != 64).all(); c.decode(o.tokens[0]);"
+        "assert not any(u.find_spec(m) for m in ('IPython', 'jupyterlab', 'ipywidgets', 'nbdev', 'fastcore')); print(diffuspeech.__file__)"
+    )
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [bare / "bin/python", "-c", code], cwd=work, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert str(bare) in done.stdout, f"imported from {done.stdout}, not from the wheel"
+    assert (bare / "lib").exists() and "console_scripts" in next(
+        site.glob("diffuspeech-*.dist-info/entry_points.txt")
+    ).read_text()

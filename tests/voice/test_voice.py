@@ -1,0 +1,169 @@
+"Tokenizer and voice: a corpus is prepared, both are trained on it for a few steps, and what they export speaks"
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import prepare_clips
+
+from diffuspeech.data import audio
+from diffuspeech.data.manifest import Manifest, write_manifest
+from diffuspeech.tasks.flow import FlowTask
+from diffuspeech.tasks.tokenizer import TokenizerTask
+from diffuspeech.tasks.vocoder import HifiGanConfig, HifiGanTask, hifigan
+from diffuspeech.train.config import TrainConfig
+from diffuspeech.train.journal import history
+from diffuspeech.train.loop import train
+from diffuspeech.voice.codec import SpeechCodec
+from diffuspeech.voice.prepared import PreparedCorpus, prepare_corpus
+
+TOKENIZER = dict(hidden=32, encoder_layers=1, ctc_layers=1, heads=2, ffn_dim=32, channels=8)
+FLOW = dict(dim=32, layers=1, heads=2, ffn_dim=32)
+HOW = dict(
+    steps=4,
+    lr=1e-3,
+    warmup_steps=1,
+    ema_decay=0.0,
+    precision="fp32",
+    batch_seconds=10.0,
+    validate_every=2,
+    save_every=4,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voice")
+    prepare_clips(folder, train=4, dev=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus):
+    "A run of the tokenizer"
+    run = TrainConfig(
+        "diffuspeech.tasks.tokenizer:TokenizerTask",
+        str(corpus),
+        TOKENIZER,
+        dict(augment_after=1, quantizer_warmup=2),
+        **HOW,
+    )
+    train(run, corpus / "codec" / "speech-tokens", device="cpu", progress_bar=False)
+    return run
+
+
+def flow_run(corpus):
+    return TrainConfig(
+        "diffuspeech.tasks.flow:FlowTask",
+        str(corpus),
+        FLOW,
+        dict(tokenizer=str(corpus / "codec" / "speech-tokens" / "model")),
+        **HOW,
+    )
+
+
+def test_what_is_trained_speaks(corpus, tokens):
+    train(flow_run(corpus), corpus / "codec" / "flow", device="cpu", progress_bar=False)
+    for part in ("speech-tokens", "flow"):
+        said = history(corpus / "codec" / part)
+        assert (
+            len(said["validation"]["score"]) == 2 and torch.tensor(said["train"]["loss"]).isfinite().all()
+        ), part
+    codec, wave = SpeechCodec.from_pretrained(corpus / "codec"), audio.load_clip()
+    ids, lengths = codec.encode(wave[None])
+    made = codec.decode(ids, lengths, reference=[wave])
+    assert made.shape == (1, int(lengths) * 640) and made.isfinite().all() and codec.vocoder.name == "world"
+    metadata = json.loads((corpus / "codec" / "flow" / "model" / "config.json").read_text())["metadata"]
+    assert metadata["tokenizer"] == codec.version and metadata["vocoder"] == "world"
+
+
+def test_a_voice_for_another_vocoder(corpus, tokens, tmp_path):
+    hifigan(HifiGanConfig(channels=32)).save_pretrained(tmp_path / "gan")
+    for split, n in (("train", 4), ("dev", 2)):
+        rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / f"{split}.jsonl")]
+        write_manifest(tmp_path / f"{split}.jsonl", rows)
+        assert len(rows) == n
+        prepare_corpus(tmp_path / f"{split}.jsonl", speed_copies=0, vocoder=str(tmp_path / "gan"), workers=1)
+    run = replace(flow_run(corpus), data=str(tmp_path))
+    train(run, tmp_path / "codec" / "flow", device="cpu", progress_bar=False)
+    (tmp_path / "codec" / "speech-tokens").symlink_to(corpus / "codec" / "speech-tokens")
+    codec = SpeechCodec.from_pretrained(tmp_path / "codec")
+    ids, lengths = codec.encode(audio.load_clip()[None])
+    assert (
+        codec.flow.config.feature_dim == 80
+        and codec.vocoder.dim == 80
+        and codec.decode(ids, lengths).shape == (1, int(lengths) * 640)
+    )
+    with pytest.raises(ValueError, match="80 features and the vocoder world reads 43"):
+        SpeechCodec.from_pretrained(tmp_path / "codec", vocoder="world")
+
+
+@pytest.mark.parametrize("task", ["tokens", "flow"])
+def test_no_tensor_stays_behind_on_the_processor(corpus, tokens, task):
+    "On a device whose tensors hold nothing: an operation with one that was left on the processor fails there as on a GPU"
+    task = TokenizerTask(tokens) if task == "tokens" else FlowTask(flow_run(corpus))
+    task.model.to("meta")
+    batch = task.train.batch([0, 1])
+    if isinstance(task, FlowTask):
+        assert task.loss(batch, 1)["loss"].is_meta
+    else:
+        hidden, counts = task.model.tokenizer.extract_features(
+            batch.waves.to("meta"), batch.lengths.to("meta")
+        )
+        assert hidden.is_meta and counts.is_meta
+
+
+def clips(folder, rows):
+    write_manifest(folder / "dev.jsonl", rows)
+    return prepare_corpus(folder / "dev.jsonl", speed_copies=0, vocoder="none", workers=1)
+
+
+def test_a_corpus_that_changed_is_prepared_again(corpus, tmp_path):
+    rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / "train.jsonl")]
+    assert len(PreparedCorpus(clips(tmp_path, rows[:2]))) == 2
+    shard = tmp_path / "prepared/dev/shard-0000.safetensors"
+    was = shard.stat().st_mtime_ns
+    assert len(PreparedCorpus(clips(tmp_path, rows[:2]))) == 2 and shard.stat().st_mtime_ns == was, (
+        "what is as it was is left alone"
+    )
+    made = PreparedCorpus(clips(tmp_path, [rows[1], replace(rows[0], text="something else"), *rows[2:]]))
+    assert [r["id"] for r in made.rows] == [rows[1].id, rows[0].id, *(u.id for u in rows[2:])] and made.rows[
+        1
+    ]["text"] == "something else"
+    made.cached(tmp_path / "kept", lambda: {u.id: torch.zeros(1) for u in rows})
+    assert made.cached(tmp_path / "kept", dict)[rows[0].id] == 0, "kept"
+    fewer = PreparedCorpus(clips(tmp_path, rows[:1]))
+    assert fewer.cached(tmp_path / "kept", lambda: {rows[0].id: torch.ones(1)})[rows[0].id] == 1, (
+        "of other recordings: made again"
+    )
+
+
+def test_what_is_wrong_in_a_manifest_is_left_out_of_the_corpus(corpus, tmp_path):
+    rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / "train.jsonl")]
+    write_manifest(tmp_path / "dev.jsonl", [*rows[:2], replace(rows[2], audio=tmp_path / "gone.wav")])
+    with open(tmp_path / "dev.jsonl", "a") as f:
+        f.write('{"audio_filepath": \n')
+    made = PreparedCorpus(prepare_corpus(tmp_path / "dev.jsonl", speed_copies=0, vocoder="none", workers=1))
+    assert (
+        len(made) == 2
+        and len(made.skipped) == 2
+        and "dev.jsonl:3" in made.skipped[0]
+        and "gone.wav" in made.skipped[0]
+        and "dev.jsonl:4" in made.skipped[1]
+    )
+
+
+def test_no_test_clip_trains_a_vocoder(corpus, tmp_path):
+    rows = [
+        replace(u, audio=Path(u.audio).resolve(), split="test-clean")
+        for u in Manifest(corpus / "train.jsonl")
+    ]
+    write_manifest(tmp_path / "train.jsonl", rows)
+    with pytest.raises(ValueError, match=f"holds {rows[0].id}, a test clip"):
+        HifiGanTask(
+            TrainConfig("diffuspeech.tasks.vocoder:HifiGanTask", str(tmp_path / "train.jsonl"), **HOW)
+        )
+    with pytest.raises(ValueError, match="a test clip"):
+        PreparedCorpus(clips(tmp_path, rows[:1]))

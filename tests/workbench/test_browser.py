@@ -1,0 +1,152 @@
+"What a person does in JupyterLab: open, run, move, see, hear, edit"
+
+import copy
+import time
+import urllib.error
+
+import psutil
+import pytest
+from jupyter_client import BlockingKernelClient
+
+FOLLOWS = """
+import ipywidgets as W, numpy as np, plotly.graph_objects as go
+from IPython.display import Audio, display
+pitch, figure, player = W.IntSlider(description="pitch", max=9), go.FigureWidget(go.Heatmap(z=np.eye(9))), W.HTML()
+def follow(change):
+    figure.data[0].z = np.roll(np.eye(9), pitch.value, 0)
+    player.value = Audio(np.sin(np.arange(8000) * (pitch.value + 1) / 20), rate=16000)._repr_html_()
+pitch.observe(follow, "value")
+follow(None)
+display(W.VBox([pitch, figure, player]))
+"""
+IDLES = """
+idle, still, pick, press, said = W.IntSlider(description="idle"), W.IntSlider(3, description="still"), W.Dropdown(options=["one", "two"]), W.Button(), W.HTML()
+pick.description, press.description = "pick", "press"
+pick.observe(lambda change: setattr(said, "value", pick.value), "value")
+press.on_click(lambda button: setattr(said, "value", "pressed"))
+W.VBox([idle, W.HBox([still, pick]), press, said])
+"""
+
+
+def test_trajectory(lab):
+    page = lab.open("nbs/explore/trajectory.ipynb").run_all()
+    assert page.move_slider(-4) == "12"
+    page.assert_changed("picture", "sound")
+    page.screenshot("trajectory")
+
+
+def test_harness(lab):
+    "The harness sees what moves, and is not content with what does not"
+    page = lab.open(lab.write("nbs/explore/scratch.ipynb", FOLLOWS, "", IDLES)).run_all()
+    assert page.move_slider(4) == "4"
+    page.assert_changed("picture", "sound")
+    assert page.move_slider(-1, "still") == "2"
+    assert page.move_slider(-1, 2) == "1"  # the same one, as the third of the page
+    with pytest.raises(AssertionError, match="did not change: picture, sound"):
+        page.assert_changed("picture", "sound", timeout=1)
+    with pytest.raises(AssertionError, match="at its end"):
+        page.move_slider(-1, "idle")
+    page.choose("two", "pick")
+    page.assert_changed("text")
+    page.click("press")
+    page.assert_changed("text")
+
+
+def test_failing_cell(lab):
+    page = lab.open(lab.write("nbs/explore/fails.ipynb", "1 + 1", "1 / 0", "2 + 2"))
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        page.run_all()
+    lab.pages.remove(page)  # or the error box would fail this test too
+    assert "ZeroDivisionError" in "".join(page.close())
+
+
+def test_server_is_private(server):
+    "Nobody else on the network reaches it, and nobody else on the machine without the token"
+    family = [
+        psutil.Process(server.process.pid),
+        *psutil.Process(server.process.pid).children(recursive=True),
+    ]
+    ears = {
+        socket.laddr.ip
+        for process in family
+        for socket in process.net_connections()
+        if socket.status == psutil.CONN_LISTEN
+    }
+    assert ears == {"127.0.0.1"}
+    for token in "", "wrong":
+        for method, path in ("GET", "api/contents"), ("GET", "api/sessions"), ("POST", "api/kernels"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                server.rest(path, method, {} if method == "POST" else None, token)
+            assert refused.value.code == 403, path
+    assert server.rest("api/contents")["type"] == "directory"
+
+
+@pytest.fixture
+def kernel(server):
+    "A kernel that the server started in nbs/explore, as an open notebook would"
+    started = server.rest("api/kernels", "POST", {"name": "python3", "path": "nbs/explore"})
+    client = BlockingKernelClient(connection_file=str(server.runtime / f"kernel-{started['id']}.json"))
+    client.load_connection_file()
+    client.start_channels()
+    client.wait_for_ready(60)
+    yield client
+    client.stop_channels()
+    server.rest(f"api/kernels/{started['id']}", "DELETE")
+
+
+@pytest.fixture
+def edit_notebook(server):
+    "Change a cell of nbs/base/style.ipynb, saved as JupyterLab saves it; as it was when the test ends"
+    path = "api/contents/nbs/base/style.ipynb"
+    start = server.rest(path)["content"]
+
+    def save(old: str, new: str, **cell_fields):
+        content = copy.deepcopy(start)
+        cell = next(
+            cell for cell in content["cells"] if cell["cell_type"] == "code" and old in cell["source"]
+        )
+        cell["source"] = cell["source"].replace(old, new)
+        cell.update(cell_fields)
+        server.rest(path, "PUT", {"type": "notebook", "format": "json", "content": content})
+
+    yield save
+    server.rest(path, "PUT", {"type": "notebook", "format": "json", "content": start})
+
+
+def test_autoreload(kernel, edit_notebook):
+    "Each saved change of a library notebook is seen in an open explore notebook within 5 s"
+
+    def value(expression, code="pass"):  # an empty cell would not reload
+        reply = kernel.execute(code, user_expressions={"it": expression}, reply=True, timeout=60)["content"]
+        assert reply["status"] == "ok", reply
+        return reply["user_expressions"]["it"]["data"]["text/plain"]
+
+    # without --full, IPython 9 brings only the first change to a function that was imported by name
+    value(
+        "0",
+        "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import style\nfrom diffuspeech.base.style import plot_style",
+    )
+    assert value("style.COLORMAP, plot_style('').dash") == "('cividis', 'solid')"
+    for old, new, seen in [
+        ('COLORMAP = "cividis"', 'COLORMAP = "gray_r"', "('gray_r', 'solid')"),
+        ("PlotStyle(GREY))", "PlotStyle(GREY, 'dot'))", "('cividis', 'dot')"),
+    ]:
+        start = time.monotonic()
+        edit_notebook(old, new)
+        saved = time.monotonic() - start
+        while (now := value("style.COLORMAP, plot_style('').dash")) != seen and time.monotonic() < start + 10:
+            time.sleep(0.1)
+        took = time.monotonic() - start
+        print(f"{new}: saved and exported in {saved:.2f} s, seen after {took:.2f} s")
+        assert now == seen and took < 5
+
+
+def test_saving_is_safe(server, edit_notebook):
+    "A save leaves no noise in the diff; one that cannot be exported is still a save, and the module stays whole"
+    notebook, module = (server.root / path for path in ("nbs/base/style.ipynb", "diffuspeech/base/style.py"))
+    before = notebook.read_bytes(), module.read_bytes()
+    edit_notebook('COLORMAP = "cividis"', 'COLORMAP = "cividis"', execution_count=7)
+    assert (notebook.read_bytes(), module.read_bytes()) == before
+    edit_notebook('COLORMAP = "cividis"', "COLORMAP = = 1")
+    assert "COLORMAP = = 1" in notebook.read_text() and module.read_bytes() == before[1]
+    assert "style.ipynb was saved but not exported" in server.log.read_text()
