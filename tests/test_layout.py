@@ -195,7 +195,7 @@ def test_everything_is_pinned_once():
     assert wanted <= pinned, f"not pinned in constraints.txt: {sorted(wanted - pinned)}"
 
 
-def test_environment_yml_says_what_settings_ini_says():
+def test_environment_yml_agrees_with_settings_ini():
     env = yaml.safe_load((REPO / "environment.yml").read_text())
     python, pip, rest = env["dependencies"]
     low = settings()["min_python"]
