@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base.random import Stream
 from .predictions import Predictions
 from .rules import topk_mask, check_unit_interval
 from .step import Rule, StepState
@@ -88,7 +89,9 @@ class ReMDM(Rule):
         sigma = self.sigma(state)
         masked_sigma = 0.0 if self.strategy == "conf" else sigma  # a masked token has psi = infinity
         commit = (a_s - (1 - masked_sigma) * a_t) / (1 - a_t)
-        return state.masked & (state.u(1) < commit), state.maskable & ~state.masked & (state.u(2) < sigma)
+        return state.masked & (state.u(Stream.RULE) < commit), state.maskable & ~state.masked & (
+            state.u(Stream.RULE_SECOND) < sigma
+        )
 
 # %% ../../nbs/diffusion/remask.ipynb #55ebab19
 @dataclass
@@ -186,7 +189,7 @@ class WINO(Rule):
         left_out[where] = shadow.gather(1, state.x.flatten()[where][:, None]).squeeze(1)
         state.cache["left_out"] = left_out.view(b, N)
         return Predictions(
-            logits[real], (row * N + at)[real], (b, N), state.u(0), state.config, state.suppressed
+            logits[real], (row * N + at)[real], (b, N), state.u(Stream.TOKENS), state.config, state.suppressed
         )
 
     def choose(self, state: StepState, predictions: Predictions | None):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base import random
+from ..base.random import Stream
 from .predictions import Predictions, entropy
 from .step import Rule, StepState
 
@@ -26,7 +27,9 @@ class Ancestral(Rule):
     uses_predictions = False
 
     def choose(self, state: StepState, predictions: Predictions | None):
-        return state.masked & (state.u(1) < (state.alpha_s - state.alpha_t) / (1 - state.alpha_t)), None
+        return state.masked & (
+            state.u(Stream.RULE) < (state.alpha_s - state.alpha_t) / (1 - state.alpha_t)
+        ), None
 
 # %% ../../nbs/diffusion/rules.ipynb #68ea62bc
 @dataclass
@@ -43,8 +46,10 @@ class FirstHitting(Rule):
     def choose(self, state: StepState, predictions: Predictions | None):
         before = state.cache.get("ratio", torch.ones_like(state.alpha_t))
         before = torch.where(state.group_step[:, None] == 0, 1.0, before)
-        state.cache["ratio"] = before * state.u(2)[:, :1] ** (1 / state.num_masked.clamp_min(1)[:, None])
-        return topk_mask(state.u(1).masked_fill(~state.masked, -torch.inf), state.num_commit), None
+        state.cache["ratio"] = before * state.u(Stream.RULE_SECOND)[:, :1] ** (
+            1 / state.num_masked.clamp_min(1)[:, None]
+        )
+        return topk_mask(state.u(Stream.RULE).masked_fill(~state.masked, -torch.inf), state.num_commit), None
 
 # %% ../../nbs/diffusion/rules.ipynb #0a63727f
 def topk_mask(
@@ -88,7 +93,7 @@ class ConfTopK(Rule):
 
     def choose(self, state: StepState, predictions: Predictions | None):
         if self.score == "random":
-            score = state.u(1)
+            score = state.u(Stream.RULE)
         elif self.score == "left_to_right":
             score = -torch.arange(state.x.shape[1], device=state.x.device).expand_as(state.x).double()
         else:
@@ -104,7 +109,7 @@ def add_gumbel_noise(
     "Scores with Gumbel noise on them, if the config say so"
     if not state.config.position_temperature:
         return score
-    gumbel = -torch.log(-torch.log(state.u(3)))
+    gumbel = -torch.log(-torch.log(state.u(Stream.GUMBEL)))
     level = score if kind == "entropy" else torch.where(score > 0, score.clamp_min(1e-30).log(), score)
     return level + state.config.position_temperature * gumbel
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base import random
+from ..base.random import Stream
 from .predictions import SamplingConfig, apply_guidance
 from .schedule import Schedule, linear, get_masking_schedule
 from .step import Rule, StepState, uniform
@@ -186,16 +187,18 @@ class SamplingRun:
             branch.keys, branch._uniforms = random.row_keys(seed, len(self.x), self.x.device), {}
         return branch
 
-    def _uniform(self, tag: int) -> Tensor:
+    def _uniform(self, stream: Stream) -> Tensor:
         "(B, N) this step's random numbers; a few steps' worth at a time, since small tensors cost their overhead"
         ahead = max(1, min(16, (1 << 18) // self.x.numel()))
         first = self.steps_taken // ahead * ahead
-        if self._uniforms.get(tag, (-1,))[0] != first:
-            self._uniforms[tag] = (
+        if self._uniforms.get(stream, (-1,))[0] != first:
+            self._uniforms[stream] = (
                 first,
-                uniform(self.keys, first + torch.arange(ahead, device=self.x.device), tag, self.x.shape[1]),
+                uniform(
+                    self.keys, first + torch.arange(ahead, device=self.x.device), stream, self.x.shape[1]
+                ),
             )
-        return self._uniforms[tag][1][self.steps_taken - first]
+        return self._uniforms[stream][1][self.steps_taken - first]
 
     def _state(self) -> StepState:
         "The rows at work, as the rule sees them"
@@ -237,7 +240,7 @@ class SamplingRun:
             self.cache,
             self.suppressed,
         )
-        state.uniforms = lambda tag: pick(self._uniform(tag))
+        state.uniforms = lambda stream: pick(self._uniform(stream))
         state.call_denoiser = lambda where, denoiser=None, tokens=None, **more: self._call_denoiser(
             state, where, denoiser, tokens, **more
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base import random
+from ..base.random import Stream
 from .predictions import SamplingConfig, Predictions
 
 # %% ../../nbs/diffusion/step.ipynb #a817fc82
@@ -42,7 +43,7 @@ class StepState:
     cache: dict  # what the rule left here at the step before: tensors with b rows
     suppressed: list[int]  # token ids that are never drawn
     uniforms: Callable | None = (
-        None  # noise(tag) -> (b, N): the numbers of `u`, computed for several steps at once
+        None  # noise(stream) -> (b, N): the numbers of `u`, computed for several steps at once
     )
     call_denoiser: Callable | None = (
         None  # ask(where, denoiser=None, tokens=None, **more) -> logits: a call of the network, counted
@@ -53,19 +54,24 @@ class StepState:
         where = needed.flatten().nonzero().squeeze(1)
         return (
             Predictions(
-                self.call_denoiser(where), where, tuple(self.x.shape), self.u(0), self.config, self.suppressed
+                self.call_denoiser(where),
+                where,
+                tuple(self.x.shape),
+                self.u(Stream.TOKENS),
+                self.config,
+                self.suppressed,
             )
             if len(where)
             else None
         )
 
-    def u(self, tag: int) -> Tensor:
-        "(b, N) float64 uniform numbers, a fresh set for each tag; a place's number does not depend on the canvas's width"
+    def u(self, stream: Stream) -> Tensor:
+        "(b, N) float64 uniform numbers, a fresh set for each stream; a place's number does not depend on the canvas's width"
         return (
-            self.uniforms(tag)
+            self.uniforms(stream)
             if self.uniforms
             else uniform(
-                self.keys, torch.as_tensor(self.step, device=self.x.device).view(1), tag, self.x.shape[1]
+                self.keys, torch.as_tensor(self.step, device=self.x.device).view(1), stream, self.x.shape[1]
             )[0]
         )
 
@@ -73,11 +79,11 @@ class StepState:
 def uniform(
     row_keys: Tensor,  # (b,)
     k: Tensor,  # (s,) steps
-    tag: int,  # below 16
+    stream: Stream,  # one of the kind `step`, whose counters are below 16
     N: int,
 ) -> Tensor:  # (s, b, N) float64
-    "The random numbers of some steps: each a hash of its row's key, the step, the tag and the place"
-    step = random.fold_in(row_keys, 16 * k[:, None] + tag)
+    "The random numbers of some steps: each a hash of its row's key, the step, the stream and the place"
+    step = random.fold_in(row_keys, 16 * k[:, None] + stream.counter)
     return random.uniform(random.fold_in(step[..., None], torch.arange(N, device=row_keys.device)))
 
 # %% ../../nbs/diffusion/step.ipynb #43053cde
@@ -125,7 +131,7 @@ def static_step(
         logits.flatten(0, 1).clone(),
         where,
         tuple(state.x.shape),
-        state.u(0),
+        state.u(Stream.TOKENS),
         state.config,
         state.suppressed,
         state.masked,
