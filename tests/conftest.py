@@ -1,10 +1,32 @@
 "What several tests share"
 
+import packages
 import pytest
 from browser import CHROMIUM, Lab, Server
 from playwright.sync_api import sync_playwright
 
 from diffuspeech.evaluate.metrics import MissingDependency
+
+BROWSER = {"lab", "chromium"}  # fixtures
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "needs(*names): skipped where one of these of tools/packages.py is not here"
+    )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if BROWSER & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.needs("chromium"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    needs = {name for mark in item.iter_markers("needs") for name in mark.args}
+    if missing := sorted(name for name in needs if not packages.PACKAGES[name].is_here()):
+        pytest.skip(packages.reason(missing))
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +51,14 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def lab(request):
-    "JupyterLab in a browser: see tests/support/browser.py. The browser is new for each test: Playwright's event loop would disturb other tests"
-    if not CHROMIUM:
-        pytest.skip("the Debian package `chromium` is missing: see tools/debian.sh")
-    server = request.getfixturevalue("server")  # only now: no server for a test that is skipped
+def lab(server):
+    """JupyterLab in a browser: see tests/support/browser.py
+
+    The browser is new for each test: Playwright's event loop would disturb other tests.
+    """
     with sync_playwright() as playwright:
-        # the host rule keeps this browser, and with it the test, on this machine; requests to others are still seen, and fail the test
+        # the host rule keeps this browser, and with it the test, on this machine; requests to others are
+        # still seen, and fail the test
         args = [
             "--no-sandbox",
             "--disable-gpu",

@@ -1,7 +1,6 @@
 "The site: it builds, every link in it leads somewhere, it needs no network, and a browser shows what it should"
 
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from browser import CHROMIUM
+from playwright.sync_api import sync_playwright
 
 REPO = Path(__file__).resolve().parent.parent
 FETCHES = {
@@ -134,11 +135,8 @@ ARGS = [
 
 @pytest.fixture(scope="module")
 def chromium():
-    program = shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(program).exists():
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    with pytest.importorskip("playwright.sync_api").sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=program, args=ARGS)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield browser
         browser.close()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packages import PACKAGES, cell_sources
 
 REPO = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(
@@ -176,6 +177,19 @@ def settings() -> dict:
     return dict(config["DEFAULT"])
 
 
+def test_cell_flags_are_known():
+    "A misspelt directive would be ignored, and the cell run where its package is absent"
+    flags = settings()["tst_flags"].split()
+    assert set(flags) == {"slow", "gpu"} | PACKAGES.keys(), (
+        "tst_flags in settings.ini and tools/packages.py differ"
+    )
+    known = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output", *flags}
+    for name in NOTEBOOKS:
+        for cell in cell_sources(REPO / "nbs" / name):
+            for flag in re.findall(r"^#\|\s*([^\s:]+)(?=\s|$)", cell, re.M):
+                assert flag in known, f"nbs/{name}: no such directive: #| {flag}"
+
+
 def canonical(requirement: str) -> str:
     return re.split(r"[<>=!\[]", requirement)[0].lower().replace("_", "-")
 
@@ -200,7 +214,7 @@ def test_environment_yml_agrees_with_settings_ini():
     python, pip, rest = env["dependencies"]
     low = settings()["min_python"]
     assert python == f"python>={low},<3.13" and pip == "pip"
-    assert rest["pip"] == ["-c constraints.txt", "-e .[lab,corpora,dev]"], (
+    assert rest["pip"] == ["-c constraints.txt", "-e .[lab,align,judges,corpora,docs,dev]"], (
         "environment.yml installs what `make env` does, at the same pins"
     )
 

@@ -24,8 +24,7 @@ elif [ "$(uname -s)" != Linux ] || ! $pip "torch===$torch+cpu" 2>/dev/null; then
 fi
 $pip --no-deps -c constraints.txt torchaudio   # its dependencies are torch alone, which is there
 $pip -c constraints.txt setuptools wheel
-$pip -c constraints.txt pyworld                # built from its source, which asks for numpy first: pip's isolation gives it that
-$pip -c constraints.txt --no-build-isolation -e '.[lab,corpora,dev]'
-tools/judges.sh
+$pip -c constraints.txt --no-build-isolation -e '.[lab,align,judges,corpora,docs,dev]'
+PYTHON=.venv/bin/python tools/judges.sh
 .venv/bin/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" --level=sys_prefix 2>/dev/null
 touch .venv/.ready

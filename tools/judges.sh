@@ -2,5 +2,5 @@
 # Judges and tokenizers whose packages ask for more, or for other versions, than they need: installed without their dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python -m pip --disable-pip-version-check install -q --no-deps -c constraints.txt \
+"${PYTHON:-python}" -m pip --disable-pip-version-check install -q --no-deps -c constraints.txt \
   distillmos xls-r-sqa resemblyzer webrtcvad-wheels s3tokenizer

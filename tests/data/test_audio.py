@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from browser import CHROMIUM
+from playwright.sync_api import sync_playwright
 
 from diffuspeech.data import audio
 
@@ -283,13 +285,8 @@ def test_long_files_in_bounded_memory(tmp_path, wave, kind, minutes):
     assert float(megabytes) < 36  # the wave of ten minutes has 38 MB, of three hours 691
 
 
+@pytest.mark.needs("chromium")
 def test_page(tmp_path, wave):
-    browser = pytest.importorskip("browser")
-    if not browser.CHROMIUM:
-        pytest.skip("the Debian package `chromium` is missing: see tools/debian.sh")
-    pytest.importorskip("wavesurf")
-    from playwright.sync_api import sync_playwright
-
     body = (
         audio.view_wave(wave, 'a <b>"clip"</b> </script>')._repr_html_()
         + audio.view_waves({"one": wave[:24_000], "two": wave[:32_000]})._repr_html_()
@@ -297,7 +294,7 @@ def test_page(tmp_path, wave):
     (tmp_path / "page.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{body}")
     with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(
-            executable_path=browser.CHROMIUM,
+            executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"],
         )
         tab, outside, errors = chrome.new_page(), [], []

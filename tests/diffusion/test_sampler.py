@@ -3,7 +3,6 @@
 What is said of the rows: what row i becomes depends on its own seed, canvas and logits, never on its batch mates, their lengths or padding."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,10 +235,9 @@ def test_fixed_step_compiles_and_agrees(name, temperature):
             assert torch.equal(tokens, run.x[active])
 
 
+@pytest.mark.needs("g++")
 def test_one_compiled_graph_serves_every_step():
     "The whole way down to machine code, and no compilation after the first step"
-    if not shutil.which("g++"):
-        pytest.skip("torch.compile needs a C++ compiler: the Debian package `g++`")
     x, net, rule = torch.full((3, 9), M), TableNet(), Ancestral()
     run = steps(net, x, rule, M, steps=6, temperature=1.0)
     torch._dynamo.reset()

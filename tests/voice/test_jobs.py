@@ -16,12 +16,10 @@ import torch
 from small import prepare_clips
 
 from diffuspeech import cli
-from diffuspeech.base.pretrained import MissingDependency
 from diffuspeech.base.workers import run_jobs
 from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
-from diffuspeech.data.voices import missing
 from diffuspeech.tokenizers.public import tiny_tokenizer
 from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
 from diffuspeech.voice import prepared
@@ -422,11 +420,9 @@ def test_ids_that_cannot_be_decoded(ids, lengths, said):
         check_ids(ids, lengths, 4096)
 
 
+@pytest.mark.needs("asterisk", "bible", "fortunes", "shakespeare")
 def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
-    try:
-        clips = builtin.plan_corpus("small")
-    except MissingDependency as e:
-        pytest.skip(str(e))
+    clips = builtin.plan_corpus("small")
     owner = {}
     for clip in clips:
         for gram in texts.ngrams(clip.text):
@@ -515,9 +511,7 @@ def test_the_pack_is_of_tests_with_licences():
 BUILD = "from diffuspeech.data.builtin import build\nif __name__ == '__main__': build({folder!r}, 'tiny', workers=2)\n"
 
 
-@pytest.mark.skipif(
-    bool(missing(["flite"])) or not shutil.which("diatheke"), reason="flite and diatheke are not here"
-)
+@pytest.mark.needs("bible", "flite")
 def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
     script, folder = tmp_path / "b.py", tmp_path / "corpus"
     script.write_text(BUILD.format(folder=str(folder)))
