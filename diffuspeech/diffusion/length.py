@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GivenLength', 'LengthRatio', 'pinball_loss', 'LengthPredictor', 'PredictedLength', 'LinearQuantiles', 'coverage',
-           'make_canvas', 'eos_lengths', 'BlockGeneration', 'generate_blocks']
+           'make_canvas', 'eos_lengths', 'generate_blocks']
 
 # %% ../../nbs/diffusion/length.ipynb #b55e840a
 import functools
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..base import random
-from .sample import Rule, sample
+from .sample import sample
+from .step import Rule
+from .trajectory import Generation
 
 # %% ../../nbs/diffusion/length.ipynb #c8313de5
 @dataclass
@@ -191,67 +193,57 @@ def eos_lengths(
     ends = (first == eos_id) & (place >= start)
     return torch.minimum(torch.where(ends, place, first.shape[1]).amin(1), lengths)
 
-# %% ../../nbs/diffusion/length.ipynb #6a4cb454
-@dataclass
-class BlockGeneration:
-    "What growing gives: the tokens and what they cost"
-
-    tokens: Tensor  # (B, L) or (B, L, Q): prompt and answer, the mask id beyond the length
-    lengths: Tensor  # (B,) with the prompt, without the end
-    ended: Tensor  # (B,) whether the row ended itself, before `max_new_tokens`
-    blocks: Tensor  # (B,)
-    nfe: int  # network calls made
-    calls: Tensor  # (B,) of them, those in which each row took part
-    seconds: float
-    tokens_per_call: float  # of the answers alone: what is cut counts as cost, not as gain
-
 # %% ../../nbs/diffusion/length.ipynb #ed30dbc1
 def _select_rows(denoiser: Callable | None, rows: Tensor) -> Callable | None:
     "A denoiser for some rows of the batch"
 
     @functools.wraps(denoiser, updated=())
-    def some(tokens, lengths, batch=None, **more):
-        return denoiser(tokens, lengths, batch=rows if batch is None else rows[batch], **more)
+    def selected(tokens, lengths, batch=None, **kwargs):
+        return denoiser(tokens, lengths, batch=rows if batch is None else rows[batch], **kwargs)
 
-    return denoiser and some
+    return denoiser and selected
 
 
+def _check_growth(
+    block_size: int, max_new_tokens: int, mask_id: int, eos_id: int, eos: str, given: Tensor
+) -> None:
+    "Refuse what cannot grow; `given` are the prompts, without padding"
+    for name, value in (("block_size", block_size), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    if eos_id == mask_id:
+        raise ValueError(f"eos_id={eos_id} is the mask's")
+    if eos == "suppress":
+        raise ValueError("eos='suppress' would never end")
+    if (given == mask_id).any():
+        raise ValueError(f"prompt holds a mask (mask_id={mask_id})")
+
+# %% ../../nbs/diffusion/length.ipynb #ad99d716
 def generate_blocks(
     denoiser: Callable,
     prompt: Tensor,  # (B, P) or (B, P, Q); P may be 0
-    rule: Rule,
+    rule: "Rule | str",
     mask_id: int,
     eos_id: int,
     block_size: int = 26,
     max_new_tokens: int = 520,  # of the answer, its end included
     steps: int | None = None,  # for each block; the rule's own when not given
     seed: "int | Tensor | torch.Generator" = 0,
-    prompt_lengths: Tensor | None = None,
-    unconditional: Callable | None = None,
+    prompt_lengths: Tensor | None = None,  # (B,); the whole width when not given
+    unconditional: Callable | None = None,  # a second denoiser, for guidance
     **options,  # as for `sample`
-) -> BlockGeneration:
+) -> Generation:  # tokens: prompt and answer; lengths: with the prompt, without the end
     "Blocks of masks behind the prompt, until the end stands in one"
-    for name, value in (("block_size", block_size), ("max_new_tokens", max_new_tokens)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-    if eos_id == mask_id:
-        raise ValueError(f"eos_id={eos_id} is the mask's")
-    if options.get("eos", "free") == "suppress":
-        raise ValueError("eos='suppress' would never end")
     B, device, began = len(prompt), prompt.device, time.perf_counter()
-    out, limit = make_canvas(torch.full((B,), max_new_tokens, device=device), mask_id, prompt, prompt_lengths)
-    start, rows = limit - max_new_tokens, torch.arange(B, device=device)
-    if (
-        (out == mask_id).view(B, out.shape[1], -1).any(-1)
-        & (torch.arange(out.shape[1], device=device) < start[:, None])
-    ).any():
-        raise ValueError(f"prompt holds a mask (mask_id={mask_id})")
-    lengths, key = start.clone(), random.row_keys(seed, B, device)
+    width = torch.full((B,), prompt.shape[1], device=device)
+    start = width if prompt_lengths is None else prompt_lengths.to(width)
+    given = prompt[torch.arange(prompt.shape[1], device=device) < start[:, None]]
+    _check_growth(block_size, max_new_tokens, mask_id, eos_id, options.get("eos", "free"), given)
+    room = torch.full_like(start, max_new_tokens)
+    out, limit = make_canvas(room, mask_id, prompt, prompt_lengths)
+    rows, lengths, key = torch.arange(B, device=device), start.clone(), random.row_keys(seed, B, device)
     ended, nfe = torch.zeros(B, dtype=torch.bool, device=device), 0
-    blocks, calls = (
-        torch.zeros(B, dtype=torch.int64, device=device),
-        torch.zeros(B, dtype=torch.int64, device=device),
-    )
+    blocks, calls = torch.zeros_like(start), torch.zeros_like(start)
     while len(rows):
         grown = torch.minimum(lengths[rows] + block_size, limit[rows])
         width = int(grown.max())
@@ -274,13 +266,5 @@ def generate_blocks(
         rows = rows[(cut == grown) & (grown < limit[rows])]
     beyond = torch.arange(out.shape[1], device=device) >= lengths[:, None]
     out = out.masked_fill(beyond.view(*beyond.shape, *[1] * (out.ndim - 2)), mask_id)[:, : int(lengths.max())]
-    return BlockGeneration(
-        out,
-        lengths,
-        ended,
-        blocks,
-        nfe,
-        calls,
-        time.perf_counter() - began,
-        int((lengths - start).sum()) / max(int(calls.sum()), 1),
-    )
+    seconds = time.perf_counter() - began
+    return Generation(out, lengths, nfe, calls, lengths - start, seconds, ended)

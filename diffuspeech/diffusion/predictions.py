@@ -158,7 +158,10 @@ class Predictions:
     def probs(self) -> Tensor:
         "(n, V) float32, the network's own probabilities, for rules that need all of them at once"
         if self._probs is None:
-            self._probs = concat_parts([self.logits.read(part).softmax(-1) for part in self.logits.chunks()])
+            shape, device = self.logits.logits.shape, self.logits.logits.device
+            self._probs = torch.empty(shape, dtype=torch.float32, device=device)
+            for part in self.logits.chunks():
+                self._probs[part] = self.logits.read(part).softmax(-1)
         return self._probs
 
     @property
@@ -245,7 +248,9 @@ def take_tokens(
     "The tokens to commit, drawn only now; nothing that is at hand is computed again"
     r, k = predictions, predictions.config
     rows = None if commit is None else commit.flatten()[r.where].nonzero().squeeze(1)
-    plain = k.temperature == 1 and k.top_k is None and k.top_p == 1  # drawn from the probabilities as they are
+    plain = (
+        k.temperature == 1 and k.top_k is None and k.top_p == 1
+    )  # drawn from the probabilities as they are
     tokens, confidence, entropies = [], [], []
     for part in r.logits.chunks(rows):
         drawn = r._candidate is None

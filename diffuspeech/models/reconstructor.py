@@ -17,11 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_config
 from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_canvas, eos_lengths
-from ..diffusion.sample import Generation, sample
+from ..diffusion.sample import sample
 from ..diffusion.step import Rule
+from ..diffusion.trajectory import Generation
 from .decoder import Condition, SpeechDecoder
 from .duration import DurationPredictor
-from .autoregressive import ARGeneration, generate
+from .autoregressive import generate
 from .spans import Spans
 from ..data.audio import SAMPLE_RATE
 from ..voice.jobs import load_codec
@@ -44,7 +45,7 @@ class SpeechResult:
     tokens: Tensor  # (B, L) speech tokens, -1 behind each row's end
     lengths: Tensor  # (B,)
     generation: (
-        "Generation | ARGeneration"  # the decoder's: calls, seconds, and the trajectory of a diffusion
+        Generation  # the decoder's: calls, seconds, and the trajectory of a diffusion
     )
     seconds: dict[str, float]  # condition, decoder, voice
     ended: Tensor  # (B,) True: it found its own end, in each of its spans
@@ -234,7 +235,7 @@ class Reconstructor:
         stop_at_eos: bool = False,  # the canvas is too long on purpose: the row ends where the network says so
         cfg_scale: float = 0.0,  # how much more the vectors are to count, against text alone
         **kwargs,  # temperature, top_p and whatever else `diffusion.sample` or `left_to_right.generate` take
-    ) -> tuple[Tensor, Tensor, "Generation | ARGeneration"]:  # tokens (B, L), lengths (B,), the run
+    ) -> tuple[Tensor, Tensor, Generation]:  # tokens (B, L), lengths (B,), the run
         "Speech tokens of a condition"
         c, start_time = self.decoder.config, time.perf_counter()
         bound = self.decoder.bind(condition)

@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..base import random
-from ..diffusion.sample import Generation
-from ..diffusion.trajectory import concat_rows
+from ..diffusion.trajectory import Generation, concat_rows
 from .decoder import Condition
-from .autoregressive import ARGeneration
 
 # %% ../../nbs/models/spans.ipynb #e456cf11
 def split_words(
@@ -121,8 +119,8 @@ class Spans:
         self,
         tokens: Tensor,  # (S, L)
         lengths: Tensor,  # (S,)
-        run: "Generation | ARGeneration",
-    ) -> tuple[Tensor, Tensor, "Generation | ARGeneration"]:  # tokens, lengths and run of the utterances
+        run: Generation,
+    ) -> tuple[Tensor, Tensor, Generation]:  # tokens, lengths and run of the utterances
         "Put end to end what was decoded apart"
         if not self.is_split:
             return tokens, lengths, run
@@ -130,15 +128,14 @@ class Spans:
             0, self.rows, x, how, include_self=False
         )
         calls = whole(run.calls, "amax")  # they were decoded at once
-        free = run.tokens_per_call * int(run.calls.sum())
         same = dict(
             calls=calls,
-            tokens_per_call=free / max(1, int(calls.sum())),
+            num_generated=whole(run.num_generated, "sum"),
             lengths=whole(run.lengths, "sum"),
             tokens=concat_rows(run.tokens, run.lengths, self.rows, 0),
         )
-        if isinstance(run, Generation):
+        if run.trajectory is not None:
             same |= dict(trajectory=run.trajectory.concat_rows(self.rows))
-        else:
+        if run.ended is not None:
             same |= dict(ended=self.all_spans(run.ended))
         return concat_rows(tokens, lengths, self.rows, 0), whole(lengths, "sum"), replace(run, **same)

@@ -224,15 +224,15 @@ def test_fixed_step_compiles_and_agrees(name, temperature):
         for _ in range(2 if name not in ("conf_topk", "ancestral") else 5):
             if run.done:
                 break
-            state, active = run._state(), run.active.clone()
-            logits = net(run.x[active], run.lengths[active], where=torch.arange(len(active) * 9)).view(
-                len(active), 9, V
-            )
+            state, active = run.step_state(), run.progress.active.clone()
+            logits = net(
+                run.state.x[active], run.state.lengths[active], where=torch.arange(len(active) * 9)
+            ).view(len(active), 9, V)
             state.call_denoiser = state.uniforms = None  # the graph has no network in it, and no memory
             state.step = torch.tensor(state.step)
             tokens, _ = compiled(rule, state, logits)
             run.step()
-            assert torch.equal(tokens, run.x[active])
+            assert torch.equal(tokens, run.state.x[active])
 
 
 @pytest.mark.needs("g++")
@@ -244,15 +244,15 @@ def test_one_compiled_graph_serves_every_step():
     compiled = torch.compile(static_step, fullgraph=True, dynamic=False)
     with torch.no_grad():
         for k in range(6):
-            state = run._state()
+            state = run.step_state()
             state.call_denoiser = state.uniforms = None
             state.step = torch.tensor(k)
-            logits = net(run.x, run.lengths, where=torch.arange(27)).view(3, 9, V)
+            logits = net(run.state.x, run.state.lengths, where=torch.arange(27)).view(3, 9, V)
             with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
                 tokens, _ = compiled(rule, state, logits)
             run.step()
-            assert torch.equal(tokens, run.x)
-            if len(run.active) < 3:
+            assert torch.equal(tokens, run.state.x)
+            if len(run.progress.active) < 3:
                 break
     assert k >= 3
 
@@ -306,7 +306,7 @@ def test_rescale_applies_eta_once():
     "Duo's `max-rescale` multiplies by eta twice"
     run = steps(TableNet(), torch.full((1, 8), M), ReMDM("rescale", eta=0.3), M, steps=4)
     run.step()
-    state = run._state()
+    state = run.step_state()
     assert torch.allclose(
         v_sigma := run.rule.sigma(state), 0.3 * ((1 - state.alpha_s) / state.alpha_t).clamp(max=1)
     ), v_sigma
@@ -553,7 +553,7 @@ def test_what_a_denoiser_may_be(name):
     for denoiser in (frozen, learning):
         run = steps(denoiser, torch.full((2, 9), M), name, M, steps=4, suppress_tokens=(0, 2))
         out = run.finish()
-        assert torch.equal(out.tokens, want.tokens) and not run.confidence.requires_grad
+        assert torch.equal(out.tokens, want.tokens) and not run.state.confidence.requires_grad
     own = torch.randn(18, V, generator=torch.Generator().manual_seed(1))
     kept = own.clone()
     sample(
