@@ -129,9 +129,7 @@ def part_of(path: Path) -> str:
     return path.relative_to(LIBRARY).with_suffix("").parts[0]
 
 
-MODULES = [
-    p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py" and part_of(p) not in NOT_YET
-]
+MODULES = [p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py" and part_of(p) not in NOT_YET]
 
 
 def public_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -263,6 +261,6 @@ def test_names_of_tests(path):
 
 def test_what_is_not_yet_clean_exists():
     "A part that was renamed or finished leaves the list"
-    parts = {info.name for info in pkgutil.iter_modules(diffuspeech.__path__)} 
+    parts = {info.name for info in pkgutil.iter_modules(diffuspeech.__path__)}
     parts |= {"presets", "cards", "README", "explore", "paper", "launch"}
     assert parts >= NOT_YET, NOT_YET - parts

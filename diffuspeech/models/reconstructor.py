@@ -44,9 +44,7 @@ class SpeechResult:
     texts: list[str]
     tokens: Tensor  # (B, L) speech tokens, -1 behind each row's end
     lengths: Tensor  # (B,)
-    generation: (
-        Generation  # the decoder's: calls, seconds, and the trajectory of a diffusion
-    )
+    generation: Generation  # the decoder's: calls, seconds, and the trajectory of a diffusion
     seconds: dict[str, float]  # condition, decoder, voice
     ended: Tensor  # (B,) True: it found its own end, in each of its spans
     codes: Tensor | None = None  # (B, N, layers) what was sent beside the text
