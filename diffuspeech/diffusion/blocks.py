@@ -46,6 +46,7 @@ class Blocks(GroupedRule):
     "Block after block in time"
 
     size: int = 32  # positions
+    origin: "int | Tensor" = 0  # the position where a block begins; (B,) for each row, as prompt lengths are
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,7 +54,10 @@ class Blocks(GroupedRule):
             raise ValueError(f"size={self.size!r} must be at least 1")
 
     def groups(self, position: Tensor, level: Tensor) -> Tensor:
-        return position // self.size
+        origin = self.origin
+        if isinstance(origin, Tensor) and origin.ndim == 1:
+            origin = origin.to(position.device)[:, None]
+        return (position - origin) // self.size
 
 # %% ../../nbs/diffusion/blocks.ipynb #26414650
 @dataclass

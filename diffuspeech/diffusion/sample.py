@@ -265,8 +265,10 @@ def continue_with(
     if seed is not None:
         state.reseed(seed)
     group = run.rule.groups(state.position, state.level)
-    group = torch.zeros_like(state.x) if group is None else group.to(state.x.device).expand_as(state.x)
-    run.progress = GroupProgress.begin(group, state.masked, steps or run.rule.steps)
+    group = torch.zeros_like(state.x) if group is None else group.to(state.x.device)
+    if group.ndim == 2 and len(group) != len(state.x):
+        raise ValueError(f"{run.rule!r} has groups for {len(group)} rows, the canvas has {len(state.x)}")
+    run.progress = GroupProgress.begin(group.expand_as(state.x), state.masked, steps or run.rule.steps)
     run.cache = {}
     start_caches(run)
     return run
