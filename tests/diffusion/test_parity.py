@@ -5,6 +5,7 @@ import torch
 
 from diffuspeech.base import random
 from diffuspeech.data.audio import import_torchaudio
+from diffuspeech.diffusion.blocks import Blocks
 from diffuspeech.diffusion.metric import MetricPath, codes_to_digits, digits_to_codes
 from diffuspeech.diffusion.oracle import JointDistribution
 from diffuspeech.diffusion.predictions import sampling_probs
@@ -287,3 +288,54 @@ def test_fsq(levels):
         torch.cdist(at, at, p=1),
         atol=1e-4,
     )
+
+
+# LLaDA's generating loop, written from its algorithm: greedy, low_confidence. It divides the steps evenly among
+# blocks and counts these from the prompt's end. It gives the remainder of a block's masks to the first steps, ours
+# to the last: where there is none, the tokens are the same.
+
+
+def llada_generate(model, prompt, steps, gen_length, block_length):
+    "(1, P) to (1, P + gen_length)"
+    x = torch.cat([prompt, torch.full((1, gen_length), MASK)], 1)
+    per_block = steps // (gen_length // block_length)
+    for end in range(prompt.shape[1] + block_length, x.shape[1] + 1, block_length):
+        masks = int((x[:, :end] == MASK).sum())
+        for i in range(per_block):
+            p, token = model(x, torch.tensor([x.shape[1]])).double().softmax(-1).max(-1)
+            confidence = p.masked_fill(x != MASK, -torch.inf)
+            confidence[:, end:] = -torch.inf
+            quota = masks // per_block + (i < masks % per_block)
+            chosen = confidence[0].topk(quota).indices
+            x[0, chosen] = token[0, chosen]
+    return x
+
+
+def length_network(tokens, lengths, **call):
+    "The network above, blind to padding"
+    padding = torch.arange(tokens.shape[1]) >= lengths[:, None]
+    return network(tokens.masked_fill(padding, 0), lengths, **call)
+
+
+@pytest.mark.parametrize("gen_length, block_length, T", [(24, 8, 24), (24, 8, 12), (32, 16, 8), (32, 32, 16)])
+def test_llada(gen_length, block_length, T):
+    "Prompts that end anywhere, each alone and all in one batch: LLaDA's tokens, with origin=prompt_lengths"
+    prompt_lengths = torch.tensor([3, 5, 8, 13])
+    g = torch.Generator().manual_seed(T)
+    prompts = [torch.randint(0, VOCAB, (1, n), generator=g) for n in prompt_lengths.tolist()]
+    theirs = [llada_generate(length_network, p, T, gen_length, block_length) for p in prompts]
+    canvas = torch.full((4, 13 + gen_length), MASK)
+    for row, prompt in zip(canvas, prompts):
+        row[: prompt.shape[1]] = prompt
+    rule, whole = ConfTopK("candidate"), prompt_lengths + gen_length
+    ours = sample(length_network, canvas, Blocks(rule, block_length, prompt_lengths), MASK, T, lengths=whole)
+    for i, want in enumerate(theirs):
+        assert torch.equal(ours.tokens[i, : whole[i]], want[0])
+        n = prompt_lengths[i].item()
+        alone = sample(
+            length_network, canvas[i : i + 1, : n + gen_length], Blocks(rule, block_length, n), MASK, T
+        )
+        assert torch.equal(alone.tokens, want)
+    if block_length < gen_length:
+        plain = sample(length_network, canvas, Blocks(rule, block_length), MASK, T, lengths=whole)
+        assert not torch.equal(plain.tokens, ours.tokens), "the test can tell"

@@ -2,21 +2,31 @@
 
 What is said of the rows: what row i becomes depends on its own seed, canvas and logits, never on its batch mates, their lengths or padding."""
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffuspeech.base import random
+from diffuspeech.diffusion import predictions
 from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
 from diffuspeech.diffusion.catalogue import CATALOGUE
 from diffuspeech.diffusion.oracle import JointDistribution, MarkovChain
-from diffuspeech.diffusion.predictions import Predictions, SamplingConfig, sample_categorical, sampling_probs
+from diffuspeech.diffusion.predictions import (
+    Predictions,
+    SamplingConfig,
+    entropy,
+    sample_categorical,
+    sampling_probs,
+)
 from diffuspeech.diffusion.remask import WINO, ReMDM
 from diffuspeech.diffusion.rules import (
     KLASS,
@@ -537,7 +547,7 @@ def test_a_place_opened_again_is_its_rows_affair(name):
 
 @pytest.mark.parametrize("name", ["ancestral", "conf_topk", "remdm_cap"])
 def test_what_a_denoiser_may_be(name):
-    "One under inference_mode; one with gradients; one that hands over its own table"
+    "One under inference_mode; one with gradients"
     net = TableNet()
     table = net.table.clone()
     want = sample(net, torch.full((2, 9), M), name, M, steps=4, suppress_tokens=(0, 2))
@@ -554,19 +564,7 @@ def test_what_a_denoiser_may_be(name):
         run = steps(denoiser, torch.full((2, 9), M), name, M, steps=4, suppress_tokens=(0, 2))
         out = run.finish()
         assert torch.equal(out.tokens, want.tokens) and not run.state.confidence.requires_grad
-    own = torch.randn(18, V, generator=torch.Generator().manual_seed(1))
-    kept = own.clone()
-    sample(
-        lambda x, n, where=None, **c: own if len(where) == 18 else own[where],
-        torch.full((2, 9), M),
-        name,
-        M,
-        steps=1,
-        temperature=1.0,
-    )
-    assert torch.equal(own[:, :M], kept[:, :M]) and torch.equal(net.table, table), (
-        "nothing but the mask's column is written"
-    )
+    assert torch.equal(net.table, table)
 
 
 def test_bench_law_from_the_shell(tmp_path):
@@ -588,3 +586,98 @@ def test_bench_law_from_the_shell(tmp_path):
         [Path(sys.executable).parent / "diffuspeech", "bench", "lore"], capture_output=True, text=True
     )
     assert bad.returncode == 2 and "invalid choice: 'lore'" in bad.stderr
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_logits_stay_the_denoisers(name):
+    "A view of its own table, one row expanded to many, and a table in bf16: none is written to, none is refused"
+    table = 2 * torch.randn(1, V, generator=torch.Generator().manual_seed(2))
+    many = 2 * torch.randn(64, V, generator=torch.Generator().manual_seed(3))
+    for own in (table.expand(64, V), many, many.bfloat16()):
+        before = own.clone()
+
+        def net(tokens, lengths, t=None, where=None, batch=None, positions=None, attention=None, own=own):
+            return own[: len(where)]  # a view
+
+        rule, x = RULES[name], torch.full((2, 9), M)
+        out = sample(net, x, rule, M, steps=5, temperature=1.0, suppress_tokens=(0,))
+        assert torch.equal(own, before) and not torch.isin(out.tokens, torch.tensor([0, M])).any()
+
+
+def test_entropy_where_small_numbers_become_zero():
+    "torch.set_flush_denormal: 0 log 0 was 0 times -inf"
+    p = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 1e-42], [1 / 3, 1 / 3, 1 / 3]])
+    want = torch.tensor([0.0, 2.0, 3.0]).clamp_min(1).log()
+    assert torch.set_flush_denormal(True), "not supported by this processor"
+    try:
+        found = entropy(p)
+        run = sample(TableNet(sharp=200.0), torch.full((2, 9), M), "entropy", M, steps=3)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.allclose(found, want) and torch.allclose(entropy(p), want)
+    assert not run.trajectory.entropy.isnan().any()
+    assert torch.allclose(found, torch.special.entr(p).sum(-1))
+
+
+def test_any_whole_number_of_steps():
+    "numpy's integers are numbers, too"
+    x = torch.full((1, 9), M)
+    want = sample(TableNet(), x, "conf_topk", M, steps=2)
+    for two in (np.int64(2), np.int32(2), torch.tensor(2)):
+        assert sample(TableNet(), x, "conf_topk", M, steps=two).nfe == want.nfe == 2
+    for wrong in (0, np.int64(0), 2.0, np.float64(2), "2"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+            sample(TableNet(), x, "conf_topk", M, steps=wrong)
+
+
+class BareModel(torch.nn.Module):
+    def forward(self, input_ids, attention_mask=None, **kwargs): ...
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (BareModel(), "BareModel takes input_ids.*A denoiser is .*where=None.*wrap"),
+        (lambda tokens, lengths, t=None: None, "does not take where, batch.*A denoiser is .*wrap"),
+        (
+            lambda tokens, lengths, **call: torch.zeros(*tokens.shape, V),
+            r"shape \(2, 9, 7\) for 18 positions.*\(n, V\)",
+        ),
+        (lambda tokens, lengths, **call: {"logits": None}, "returned dict, not a tensor.*where=None"),
+    ],
+    ids=["model", "no where", "shape", "not a tensor"],
+)
+def test_what_is_no_denoiser_is_told_the_contract(wrong, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample(wrong, torch.full((2, 9), M), "conf_topk", M)
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample(TableNet(), torch.full((2, 9), M), "conf_topk", M, cfg_scale=1.0, unconditional=wrong)
+
+
+@pytest.mark.parametrize(
+    "temperature, config", [(0.0, {}), (0.7, dict(top_k=5)), (1.0, dict(tempered_scores=True))]
+)
+@pytest.mark.parametrize(
+    "name", ["conf_topk", "low_confidence", "margin", "entropy", "entropy_bound", "p2", "ancestral"]
+)
+def test_pieces_change_no_bit(name, temperature, config, monkeypatch):
+    "Logits read three rows at a time, or all at once"
+    x, lengths = rows_of(4, 5, 9)
+
+    def run():
+        how = dict(steps=4, lengths=lengths, temperature=temperature, **config)
+        out = sample(TableNet(), x, RULES[name], M, **how)
+        return [out.tokens, *(t.nan_to_num(9) for t in (out.trajectory.confidence, out.trajectory.entropy))]
+
+    whole = run()
+    monkeypatch.setattr(predictions, "CHUNK", 3 * V)
+    assert all(torch.equal(a, b) for a, b in zip(whole, run()))
+
+
+def test_options_are_those_of_the_config():
+    "`sample` and `steps` name every option, with the defaults of `SamplingConfig`"
+    shown = inspect.signature(sample).parameters
+    assert list(shown) == list(inspect.signature(steps).parameters)
+    for field in dataclasses.fields(SamplingConfig):
+        assert shown[field.name].default == field.default
+    assert all(a.default == inspect.signature(steps).parameters[n].default for n, a in shown.items())
