@@ -130,7 +130,7 @@ def get_setting(
         settings = settings.get(name) if isinstance(settings, dict) else None
     return settings
 
-
+# %% ../../nbs/asr/nemo.ipynb #ca770727
 def read_sizes(
     settings: dict,
     where: "str | Path",  # for errors
@@ -354,7 +354,7 @@ def load_weights(
         )
     return {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
 
-
+# %% ../../nbs/asr/nemo.ipynb #040e4d78
 def load_nemo_weights(
     model: Canary,  # on any device, meta too; its own tensors are replaced
     weights: dict[str, Tensor],  # by NeMo's names

@@ -124,7 +124,7 @@ class WebDataset(IterableDataset):
             raise error from None
         self.skipped.add(error)
 
-
+# %% ../../nbs/data/external.ipynb #261790e8
 def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:  # key, ending, what is in it
     "The files of a tar, in the order in which they come"
     with (
@@ -188,7 +188,7 @@ def parse_cut(line: bytes, folder: Path, where: str, need_text: bool = True) -> 
         ) from None
     return parse(json.dumps(found).encode(), folder, where, need_text)
 
-
+# %% ../../nbs/data/external.ipynb #62a24272
 def read_lhotse(
     path: "str | Path",  # cuts.jsonl or cuts.jsonl.gz
     need_text: bool = True,

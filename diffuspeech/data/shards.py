@@ -220,7 +220,7 @@ def pack_range(
     )
     return True
 
-
+# %% ../../nbs/data/shards.ipynb #1d3001c3
 def save_table(temp_path: Path, header: str, offsets: list, seconds: list):
     "The table of a range"
     with open(temp_path, "wb") as file:

@@ -177,7 +177,7 @@ def _require_onnx(what):
             f"{what}: the weights are published as ONNX, and reading that needs a package more: pip install onnx. A folder written by S3Tokenizer.save_pretrained needs none"
         )
 
-
+# %% ../../nbs/tokenizers/public.ipynb #2dc70012
 def _load_weights(file):
     "A network with the weights of a .pt or .onnx file, each in its place and none left over"
     name = S3_ALIASES.get(file.stem, file.stem)

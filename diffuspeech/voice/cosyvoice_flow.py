@@ -274,7 +274,7 @@ class Estimator(nn.Module):
             )
         return self.final_proj(self.final_block["block"](x))
 
-
+# %% ../../nbs/voice/cosyvoice_flow.ipynb #cfb11a4d
 def _block(x, t, residual, transformer_blocks):
     x = residual(x, t).mT
     for attend in transformer_blocks:

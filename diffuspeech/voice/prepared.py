@@ -186,7 +186,7 @@ def reject_test_clips(
             f"{where}: holds {tests[0]}, a test clip; weights and choices come from train and dev alone"
         )
 
-
+# %% ../../nbs/voice/prepared.ipynb #225fa54a
 def check_unique_ids(
     train: "PreparedCorpus",
     dev: "PreparedCorpus",
@@ -203,7 +203,7 @@ def check_unique_ids(
             f"{clash[0]} is one clip in train and another in dev ({len(clash)} such ids); give them ids of their own in the manifests and prepare them again"
         )
 
-
+# %% ../../nbs/voice/prepared.ipynb #b0b00fcc
 class PreparedCorpus:
     "A prepared corpus"
 

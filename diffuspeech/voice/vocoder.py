@@ -122,7 +122,7 @@ def track_f0(
         found = np.where(sure > 0, sure, found)
     return np.ascontiguousarray(found)
 
-
+# %% ../../nbs/voice/vocoder.ipynb #298ba183
 class World:
     "WORLD: mel cepstrum of the spectrum, aperiodicity, log F0, voiced or not, a hundred times a second"
 
