@@ -28,17 +28,17 @@ from ..data.audio import SAMPLE_RATE
 class Word:
     "One word of the text, in the clip"
 
-    word: str  # as the text writes it
+    word: str  # as in the text
     start: float  # seconds
     end: float  # seconds
-    confidence: float  # 0 to 1: does the sound fit the word
+    confidence: float  # 0 to 1: how well the audio matches the word
 
 
 @dataclass(frozen=True)
 class Phone:
-    "One sound of a word"
+    "One phone of a word"
 
-    phone: str  # ARPAbet without stress, or the recogniser's own symbol
+    phone: str  # ARPAbet without stress, or the recognizer's own symbol
     start: float  # seconds
     end: float  # seconds
     index: int  # of its word
@@ -46,7 +46,7 @@ class Phone:
 
 @dataclass(frozen=True)
 class Alignment:
-    "A text along a clip; what lies between two words is a pause"
+    "The times of a text in a clip; the time between two words is a pause"
 
     words: list[Word]
     phones: list[Phone]
@@ -54,7 +54,7 @@ class Alignment:
 
     @property
     def confidence(self) -> float:
-        "Mean over the words"
+        "Mean confidence of the words"
         return sum(w.confidence for w in self.words) / len(self.words)
 
     def cut(
@@ -62,35 +62,34 @@ class Alignment:
         wave: Tensor,  # (samples,), the clip that was aligned
         index: int,  # of a word
     ) -> Tensor:  # (samples of the word,)
-        "The word alone"
+        "The samples of one word"
         return wave[round(self.words[index].start * SAMPLE_RATE) : round(self.words[index].end * SAMPLE_RATE)]
 
 # %% ../../nbs/asr/align.ipynb #5774f542
-Aligner = Callable[
-    [Tensor, Sequence[str]], Alignment
-]  # (samples,) at 16 kHz; words as `split_words` gives them
+Aligner = Callable[[Tensor, Sequence[str]], Alignment]  # of (samples,) at 16 kHz and words of `split_words`
 
 
 def split_words(text: str) -> list[str]:
-    "The words of a text that can be spoken: no punctuation, and `follow-up` is two"
+    "The words of a text without punctuation; `follow-up` is two words"
     pieces = re.split(r"[\s/\u2010-\u2015-]+|\.{2,}", text.replace("\u2019", "'"))
     words = (re.sub(r"^[^\w']+|[^\w']+$", "", piece) for piece in pieces)
-    return [word for word in words if any(c.isalnum() for c in word)]
+    return [word for word in words if re.search(r"[^\W_]", word)]
 
 # %% ../../nbs/asr/align.ipynb #a255ec86
 ARPABET = dict(
     pair.split("=")
     for pair in (
-        "tʃ=CH dʒ=JH aɪ=AY aʊ=AW ɔɪ=OY oʊ=OW əʊ=OW eɪ=EY eə=EH ɪə=IH ɑ=AA ɒ=AA a=AA æ=AE ʌ=AH ə=AH ɐ=AH ɔ=AO ɛ=EH ɝ=ER ɚ=ER ɜ=ER ɪ=IH ᵻ=IH i=IY ʊ=UH u=UW o=OW e=EY "
-        "b=B d=D ð=DH f=F g=G ɡ=G h=HH j=Y k=K l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH"
+        "tʃ=CH dʒ=JH aɪ=AY aʊ=AW ɔɪ=OY oʊ=OW əʊ=OW eɪ=EY eə=EH ɪə=IH ɑ=AA ɒ=AA a=AA æ=AE ʌ=AH ə=AH ɐ=AH "
+        "ɔ=AO ɛ=EH ɝ=ER ɚ=ER ɜ=ER ɪ=IH ᵻ=IH i=IY ʊ=UH u=UW o=OW e=EY b=B d=D ð=DH f=F g=G ɡ=G h=HH j=Y k=K "
+        "l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH"
     ).split()
 )
 
 # %% ../../nbs/asr/align.ipynb #0a47a761
 def ipa_to_arpabet(
     ipa: str,  # of one word, in English
-) -> list[str] | None:  # None where a sign is not English
-    "ARPAbet from the phonetic alphabet"
+) -> list[str] | None:  # None where a symbol is not English
+    "Convert IPA to ARPAbet"
     ipa = "".join(
         c
         for c in unicodedata.normalize("NFD", ipa)
@@ -98,11 +97,11 @@ def ipa_to_arpabet(
     )
     phones = []
     while ipa:
-        sign = ipa[:2] if ipa[:2] in ARPABET else ipa[0]
-        if sign not in ARPABET:
+        symbol = ipa[:2] if ipa[:2] in ARPABET else ipa[0]
+        if symbol not in ARPABET:
             return None
-        phones.append(ARPABET[sign])
-        ipa = ipa[len(sign) :]
+        phones.append(ARPABET[symbol])
+        ipa = ipa[len(symbol) :]
     return phones
 
 # %% ../../nbs/asr/align.ipynb #298e99a8
@@ -117,15 +116,15 @@ def load_g2p():
 
 # %% ../../nbs/asr/align.ipynb #198ed2b2
 def normalize_word(word: str) -> str:
-    "As a dictionary has it: lower case, no accents"
+    "The dictionary form of a word: lower case, no accents"
     return "".join(c for c in unicodedata.normalize("NFKD", word.lower()) if not unicodedata.combining(c))
 
 # %% ../../nbs/asr/align.ipynb #f8dd5c0c
 @cache
 def guess_pronunciation(
-    word: str,  # bare, not in the dictionary
+    word: str,  # of `normalize_word`, not in the dictionary
 ) -> list[str]:
-    "A pronunciation by hama, else by espeak-ng"
+    "The pronunciation by hama, else by espeak-ng"
     phones = None
     if re.fullmatch(r"[a-z']+", word) and load_g2p():
         phones = ipa_to_arpabet(load_g2p()(word).ipa)
@@ -136,7 +135,8 @@ def guess_pronunciation(
         phones = ipa_to_arpabet("".join(output.stdout.split()))
     if not phones:
         raise ValueError(
-            f"no English pronunciation was found for {word!r}: write it as English words, or install hama (words) and espeak-ng (numbers)"
+            f"no English pronunciation was found for {word!r}: write it as English words, "
+            "or install hama (words) and espeak-ng (numbers)"
         )
     return phones
 
@@ -144,15 +144,11 @@ def guess_pronunciation(
 class PocketSphinx:
     "Forced alignment with the English model in the wheel of pocketsphinx (29 MB, BSD)"
 
-    frame_seconds, middle = (
-        0.01,
-        0.0078,
-    )  # seconds: a step, and half of what the window of 25.6 ms exceeds it by
-    nats = 1024 * math.log(1.0001)  # its unit of score
-    center_score, slope = (
-        -6.3,
-        1.2,
-    )  # nats for each frame: where confidence is a half, and how fast it changes; from three synthetic voices
+    frame_seconds = 0.01  # the hop
+    middle = 0.0078  # seconds: half of the overlap of two windows of 25.6 ms
+    nats = 1024 * math.log(1.0001)  # pocketsphinx's unit of score
+    # nats per frame at which the confidence is 0.5, and the scale of the curve; from three synthetic voices
+    center_score, slope = -6.3, 1.2
 
     def __init__(self):
         if find_spec("pocketsphinx") is None:
@@ -171,7 +167,7 @@ class PocketSphinx:
         )
 
     def pronounce(self, word: str) -> list[str]:
-        "From the dictionary, else guessed and added to it"
+        "The pronunciation in the dictionary; a predicted one is added to it"
         key = normalize_word(word)
         known = self.decoder.lookup_word(key)
         if known is None:
@@ -184,19 +180,19 @@ class PocketSphinx:
         self.decoder.end_utt()
 
     def __call__(self, wave: Tensor, words: Sequence[str]) -> Alignment:
-        seconds, least = (
-            len(wave) / SAMPLE_RATE,
-            3 * self.frame_seconds * sum(len(self.pronounce(w)) for w in words),
-        )
-        if seconds < least:
+        seconds = len(wave) / SAMPLE_RATE
+        min_seconds = 3 * self.frame_seconds * sum(len(self.pronounce(w)) for w in words)
+        if seconds < min_seconds:
             raise ValueError(
-                f"the wave lasts {seconds:.2f} s and the sounds of the text at least {least:.2f} s: the clip is cut, or the text is another one's"
+                f"the wave lasts {seconds:.2f} s and the phones of the text at least {min_seconds:.2f} s: "
+                "the clip is truncated, or this is the text of another clip"
             )
         sound = (wave.detach().cpu().clamp(-1, 1) * 32767).short().numpy().tobytes()
-        out, time = (
-            Alignment([], [], seconds),
-            lambda frames: min(frames * self.frame_seconds + self.middle, seconds) if frames else 0.0,
-        )
+        out = Alignment([], [], seconds)
+
+        def time(frames: int) -> float:
+            return min(frames * self.frame_seconds + self.middle, seconds) if frames else 0.0
+
         try:
             self.decoder.set_align_text(" ".join(normalize_word(w) for w in words))
             self._process(sound)
@@ -204,10 +200,11 @@ class PocketSphinx:
             self._process(sound)
         except RuntimeError:
             raise ValueError(
-                f"the text cannot be laid along this clip of {seconds:.2f} s: is it the text of another clip?"
+                f"the text cannot be aligned with this clip of {seconds:.2f} s: "
+                "is it the text of another clip?"
             ) from None
-        for entry in self.decoder.get_alignment().words():  # an entry lives only until the next
-            if entry.name[0] not in "<[":  # a pause
+        for entry in self.decoder.get_alignment().words():  # an entry is valid only until the next
+            if entry.name[0] not in "<[":  # those are pauses
                 score, index = entry.score * self.nats / entry.duration, len(out.words)
                 confidence = 1 / (1 + math.exp((self.center_score - score) / self.slope))
                 out.words.append(
@@ -218,7 +215,8 @@ class PocketSphinx:
                 )
         if len(out.words) < len(words):
             raise ValueError(
-                f"the clip of {seconds:.2f} s ends before {words[len(out.words)]!r}: is it cut, or is it the text of another clip?"
+                f"the clip of {seconds:.2f} s ends before {words[len(out.words)]!r}: "
+                "is it truncated, or is this the text of another clip?"
             )
         return out
 
@@ -234,10 +232,10 @@ def align(
     text: str,
     aligner: Aligner | None = None,  # pocketsphinx when not given
 ) -> Alignment:
-    "When each word and phone of a text is spoken"
+    "The times of each word and phone of a text"
     if wave.ndim != 1 or not wave.is_floating_point() or not len(wave) or not torch.isfinite(wave).all():
         raise ValueError(
-            f"wave is {wave.dtype} of shape {tuple(wave.shape)}: one finite float for each sample is wanted"
+            f"wave is {wave.dtype} of shape {tuple(wave.shape)}: it must be one finite float for each sample"
         )
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to align")
@@ -253,11 +251,9 @@ def ctc_align(
     log_probs: Tensor,  # (T, V) or (B, T, V)
     ids: Tensor,  # (N,) or (B, N): symbols of the text
     blank: int = 0,
-    frames: Tensor | None = None,  # (B,) how many of T count
-    lengths: Tensor | None = None,  # (B,) how many of N count
-) -> (
-    Tensor
-):  # (N, 2) or (B, N, 2) int64: first frame of each symbol, and the one after its last; -1 in padding
+    frames: Tensor | None = None,  # (B,) the number of frames without padding
+    lengths: Tensor | None = None,  # (B,) the number of symbols without padding
+) -> Tensor:  # (N, 2) or (B, N, 2) int64: first frame of each symbol, and one past its last; -1 in padding
     "The likeliest CTC path of a text"
     if log_probs.ndim == 2:
         return ctc_align(log_probs[None], ids[None], blank, frames, lengths)[0]
@@ -268,13 +264,14 @@ def ctc_align(
     ids = ids.to(device).masked_fill(~inside, blank)
     if (ids < 0).any() or (ids >= V).any() or (ids[inside] == blank).any() or (lengths < 1).any():
         raise ValueError(
-            f"the text of each row is at least one symbol from 0 to {V - 1}, and none is the blank {blank}"
+            f"the text of each row must be at least one symbol from 0 to {V - 1}, without the blank {blank}"
         )
-    least = lengths + ((ids[:, 1:] == ids[:, :-1]) & inside[:, 1:]).sum(1)
-    if (frames < least).any():
-        row = int((frames < least).nonzero()[0])
+    min_frames = lengths + ((ids[:, 1:] == ids[:, :-1]) & inside[:, 1:]).sum(1)
+    if (frames < min_frames).any():
+        row = int((frames < min_frames).nonzero()[0])
         raise ValueError(
-            f"row {row} has {int(frames[row])} frames and its text needs at least {int(least[row])}: the clip is cut, or the text is another one's"
+            f"row {row} has {int(frames[row])} frames and its text needs at least {int(min_frames[row])}: "
+            "the clip is truncated, or this is the text of another clip"
         )
     states = torch.full((B, 2 * N + 1), blank, device=device)
     states[:, 1::2] = ids
@@ -283,23 +280,21 @@ def ctc_align(
     emit = log_probs.float().gather(2, states[:, None].expand(B, T, -1))
     best = emit.new_full(states.shape, -torch.inf)
     best[:, :2] = emit[:, 0, :2]
-    backpointers = torch.zeros(
-        T, *states.shape, dtype=torch.int64, device=device
-    )  # by how many states each frame moved
+    # the number of states by which each frame moved
+    backpointers = torch.zeros(T, *states.shape, dtype=torch.int64, device=device)
     for t in range(1, T):
         moves = torch.stack(
             [torch.nn.functional.pad(best, (k, 0), value=-torch.inf)[:, : states.shape[1]] for k in range(3)]
         )
         moves[2].masked_fill_(no_skip, -torch.inf)
         step, move = moves.max(0)
-        on = (t < frames)[:, None]
-        best, backpointers[t] = torch.where(on, step + emit[:, t], best), move * on
+        valid = (t < frames)[:, None]
+        best, backpointers[t] = torch.where(valid, step + emit[:, t], best), move * valid
     ends = torch.stack([2 * lengths - 1, 2 * lengths], 1)
     score, which = best.gather(1, ends).max(1)
     if (score == -torch.inf).any():
-        raise ValueError(
-            f"row {int((score == -torch.inf).nonzero()[0])}: the recogniser gives its text no chance at all"
-        )
+        row = int((score == -torch.inf).nonzero()[0])
+        raise ValueError(f"row {row}: the recognizer gives its text probability zero; is it the right text?")
     path, state = torch.empty(T, B, dtype=torch.int64, device=device), ends.gather(1, which[:, None])[:, 0]
     for t in range(T - 1, -1, -1):
         path[t] = state
@@ -313,37 +308,37 @@ def ctc_align(
 # %% ../../nbs/asr/align.ipynb #6b34a61c
 @dataclass(frozen=True)
 class CTCAligner:
-    "An aligner from a recogniser"
+    "An aligner from a CTC recognizer"
 
     posteriors: Callable[[Tensor], Tensor]  # (samples,) to (T, V) log probabilities
     tokenize: Callable[[str], Sequence[int]]  # a word to its symbols
     symbols: Sequence[str]  # (V,) names
     frame_seconds: float  # seconds
     blank: int = 0
-    word_separator: int | None = None  # the symbol between words, where the recogniser has one
-    delay: float = 0.0  # seconds by which its symbols come after their sounds, as measured
+    word_separator: int | None = None  # the symbol between words, if the recognizer has one
+    delay: float = 0.0  # seconds by which symbols are emitted after their sounds, as measured
 
     def __call__(self, wave: Tensor, words: Sequence[str]) -> Alignment:
-        ids, word_index = [], []  # word_index: which word, -1 between
+        ids, word_index = [], []  # the word of each symbol, -1 between words
         for i, word in enumerate(words):
             word_symbols = list(self.tokenize(word))
             if not word_symbols:
-                raise ValueError(f"the recogniser has no symbols for {word!r}")
+                raise ValueError(f"the recognizer has no symbols for {word!r}; write it in other words")
             gap = [self.word_separator] if i and self.word_separator is not None else []
             ids += gap + word_symbols
             word_index += [-1] * len(gap) + [i] * len(word_symbols)
         log_probs = self.posteriors(wave).cpu()
         spans = ctc_align(log_probs, torch.tensor(ids), self.blank).tolist()
-        out, time = (
-            Alignment([], [], len(wave) / SAMPLE_RATE),
-            lambda k: max(k * self.frame_seconds - self.delay, 0.0),
-        )
+        out = Alignment([], [], len(wave) / SAMPLE_RATE)
+
+        def time(frame: int) -> float:
+            return max(frame * self.frame_seconds - self.delay, 0.0)
+
         for i, word in enumerate(words):
             own = [k for k, w in enumerate(word_index) if w == i]
             follows = [time(spans[k][0]) for k in range(own[-1] + 1, len(ids)) if word_index[k] == i + 1][:1]
-            edges = [time(spans[k][0]) for k in own] + [
-                min([spans[own[-1]][1] * self.frame_seconds, *follows])
-            ]  # the last symbol ends with its sound
+            end = min([spans[own[-1]][1] * self.frame_seconds, *follows])  # the last symbol has no successor
+            edges = [*(time(spans[k][0]) for k in own), end]
             out.phones.extend(
                 Phone(self.symbols[ids[k]], start, end, i) for k, start, end in zip(own, edges, edges[1:])
             )
@@ -355,40 +350,37 @@ class CTCAligner:
 
 # %% ../../nbs/asr/align.ipynb #e6108d9c
 def word_durations(alignment: Alignment) -> Tensor:  # (words,) seconds
-    "How long each word lasts"
+    "The duration of each word"
     return torch.tensor([w.end - w.start for w in alignment.words])
 
 # %% ../../nbs/asr/align.ipynb #df7cb100
 def speaking_rate(
     alignment: Alignment,
 ) -> dict:  # `words` and `phones` for each second, `pause`: share of the time
-    "Speaking rate: words from the first to the last one, pauses included; phones while words are spoken"
-    speech_seconds, whole = (
-        word_durations(alignment).sum().item(),
-        alignment.words[-1].end - alignment.words[0].start,
-    )
+    "Speaking rate: words per second from the first to the last one, pauses included; phones without pauses"
+    speech_seconds = word_durations(alignment).sum().item()
+    total_seconds = alignment.words[-1].end - alignment.words[0].start
     return dict(
-        words=len(alignment.words) / whole,
+        words=len(alignment.words) / total_seconds,
         phones=len(alignment.phones) / speech_seconds,
-        pause=max(0.0, 1 - speech_seconds / whole),
+        pause=max(0.0, 1 - speech_seconds / total_seconds),
     )
 
 # %% ../../nbs/asr/align.ipynb #04ed7195
 def duration_correlation(
     a: Alignment | Sequence[Alignment],  # one clip, or the clips of a table
-    b: Alignment | Sequence[Alignment],  # the same texts, spoken again
-) -> float:  # -1 to 1; nan where all words of one side last equally long
-    "Do two renderings share the durations of their words"
+    b: Alignment | Sequence[Alignment],  # the same texts in another rendering
+) -> float:  # -1 to 1; nan if all words of one side have the same duration
+    "Correlation of the word durations of two renderings of the same texts"
     a, b = [[x] if isinstance(x, Alignment) else list(x) for x in (a, b)]
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} clips against {len(b)}: the same texts are wanted on both sides")
+        raise ValueError(f"{len(a)} and {len(b)} clips; both sides must have the same texts")
     for i, (x, y) in enumerate(zip(a, b)):
-        if [normalize_word(w.word) for w in x.words] != [normalize_word(w.word) for w in y.words]:
-            raise ValueError(
-                f"pair {i} does not say the same words: {' '.join(w.word for w in x.words)[:50]!r} and {' '.join(w.word for w in y.words)[:50]!r}"
-            )
+        words = [w.word for w in x.words], [w.word for w in y.words]
+        if list(map(normalize_word, words[0])) != list(map(normalize_word, words[1])):
+            first, second = (" ".join(side)[:50] for side in words)
+            raise ValueError(f"pair {i} has different words: {first!r} and {second!r}")
     if sum(len(x.words) for x in a) < 3:
         raise ValueError("a correlation needs at least three words")
-    return torch.corrcoef(
-        torch.stack([torch.cat([word_durations(x) for x in side]).double() for side in (a, b)])
-    )[0, 1].item()
+    durations = torch.stack([torch.cat(list(map(word_durations, side))).double() for side in (a, b)])
+    return torch.corrcoef(durations)[0, 1].item()

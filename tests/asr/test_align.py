@@ -1,4 +1,4 @@
-"The CTC aligner against every path of small cases, and what an alignment promises whatever made it"
+"The CTC aligner compared with brute force in small cases, and properties of alignments by any aligner"
 
 import itertools
 from importlib.util import find_spec
@@ -25,7 +25,9 @@ from diffuspeech.asr.align import (
 from diffuspeech.data import audio
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
-speaks = pytest.mark.skipif(find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed")
+needs_pocketsphinx = pytest.mark.skipif(
+    find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed"
+)
 TEXT = "Please leave your message after the tone. When done, hang up, or press the pound key."
 
 
@@ -62,7 +64,7 @@ def brute_force(log_probs, ids, blank):
     symbols=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     seed=st.integers(0, 10**6),
 )
-def test_the_best_of_all_paths(T, V, blank, symbols, seed):
+def test_finds_the_best_of_all_paths(T, V, blank, symbols, seed):
     blank, ids = blank % V, [s % V for s in symbols if s % V != blank % V]
     repeats = sum(a == b for a, b in zip(ids, ids[1:]))
     log_probs = posteriors(seed, T, V)
@@ -79,7 +81,7 @@ def test_the_best_of_all_paths(T, V, blank, symbols, seed):
 
 @pytest.mark.parametrize("ids", [[1, 1], [1, 1, 1], [1, 2, 2, 1], [2, 2, 1, 1]])
 def test_repeats_in_the_fewest_frames(ids):
-    "No slack: each symbol one frame, a blank between equal ones, however unlikely the blank"
+    "Each symbol has one frame, with a blank between equal ones, however unlikely the blank"
     T = len(ids) + sum(a == b for a, b in zip(ids, ids[1:]))
     log_probs = torch.tensor([1e-6, 0.6, 0.4]).log().expand(T, 3)
     spans = ctc_align(log_probs, torch.tensor(ids))
@@ -90,7 +92,7 @@ def test_repeats_in_the_fewest_frames(ids):
 
 @quick
 @given(frames=st.lists(st.integers(6, 12), min_size=1, max_size=4), seed=st.integers(0, 10**6))
-def test_a_row_does_not_see_its_batch(frames, seed):
+def test_rows_are_independent(frames, seed):
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 4, (len(frames),), generator=rng)
     ids = torch.randint(1, 5, (len(frames), 3), generator=rng)
@@ -103,19 +105,19 @@ def test_a_row_does_not_see_its_batch(frames, seed):
         assert (together[row, k:] == -1).all()
 
 
-def test_ctc_refuses():
+def test_ctc_refuses_impossible_texts():
     log_probs = posteriors(0, 5, 3)
     for ids in ([0, 1], [3], [-1]):
-        with pytest.raises(ValueError, match="from 0 to 2, and none is the blank 0"):
+        with pytest.raises(ValueError, match="from 0 to 2, without the blank 0"):
             ctc_align(log_probs, torch.tensor(ids))
     never = log_probs.clone()
     never[:, 2] = -torch.inf
-    with pytest.raises(ValueError, match="no chance at all"):
+    with pytest.raises(ValueError, match="probability zero"):
         ctc_align(never, torch.tensor([2]))
 
 
-def test_a_recogniser_that_is_sure():
-    "ab|b with one-hot posteriors: the words are where the recogniser says, whether it is peaky or not"
+def test_words_of_one_hot_posteriors():
+    "ab|b: the words are where the recognizer puts them, whether it is peaky or not"
     path = [0, 1, 1, 0, 2, 2, 0, 3, 0, 2, 2, 0]
     log_probs = torch.nn.functional.one_hot(torch.tensor(path), 4).float().clamp_min(1e-9).log()
     aligner = CTCAligner(
@@ -138,7 +140,7 @@ def test_a_recogniser_that_is_sure():
     assert got.confidence == pytest.approx(1) and got.seconds == pytest.approx(0.24)
 
 
-def test_words():
+def test_split_words():
     assert split_words("It's 3.5 km -- “well-known”, isn’t it?") == [
         "It's",
         "3.5",
@@ -168,7 +170,7 @@ def alignment_of(*spans):
     return Alignment([Word(f"w{i}", start, end, 1.0) for i, (start, end) in enumerate(spans)], [], 9.0)
 
 
-def test_rhythm():
+def test_durations_rate_and_correlation():
     a, b = alignment_of((0, 1), (1, 3), (4, 7)), alignment_of((0, 2), (2, 6), (6, 12))
     assert (
         word_durations(a).tolist() == [1, 2, 3]
@@ -180,16 +182,16 @@ def test_rhythm():
     ) == pytest.approx(-1)
     assert duration_correlation([a, a], [b, a]) < 1
     for x, y, words in (
-        (a, alignment_of((0, 1)), "same words"),
-        ([a], [a, a], "1 clips against 2"),
+        (a, alignment_of((0, 1)), "different words"),
+        ([a], [a, a], "1 and 2 clips"),
         (alignment_of((0, 1)), alignment_of((0, 1)), "three words"),
     ):
         with pytest.raises(ValueError, match=words):
             duration_correlation(x, y)
 
 
-@speaks
-def test_a_person():
+@needs_pocketsphinx
+def test_human_speech():
     wave = audio.load_clip("vm-intro")
     first = align(wave, TEXT)
     assert [w.word for w in first.words] == split_words(TEXT)
@@ -205,8 +207,8 @@ def test_a_person():
     assert (shifts - 0.5).abs().median() <= 0.01 and ((shifts - 0.5).abs() <= 0.03).float().mean() > 0.8
 
 
-@speaks
-def test_what_cannot_be_aligned():
+@needs_pocketsphinx
+def test_refuses_what_cannot_be_aligned():
     wave = audio.load_clip("vm-intro")
     for bad, text, words in (
         (wave, "", "text is empty"),

@@ -54,12 +54,12 @@ BAD = {
     "deep": (b"[" * 100_000, "not JSON"),
     "a number of 5000 digits": (
         b'{"audio_filepath": "clip.wav", "duration": ' + b"9" * 5000 + b', "text": "x"}',
-        "not JSON|seconds are wanted",
+        "not JSON|a number of seconds",
     ),
     "no path": (line(audio_filepath=...), '"audio_filepath" is missing'),
     "empty path": (line(audio_filepath=""), '"audio_filepath" is missing'),
-    "a path with a NUL": (line(audio_filepath="a\0b.wav"), "no path"),
-    "a path that is a list": (line(audio_filepath=["a.wav"]), '"audio_filepath" is .* a string is wanted'),
+    "a path with a NUL": (line(audio_filepath="a\0b.wav"), "not a path"),
+    "a path that is a list": (line(audio_filepath=["a.wav"]), '"audio_filepath" is .* it must be a string'),
     "no duration": (line(duration=...), '"duration" is missing'),
     "null duration": (line(duration=None), '"duration" is missing'),
     "negative duration": (line(duration=-1), '"duration" is -1'),
@@ -71,8 +71,8 @@ BAD = {
     "duration true": (line(duration=True), '"duration" is true'),
     "negative offset": (line(offset=-0.5), '"offset" is -0.5'),
     "NaN offset": (line(offset=float("nan")), '"offset" is NaN'),
-    "text a number": (line(text=5), '"text" is 5; a string is wanted'),
-    "text a list": (line(text=["a"]), '"text" is .* a string is wanted'),
+    "text a number": (line(text=5), '"text" is 5; it must be a string'),
+    "text a list": (line(text=["a"]), '"text" is .* it must be a string'),
     "no text": (line(text=...), '"text" is empty'),
     "empty text": (line(text=""), '"text" is empty'),
     "blank text": (line(text=" \t"), '"text" is empty'),
@@ -85,9 +85,9 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_line(folder, kind):
     "One clear message with file and line; with on_bad='skip' the others are read, and the bad one is counted"
-    bad, says = BAD[kind]
+    bad, message = BAD[kind]
     path = write(folder, GOOD, b"", GOOD, bad, GOOD)
-    with pytest.raises(ManifestError, match=says) as e:
+    with pytest.raises(ManifestError, match=message) as e:
         list(Manifest(path))
     assert str(e.value).startswith(f"{path}:4: ") and "\n" not in str(e.value) and len(str(e.value)) < 400, (
         str(e.value)
@@ -103,7 +103,7 @@ def test_bad_line(folder, kind):
 
 
 def broken_sounds(folder):
-    "Lines whose sound is wrong, and what is said about each"
+    "Lines with bad audio, and the error for each"
     data = (folder / "clip.wav").read_bytes()
     (folder / "cut.wav").write_bytes(data[: len(data) // 2])
     audio.save(folder / "whole.flac", audio.load_clip())
@@ -126,18 +126,18 @@ def broken_sounds(folder):
             line(audio_filepath="cut.flac", offset=5, duration=0.6),
             "ends at|breaks off|cannot be read",
         ),
-        "offset beyond the end": (line(offset=60), "ends at 5.65 s, but 60.00 to 61.50 s"),
+        "offset beyond the end": (line(offset=60), "ends at 5.65 s, but the utterance is 60.00 to 61.50 s"),
         "offset at the end": (line(offset=5.65, duration=0.05), "ends at|breaks off"),
-        "longer than the file": (line(duration=9), "ends at 5.65 s, but 0.00 to 9.00 s"),
+        "longer than the file": (line(duration=9), "the utterance is 0.00 to 9.00 s"),
         "not finite": (line(audio_filepath="nan.wav", duration=1), "not finite"),
     }
 
 
 def test_bad_sound(folder):
     wrong = broken_sounds(folder)
-    for kind, (bad, says) in wrong.items():
+    for kind, (bad, message) in wrong.items():
         path = write(folder, GOOD, bad)
-        with pytest.raises(ManifestError, match=says) as e:
+        with pytest.raises(ManifestError, match=message) as e:
             load_audio(Manifest(path)[1])
         assert str(e.value).startswith(f"{path}:2: ") and "\n" not in str(e.value), (kind, str(e.value))
     path = write(folder, GOOD, *(bad for bad, _ in wrong.values()), GOOD)
@@ -150,7 +150,7 @@ def test_bad_sound(folder):
         list(batches(Manifest(path), seconds=20))
 
 
-def test_a_batch_with_nothing_left(folder):
+def test_a_batch_without_valid_rows(folder):
     job = Manifest(write(folder, line(audio_filepath="gone.wav")), on_bad="skip")
     (batch,) = batches(job, seconds=20)
     assert (
@@ -163,7 +163,7 @@ def test_a_batch_with_nothing_left(folder):
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, message",
     [
         (b"", "no lines"),
         (b"\n\n  \n", "no lines"),
@@ -174,15 +174,15 @@ def test_a_batch_with_nothing_left(folder):
     ],
     ids=["empty", "blank", "only a mark", "array", "gzip", "utf-16"],
 )
-def test_bad_file(folder, content, says):
+def test_bad_file(folder, content, message):
     (folder / "file.jsonl").write_bytes(content)
     for on_bad in ("raise", "skip"):
-        with pytest.raises(ManifestError, match=says) as e:
+        with pytest.raises(ManifestError, match=message) as e:
             Manifest(folder / "file.jsonl", on_bad=on_bad)
         assert "file.jsonl" in str(e.value)
 
 
-def test_no_file(folder):
+def test_missing_manifest(folder):
     with pytest.raises(ManifestError, match="a folder, not a manifest"):
         Manifest(folder)
     with pytest.raises(ManifestError, match="nowhere.jsonl: no such file"):
@@ -202,7 +202,7 @@ def test_no_file(folder):
     ],
     ids=["no newline at the end", "CRLF", "byte order mark", "blank CRLF lines", "spaces"],
 )
-def test_harmless(folder, content):
+def test_harmless_variations(folder, content):
     (folder / "odd.jsonl").write_bytes(content)
     (u,) = Manifest(folder / "odd.jsonl")
     assert u.text == "please leave" and u.duration == 1.5 and len(load_audio(u)) == 24_000
@@ -236,14 +236,14 @@ DURATIONS = [
 
 
 @pytest.mark.parametrize("raw, seconds", DURATIONS, ids=range(len(DURATIONS)))
-def test_quick_duration_is_what_the_parser_finds(raw, seconds):
+def test_quick_duration_agrees_with_the_parser(raw, seconds):
     np.testing.assert_equal(manifest.quick_duration(raw), seconds)
     if not np.isnan(seconds):
         assert manifest.parse(raw, Path()).duration == seconds
 
 
 def test_paths(folder, monkeypatch):
-    "Relative ones start at the manifest's folder, wherever we are; absolute ones stay"
+    "Relative paths start at the manifest's folder, in any working directory; absolute ones stay"
     (folder / "lists").mkdir(exist_ok=True)
     path = write(
         folder / "lists", line(audio_filepath="../clip.wav"), line(audio_filepath=str(folder / "clip.wav"))
@@ -259,8 +259,8 @@ def test_paths(folder, monkeypatch):
         assert Manifest(name)[0].id == "../clip.wav", "ids do not depend on where the corpus lies"
 
 
-def test_granary_loads_as_it_is_and_comes_back(folder):
-    "The fields that Granary's pipeline writes (NeMo-speech-data-processor, dataset_configs/multilingual/granary)"
+def test_granary_round_trip(folder):
+    "The fields of Granary's pipeline (NeMo-speech-data-processor, dataset_configs/multilingual/granary)"
     fields = {
         "audio_filepath": "en/a1.flac",
         "offset": 12.34,
@@ -375,7 +375,7 @@ def memory(kind) -> int:
 
 
 def open_big(path, out):
-    "In a fresh process, so that its peak is its own"
+    "In a new process, to measure its own peak"
     before = memory("VmHWM")
     began = time.perf_counter()
     m = Manifest(path)
@@ -393,8 +393,10 @@ def test_many_lines(tmp_path):
     path = tmp_path / "big.jsonl"
     with open(path, "w") as file:
         file.writelines(
-            f'{{"audio_filepath": "yt/{i % 999:03}/{i}.flac", "offset": {i % 77}.5, "duration": {1 + i % 2900 / 100:.2f}, "text": "a sentence of some words, number {i}, '
-            f'as long as most of them are in such a corpus, about fifteen", "source_lang": "en", "target_lang": "en", "pnc": "pnc", "itn": "itn"}}\n'
+            f'{{"audio_filepath": "yt/{i % 999:03}/{i}.flac", "offset": {i % 77}.5, '
+            f'"duration": {1 + i % 2900 / 100:.2f}, "text": "a sentence of some words, number {i}, '
+            'as long as most of them are in such a corpus, about fifteen", '
+            '"source_lang": "en", "target_lang": "en", "pnc": "pnc", "itn": "itn"}\n'
             for i in range(LINES)
         )
     context = get_context("spawn")
@@ -404,7 +406,8 @@ def test_many_lines(tmp_path):
     n, first, again, kib, same = out.get(timeout=120)
     process.join()
     print(
-        f"{n} lines, {path.stat().st_size / 1e6:.0f} MB: opened in {first:.2f} s, again in {again:.3f} s, {kib / 1024:.0f} MiB more at the peak"
+        f"{n} lines, {path.stat().st_size / 1e6:.0f} MB: opened in {first:.2f} s, again in {again:.3f} s, "
+        f"{kib / 1024:.0f} MiB more at the peak"
     )
     assert n == LINES and same
     assert first < 10 * LINES / 1e6 + 1 and again < 0.5
@@ -426,22 +429,22 @@ LENGTHS = {
 @pytest.mark.parametrize("world_size", [1, 2, 7])
 @pytest.mark.parametrize("kind", LENGTHS)
 @pytest.mark.parametrize(
-    "how", [{}, {"max_rows": 3}, {"length_jitter": 0}, {"length_jitter": float("inf")}], ids=str
+    "options", [{}, {"max_rows": 3}, {"length_jitter": 0}, {"length_jitter": float("inf")}], ids=str
 )
-def test_plan_is_exact(kind, world_size, how):
+def test_plan_is_exact(kind, world_size, options):
     d = LENGTHS[kind]
     ranks = [
-        plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **how) for r in range(world_size)
+        plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **options) for r in range(world_size)
     ]
     assert len({len(r) for r in ranks}) == 1, "as many steps on each rank"
     every = np.concatenate([rows for r in ranks for rows in r])
     assert (np.sort(every) == np.flatnonzero(~np.isnan(d))).all(), "each once"
     for rows in (rows for r in ranks for rows in r):
-        assert len(rows) <= how.get("max_rows", len(d)) and d[rows].max(initial=0) * len(rows) <= 375 * (
+        assert len(rows) <= options.get("max_rows", len(d)) and d[rows].max(initial=0) * len(rows) <= 375 * (
             1 + 1e-6
         )
     again = [
-        plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **how) for r in range(world_size)
+        plan_batches(d, seed=1, epoch=4, rank=r, world_size=world_size, **options) for r in range(world_size)
     ]
     assert all(np.array_equal(a, b) for x, y in zip(ranks, again) for a, b in zip(x, y))
 
@@ -461,7 +464,7 @@ def test_plan_changes_with_seed_and_epoch_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "how, says",
+    "options, message",
     [
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"seconds": 0}, "seconds=0"),
@@ -472,9 +475,9 @@ def test_plan_changes_with_seed_and_epoch_and_nothing_else():
     ],
     ids=str,
 )
-def test_plan_refuses(how, says):
-    with pytest.raises(ValueError, match=says):
-        plan_batches(np.array([2.0, 300.0]), **how)
+def test_plan_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_batches(np.array([2.0, 300.0]), **options)
     with pytest.raises(ValueError, match="no utterance"):
         plan_batches(np.array([np.nan]))
 
@@ -516,7 +519,7 @@ def test_batches_resume_ranks_and_workers(pieces):
     )
 
 
-def test_an_error_in_a_worker_is_the_same_line(folder):
+def test_an_error_in_a_worker_is_one_line(folder):
     path = write(folder, GOOD, line(audio_filepath="gone.wav"), line(duration=99))
     with pytest.raises(ManifestError) as e:
         list(batches(Manifest(path), seconds=50))
@@ -533,7 +536,7 @@ def test_an_error_in_a_worker_is_the_same_line(folder):
 
 
 def test_offsets_at_another_rate(folder):
-    "8 and 44.1 kHz, stereo: the part that is read is the part that is named"
+    "8 and 44.1 kHz, stereo: the right segment is read"
     for rate in (8000, 44_100):
         t = np.arange(3 * rate) / rate
         tone = np.sin(2 * np.pi * np.where(t < 1, 300, np.where(t < 2, 600, 900)) * t)

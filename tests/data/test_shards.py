@@ -101,12 +101,12 @@ def test_tokens(manifest, tmp_path):
 def test_processes_and_runs_make_the_same_bytes(manifest, tmp_path):
     tokens = partial(
         make, manifest, kind="tokens", encode=ids, max_megabytes=0.06
-    )  # an Opus file has a serial number, drawn anew each time
+    )  # an Opus file has a serial number, new each time
     assert tokens(tmp_path / "one")["ranges"] == tokens(tmp_path / "two", workers=2)["ranges"]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_goes_on_where_it_was(manifest, tmp_path, monkeypatch):
+def test_resumes(manifest, tmp_path, monkeypatch):
     from diffuspeech.data import shards as module
 
     whole = make(manifest, tmp_path / "whole")
@@ -187,11 +187,11 @@ def damage_version(folder, index):
 @pytest.mark.parametrize("damage", [damage_cut, damage_missing, damage_table, damage_index, damage_version])
 def test_damaged_packs(manifest, tmp_path, damage):
     before = make(manifest, tmp_path)
-    path, trouble = damage(tmp_path, before)
-    with pytest.raises(ManifestError, match=trouble) as error:
+    path, message = damage(tmp_path, before)
+    with pytest.raises(ManifestError, match=message) as error:
         Shards(tmp_path)
     assert str(error.value).startswith(str(path))
-    assert make(manifest, tmp_path)["written"] <= 1  # what it says helps
+    assert make(manifest, tmp_path)["written"] <= 1  # the suggested command works
     Shards(tmp_path).verify()
 
 
@@ -243,14 +243,14 @@ def test_bad_sound(manifest, tmp_path):
     )
 
 
-def test_silence_is_no_tokens(tmp_path):
+def test_refuses_tokens_of_silence(tmp_path):
     audio.save(tmp_path / "a.wav", torch.zeros(16_000))
     with pytest.raises(ManifestError, match="^hall: silent"):
         make([Utterance(tmp_path / "a.wav", 1.0, id="hall")], tmp_path / "pack", kind="tokens", encode=ids)
 
 
 @pytest.mark.parametrize(
-    "settings, trouble",
+    "settings, message",
     [
         (dict(kind="mp3"), "opus or tokens"),
         (dict(kind="tokens"), "tokens need encode"),
@@ -261,13 +261,13 @@ def test_silence_is_no_tokens(tmp_path):
         (dict(licence=" "), "the licence is empty"),
     ],
 )
-def test_bad_settings(manifest, tmp_path, settings, trouble):
-    with pytest.raises(ValueError, match=trouble):
+def test_bad_settings(manifest, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
         make(manifest, tmp_path / "pack", **settings)
     assert not (tmp_path / "pack").exists()
 
 
-# Tars of others
+# WebDataset
 
 
 def sound(kind="WAV", rate=16_000) -> bytes:
@@ -287,7 +287,7 @@ def tar(path, files: dict, mode="w"):
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_foreign_kinds(tmp_path, kind, mode):
+def test_external_formats(tmp_path, kind, mode):
     files = {
         f"deep/a.b/{n}.{ending}": data
         for n in range(3)
@@ -307,7 +307,7 @@ def test_foreign_kinds(tmp_path, kind, mode):
     )
 
 
-def test_txt_and_braces_and_shares(tmp_path):
+def test_txt_braces_and_ranks(tmp_path):
     for n in range(6):
         tar(
             tmp_path / f"c-{n:03d}.tar",
@@ -342,7 +342,7 @@ def test_from_a_web_server(tmp_path):
 
 
 WRONG = {
-    "no sound": ({"a.txt": b"x"}, "a.tar:a: no sound among txt"),
+    "no sound": ({"a.txt": b"x"}, "a.tar:a: no audio among txt"),
     "bad sound": ({"a.wav": b"nothing", "a.txt": b"x"}, "a.tar:a: not an audio file"),
     "cut sound": ({"a.wav": sound()[:5000], "a.txt": b"x"}, "a.tar:a: breaks off"),
     "empty sound": ({"a.wav": b"", "a.txt": b"x"}, "a.tar:a: the file is empty"),
@@ -356,9 +356,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_samples(tmp_path, name):
-    files, trouble = WRONG[name]
+    files, message = WRONG[name]
     path = tar(tmp_path / "a.tar", {**files, "b.wav": sound(), "b.txt": b"good"})
-    with pytest.raises(ManifestError, match=trouble):
+    with pytest.raises(ManifestError, match=message):
         list(WebDataset(path))
     skipping = WebDataset(path, on_bad="skip")
     assert [u.id for u in skipping] == ["b"] and skipping.skipped.count == 1
@@ -378,7 +378,7 @@ def test_bad_tars(tmp_path):
     ):
         (tmp_path / "b.tar").write_bytes(data)
         with pytest.raises(
-            ManifestError, match="b.tar: breaks off, or is no tar|b.tar:.*(no sound|breaks off)"
+            ManifestError, match="b.tar: breaks off, or is not a tar|b.tar:.*(no audio|breaks off)"
         ):
             list(WebDataset(tmp_path / "b.tar"))
     with pytest.raises(ManifestError, match="no.tar: no such file"):
@@ -387,7 +387,7 @@ def test_bad_tars(tmp_path):
         WebDataset([], rank=1)
 
 
-# Cuts
+# Lhotse
 
 
 def line(**changes):
@@ -467,20 +467,20 @@ CUTS = {
 
 @pytest.mark.parametrize("name", CUTS)
 def test_bad_cuts(tmp_path, name):
-    text, trouble = CUTS[name]
+    text, message = CUTS[name]
     (tmp_path / "cuts.jsonl").write_text(line() + "\n" + text + "\n")
-    with pytest.raises(ManifestError, match=f"cuts.jsonl:2: .*{trouble}"):
+    with pytest.raises(ManifestError, match=f"cuts.jsonl:2: .*{message}"):
         list(read_lhotse(tmp_path / "cuts.jsonl"))
 
 
 def test_bad_cut_files(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((line() + "\n").encode() * 50)[:100])
     (tmp_path / "b.jsonl.gz").write_text(line())
-    for path, trouble in (
+    for path, message in (
         (tmp_path / "a.jsonl.gz", "breaks off"),
         (tmp_path / "b.jsonl.gz", "is not gzip"),
         (tmp_path / "no.jsonl", "no such file"),
         (tmp_path, "a folder"),
     ):
-        with pytest.raises(ManifestError, match=trouble):
+        with pytest.raises(ManifestError, match=message):
             list(read_lhotse(path))

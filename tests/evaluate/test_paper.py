@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import prepare_clips
 from test_cosyvoice import FLOW, HIFT, small_campplus
-from test_recogniser import SMALL, pack, parts, random_canary
+from test_recognizer import SMALL, pack, parts, random_canary
 
 from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig
 from diffuspeech.cli import main
@@ -191,7 +191,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch):
         "huggingface_hub.hf_hub_download",
         lambda name, file: str(tmp_path / "hub" / file) if name == "nvidia/canary-180m-flash" else 1 / 0,
     )
-    with pytest.raises(SystemExit, match="the hub did not give other.nemo"):
+    with pytest.raises(SystemExit, match="other.nemo could not be downloaded from the hub"):
         main(["convert", "nvidia/other", "-o", str(tmp_path / "canary")])
     main(["convert", "nvidia/canary-180m-flash", "-o", str(tmp_path / "canary")])
     torch.manual_seed(0)

@@ -368,7 +368,7 @@ def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
         (["train", "speech-tokens", "--set", "stepz=1"], "steps"),
         (["train", "speech-tokens", "--set", "steps"], "key=value|="),
         (["fetch", "whisper-huge"], "none of"),
-        (["corpus", "build", "huge"], "no corpus"),
+        (["corpus", "build", "huge"], "not a corpus"),
         (["corpus", "check"], "needs a manifest"),
         (["corpus", "check", "gone.jsonl"], "gone.jsonl"),
         (["corpus", "pack", "m.jsonl"], "--license"),
