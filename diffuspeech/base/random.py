@@ -60,7 +60,7 @@ class Stream(Enum):
 def fold_in(
     key: Tensor,  # int64
     counter: "Tensor | int | Stream",  # what the new key is for; a tensor broadcasts against `key`
-) -> Tensor:  # int64: a key of its own for each counter
+) -> Tensor:  # int64: another key for each counter
     "A new key from a key and a counter"
     if isinstance(counter, Tensor):
         return mix(key + (counter + 1) * GOLDEN)
@@ -84,7 +84,7 @@ def key(
 
 # %% ../../nbs/base/random.ipynb #061d5113
 def row_keys(
-    seed: "int | Tensor | torch.Generator",  # one for all rows, a tensor with one per row, or a source of one
+    seed: "int | Tensor | torch.Generator",  # one for all rows, one per row, or a generator to draw one from
     rows: int,
     device: "torch.device | str" = "cpu",
 ) -> Tensor:  # int64, one key per row
@@ -94,7 +94,7 @@ def row_keys(
     if isinstance(seed, Tensor):
         if seed.shape != (rows,):
             raise ValueError(
-                f"seed has shape {tuple(seed.shape)} for {rows} rows; it must be a number, or one for each row"
+                f"seed has shape {tuple(seed.shape)}, but there are {rows} rows; pass one seed per row"
             )
         return mix(seed.to(device, torch.int64) * GOLDEN + M1)
     return fold_in(torch.tensor(_signed(seed) ^ M1, device=device), torch.arange(rows, device=device))

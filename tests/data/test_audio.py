@@ -286,7 +286,7 @@ def test_long_files_in_bounded_memory(tmp_path, wave, kind, minutes):
 
 
 @pytest.mark.needs("chromium")
-def test_page(tmp_path, wave):
+def test_player_page(tmp_path, wave):
     body = (
         audio.view_wave(wave, 'a <b>"clip"</b> </script>')._repr_html_()
         + audio.view_waves({"one": wave[:24_000], "two": wave[:32_000]})._repr_html_()
