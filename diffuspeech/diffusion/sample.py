@@ -231,8 +231,7 @@ def check_rule(rule: "Rule | str", config: SamplingConfig) -> Rule:
     if not rule.uses_predictions and (config.eos == "last" or config.position_temperature):
         name = "eos" if config.eos == "last" else "position_temperature"
         raise ValueError(
-            f"{name}={getattr(config, name)!r} ranks positions, but {type(rule).__name__} chooses them "
-            "without predictions"
+            f"{name}={getattr(config, name)!r} ranks positions, but {rule!r} chooses them without predictions"
         )
     return rule
 
@@ -262,6 +261,8 @@ def continue_with(
         for denoiser in (run.denoiser, run.unconditional):
             if denoiser is not None:
                 check_denoiser(denoiser, state.codebooks, run.rule.denoiser_kwargs)
+    if steps is not None and not run.rule.takes_steps:
+        raise ValueError(f"{run.rule!r} takes one step for each mask: it cannot be given steps={steps}")
     if seed is not None:
         state.reseed(seed)
     group = run.rule.groups(state.position, state.level)

@@ -90,6 +90,7 @@ def sampler_overhead(
     repeats: int = 5,  # at least; more where they are quick
 ) -> dict:  # overhead_ms, model_ms, floor_ms, calls
     "Milliseconds a step beside the model, best of several runs"
+    steps = steps if rule.takes_steps else None
 
     def run():
         denoiser.reset()

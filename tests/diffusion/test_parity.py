@@ -76,7 +76,7 @@ def test_most_confident_first(diffusers, L, T):
 
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6, 0.95])
 def test_threshold(diffusers, threshold):
-    "At a quota of one both commit all that are sure, or the best one: ConfTopP with fallback='best'"
+    "At a quota of one both commit all that are sure, or the best one: ConfTopP without a number of steps"
     blank = torch.full((6, 24), MASK)
     blank[3:, :7] = 2  # at a quota of one, what is given does not matter
     theirs = block_refinement_canvases(diffusers, network, blank, 24, temperature=0.0, threshold=threshold)
@@ -84,7 +84,7 @@ def test_threshold(diffusers, threshold):
 
 
 class SureOrQuota(Rule):
-    "With a quota above one they differ: ours leaves the sure ones alone, however few; theirs fills them up to the quota, and keeps the quota when it is ahead. In three lines:"
+    "With a quota above one they differ: theirs keeps the quota when it is ahead, ours then commits fewer"
 
     steps = None
 
@@ -97,7 +97,7 @@ def test_threshold_with_quota(diffusers):
     blank = torch.full((6, 24), MASK)
     theirs = block_refinement_canvases(diffusers, network, blank, 8, temperature=0.0, threshold=0.35)
     assert same(theirs, our_canvases(network, blank, SureOrQuota(), None))
-    assert not same(theirs, our_canvases(network, blank, ConfTopP(0.35, fallback="schedule"), 8))
+    assert not same(theirs, our_canvases(network, blank, ConfTopP(0.35), 8))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from diffuspeech.base import random
 from diffuspeech.diffusion import predictions
 from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
-from diffuspeech.diffusion.catalogue import CATALOGUE
+from diffuspeech.diffusion.catalogue import CATALOGUE, get_rule
 from diffuspeech.diffusion.oracle import JointDistribution, MarkovChain
 from diffuspeech.diffusion.predictions import (
+    SCORES,
     Predictions,
     SamplingConfig,
     entropy,
@@ -59,6 +61,13 @@ RULES |= {
     "blocks(remdm)": Blocks(ReMDM(), 4),
     "blocks(threshold)": Blocks(ConfTopP(0.4), 3),
 }
+
+
+def steps_of(name, number):
+    "The number of steps to ask a rule for: none where it takes one for each mask"
+    return number if RULES[name].takes_steps else None
+
+
 few_examples = settings(
     max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
@@ -123,7 +132,7 @@ def test_rows_are_independent(name, seed, T, kwargs):
         kwargs = kwargs | dict(position_temperature=1.0)
 
     def run(x, lengths, seeds):
-        return sample(TableNet(), x, rule, M, steps=T, seed=seeds, lengths=lengths, **kwargs)
+        return sample(TableNet(), x, rule, M, steps=steps_of(name, T), seed=seeds, lengths=lengths, **kwargs)
 
     whole = run(x, lengths, seeds)
     inside = torch.arange(width) < lengths[:, None]
@@ -185,10 +194,10 @@ def test_rows_are_independent_with_a_network(name):
     net, rule = Net().eval(), RULES[name]
     x, lengths = rows_of(11, 8, 12)
     seeds = torch.arange(8)
-    whole = sample(net, x, rule, M, steps=6, seed=seeds, lengths=lengths)
+    whole = sample(net, x, rule, M, steps=steps_of(name, 6), seed=seeds, lengths=lengths)
     for i in range(8):
         n = int(lengths[i])
-        alone = sample(net, x[i : i + 1, :n], rule, M, steps=6, seed=seeds[i : i + 1])
+        alone = sample(net, x[i : i + 1, :n], rule, M, steps=steps_of(name, 6), seed=seeds[i : i + 1])
         assert torch.equal(alone.tokens[0], whole.tokens[i, :n])
 
 
@@ -206,7 +215,7 @@ def test_logits_do_not_depend_on_padding(seed):
         assert (alone - logits[i, :n]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if r.takes_steps])
 def test_one_step_greedy_is_the_same_for_all(name):
     x, lengths = rows_of(5, 16, 9)
     first = sample(TableNet(), x, Ancestral(), M, steps=1, lengths=lengths)
@@ -384,7 +393,7 @@ def test_no_call_without_a_commit(name):
     "Dream's quota can be 0, and a call is made for nothing"
     net, x = TableNet(), torch.full((1, 9), M)
     x[0, 4:] = 1
-    out = sample(net, x, RULES[name], M, steps=50, temperature=1.0)
+    out = sample(net, x, RULES[name], M, steps=steps_of(name, 50), temperature=1.0)
     steps_that_commit = len(set(out.trajectory.commit_step[out.trajectory.commit_step >= 0].tolist()))
     assert out.nfe == steps_that_commit <= 4 and out.nfe == len(net.calls)
 
@@ -453,7 +462,9 @@ def test_factor_is_not_off_by_one():
 
 @pytest.mark.parametrize("rule", [Ancestral, ReMDM, FirstHitting], ids=lambda r: r.__name__)
 def test_calls_saved_change_nothing(rule):
-    "MDLM's cache compares whole batches; here rows are skipped one by one, and the tokens are the same bit for bit as when every row is asked everything at every step"
+    """MDLM's cache compares whole batches; here rows are skipped one by one
+
+    The tokens are the same, bit for bit, as when every row is asked everything at every step."""
 
     class AskAll(rule):
         uses_predictions = True
@@ -471,13 +482,11 @@ def test_calls_saved_change_nothing(rule):
 
     x, lengths = rows_of(2, 6, 9)
     lean, full = TableNet(), TableNet()
-    a = sample(lean, x, rule(), M, steps=30, temperature=1.0, lengths=lengths)
-    b = sample(full, x, AskAll(), M, steps=30, temperature=1.0, lengths=lengths)
-    assert (
-        torch.equal(a.tokens, b.tokens)
-        and sum(lean.calls) < sum(full.calls) / 2
-        and a.calls.sum() < b.calls.sum()
-    )
+    n = 30 if rule.takes_steps else None
+    a = sample(lean, x, rule(), M, steps=n, temperature=1.0, lengths=lengths)
+    b = sample(full, x, AskAll(), M, steps=n, temperature=1.0, lengths=lengths)
+    assert torch.equal(a.tokens, b.tokens) and sum(lean.calls) < sum(full.calls) / 2
+    assert a.calls.sum() < b.calls.sum() or rule is FirstHitting, "which commits in every row at every step"
 
 
 def test_drawn_confidence_is_listed_as_biased():
@@ -600,7 +609,7 @@ def test_logits_stay_the_denoisers(name):
             return own[: len(where)]  # a view
 
         rule, x = RULES[name], torch.full((2, 9), M)
-        out = sample(net, x, rule, M, steps=5, temperature=1.0, suppress_tokens=(0,))
+        out = sample(net, x, rule, M, steps=steps_of(name, 5), temperature=1.0, suppress_tokens=(0,))
         assert torch.equal(own, before) and not torch.isin(out.tokens, torch.tensor([0, M])).any()
 
 
@@ -681,3 +690,100 @@ def test_options_are_those_of_the_config():
     for field in dataclasses.fields(SamplingConfig):
         assert shown[field.name].default == field.default
     assert all(a.default == inspect.signature(steps).parameters[n].default for n, a in shown.items())
+
+
+# Defects of our own
+
+
+@pytest.mark.parametrize("score", [name for name in SCORES if name != "entropy"])
+def test_every_score_can_pass_the_threshold(score):
+    "An entropy could not: its negative is never above a threshold between 0 and 1"
+    out = sample(TableNet(sharp=8.0), torch.full((8, 12), M), ConfTopP(0.1, score), M)
+    assert out.nfe < 12, "never more than the one token that is always committed"
+    with pytest.raises(ValueError, match="score='entropy' has no threshold"):
+        ConfTopP(score="entropy")
+
+
+@pytest.mark.parametrize(
+    "name", ["conf_topp", "factor", "entropy_bound", "klass", "slowfast", "blocks(threshold)"]
+)
+@few_examples
+@given(T=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_no_rule_falls_behind_the_schedule(name, T, seed):
+    "ConfTopP committed 1, 1, 1, 1, 1, 1, 1 and then 25 of 32 in the step that was the last"
+    x, _ = rows_of(seed, 4, 18)
+    rule = get_rule(name) if name in CATALOGUE else RULES[name]
+    out = sample(TableNet(sharp=1.0), x, rule, M, steps=T, temperature=1.0)
+    if isinstance(rule, Blocks):
+        return  # counted within each block; here it is enough that it ends
+    for row in out.trajectory.commit_step:
+        free = int((row >= 0).sum())
+        done = torch.stack([((row >= 0) & (row <= k)).sum() for k in range(T)])
+        owed = free - torch.ceil(free * (1 - torch.arange(1, T + 1) / T) - 1e-9)
+        assert (done >= owed).all(), (done, owed)
+
+
+def test_noise_puts_a_zero_margin_last():
+    "The logarithm of a zero margin counted as 0, the largest there is"
+    logits = torch.zeros(1, 8, V)
+    logits[0, :, 1] = 3.0
+    logits[0, 5, 2] = 3.0  # two tokens alike: no margin
+
+    def net(tokens, lengths, t=None, where=None, batch=None):
+        return logits.flatten(0, 1)[where]
+
+    for seed in range(20):
+        out = sample(
+            net, torch.full((1, 8), M), ConfTopK("margin"), M, steps=8, seed=seed, position_temperature=0.1
+        )
+        assert out.trajectory.commit_step[0, 5] == 7
+
+
+def test_first_hitting_takes_no_number_of_steps():
+    "With steps=2 it committed half of the canvas at once and called it exact"
+    for rule in (FirstHitting(), Blocks(FirstHitting(), 3)):
+        with pytest.raises(ValueError, match=r"first_hitting.* takes one step for each mask"):
+            sample(TableNet(), torch.full((1, 9), M), rule, M, steps=2)
+
+
+@pytest.mark.parametrize("option", ["strategy", "remasks_per_token", "eta", "conf_scale", "t_on"])
+def test_psi_takes_its_own_options_only(option):
+    "The strategies of ReMDM broke its marginals, the others were read by nothing"
+    with pytest.raises(ValueError, match=f"the rule 'psi' has no option '{option}'"):
+        get_rule("psi", **{option: 0.5})
+
+
+OPTION_VALUES = {
+    "threshold": st.floats(0.01, 0.99),
+    "score": st.sampled_from(["max", "candidate", "margin"]),
+    "factor": st.floats(0.1, 5),
+    "gamma": st.floats(0.01, 5),
+    "order": st.sampled_from(list(SCORES)),
+    "history": st.integers(0, 4),
+    "decay": st.floats(0, 1),
+    "frequencies": st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple),
+    "weight": st.floats(0, 2),
+    "patience": st.integers(1, 9),
+    "kappa": st.floats(0, 1),
+    "eta": st.floats(0, 1),
+    "draft_threshold": st.floats(0.01, 0.99),
+    "log_scores": st.booleans(),
+}
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("wrapper", ["{}", "blocks({}, size=8)", "levels({})", "delayed({}, delay=2)"])
+@few_examples
+@given(data=st.data())
+def test_what_a_rule_prints_can_be_read_back(name, wrapper, data):
+    known = [f.name for f in fields(get_rule(name)) if f.repr and f.name in OPTION_VALUES]
+    if name == "remdm_conf":
+        known.remove("eta")
+    options = (
+        {key: data.draw(OPTION_VALUES[key]) for key in data.draw(st.sets(st.sampled_from(known)))}
+        if known
+        else {}
+    )
+    rule = get_rule(wrapper.format(name), **options)
+    again = get_rule(repr(rule))
+    assert again == rule and repr(again) == repr(rule)
