@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE_SIZE', 'OTHER_SIZES', 'RandomDenoiser', 'min_seconds', 'gumbel_step', 'block_refinement', 'sampler_overhead',
-           'sampler_table']
+           'sampler_table', 'llada_step', 'add_gumbel_noise', 'dream_step', 'peak_bytes', 'vocabulary_table']
 
 # %% ../../nbs/evaluate/bench.ipynb #6598016a
 import time
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.catalogue import CATALOGUE
 from ..diffusion.remask import WINO, ReMDM
 from ..diffusion.rules import PC
-from ..diffusion.sample import sample
+from ..diffusion.sample import sample, steps
 from ..diffusion.step import Rule
 
 # %% ../../nbs/evaluate/bench.ipynb #85e33495
@@ -175,3 +175,103 @@ def sampler_table(
     finally:
         torch.set_num_threads(threads)
     return rows
+
+# %% ../../nbs/evaluate/bench.ipynb #64cc31b4
+def llada_step(
+    logits: Tensor,  # (B, L, V)
+    count: int,  # tokens to commit in each row
+    temperature: float,
+) -> tuple[Tensor, Tensor]:  # (B, count) places, (B, L) tokens
+    "One step of LLaDA, all places masked"
+    token = (add_gumbel_noise(logits, temperature) if temperature else logits).argmax(-1)
+    confidence = logits.softmax(-1).gather(-1, token[..., None]).squeeze(-1)
+    return confidence.topk(count).indices, token
+
+
+def add_gumbel_noise(logits: Tensor, temperature: float) -> Tensor:
+    "As LLaDA does it, in float64"
+    logits = logits.double()
+    noise = torch.rand_like(logits)
+    gumbel_noise = (-noise.log()) ** temperature
+    return logits.exp() / gumbel_noise
+
+
+def dream_step(
+    logits: Tensor,  # (B, L, V)
+    count: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    "One step of Dream with alg='maskgit_plus', all places masked"
+    mask_logits = logits[torch.ones(logits.shape[:2], dtype=torch.bool)]
+    if temperature > 0:
+        mask_logits = mask_logits / temperature
+    probs = mask_logits.softmax(-1)
+    if temperature > 0:
+        token = torch.distributions.Categorical(probs=probs).sample()
+        confidence = probs.gather(-1, token[:, None]).squeeze(-1)
+    else:
+        confidence, token = probs.max(-1)
+    return confidence.view(logits.shape[:2]).topk(count).indices, token.view(logits.shape[:2])
+
+# %% ../../nbs/evaluate/bench.ipynb #17a3b9fc
+def peak_bytes(fn: Callable[[], object]) -> int:
+    "The most memory that a function holds at once on the CPU, beyond what there was"
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
+        fn()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def vocabulary_table(
+    V: int = 152_000,
+    rows: int = 4,
+    length: int = 64,
+    num_steps: int = 8,
+    repeats: int = 3,
+) -> list[dict]:
+    "Time and peak memory of one step with a large vocabulary, beside LLaDA's and Dream's; one thread"
+    threads, table = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    wide = 3 * torch.randn(rows, length, V, generator=torch.Generator().manual_seed(0))
+    canvas, count = torch.full((rows, length), V - 1), length // num_steps
+
+    def first_step(rule, logits, temperature):
+        def denoiser(tokens, lengths, t=None, where=None, batch=None):
+            return logits.flatten(0, 1)  # all places are asked
+
+        return steps(denoiser, canvas, rule, V - 1, num_steps, temperature=temperature).step()
+
+    try:
+        for dtype in (torch.bfloat16, torch.float32):
+            logits = wide.to(dtype)
+            for temperature in (0.0, 1.0):
+                systems = {
+                    "LLaDA": lambda: llada_step(logits, count, temperature),
+                    "Dream": lambda: dream_step(logits, count, temperature),
+                    "conf_topk": lambda: first_step("conf_topk", logits, temperature),
+                    "low_confidence": lambda: first_step("low_confidence", logits, temperature),
+                }
+                seconds = dict.fromkeys(systems, float("inf"))
+                for _ in range(repeats):  # in turns, since the machine is shared
+                    seconds = {name: min(seconds[name], min_seconds(f, 1)) for name, f in systems.items()}
+                size = logits.numel() * logits.element_size()
+                for name, f in systems.items():
+                    table.append(
+                        dict(
+                            step=name,
+                            logits=str(dtype).removeprefix("torch."),
+                            temperature=temperature,
+                            ms=round(seconds[name] * 1e3, 1),
+                            peak_mb=round((size + peak_bytes(f)) / 1e6),
+                            times_llada=round(seconds[name] / seconds["LLaDA"], 3),
+                        )
+                    )
+    finally:
+        torch.set_num_threads(threads)
+    return table
