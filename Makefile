@@ -35,7 +35,7 @@ voice: .venv/.ready  ## train speech tokens and vocoder from scratch, into runs/
 	@for split in train dev; do .venv/bin/diffuspeech corpus prepare $(CORPUS)/$$split.jsonl || exit; done
 	@.venv/bin/diffuspeech train speech-tokens -o runs/codec/speech-tokens
 	@.venv/bin/diffuspeech train flow -o runs/codec/flow --set options.tokenizer=runs/codec/speech-tokens/model
-	@echo "diffuspeech encode clip.wav -o ids.jsonl --model runs/codec"
+	@echo "diffuspeech encode clip.wav -o ids.jsonl --codec runs/codec"
 
 notebooks: .venv/.ready  ## run every notebook from top to bottom and store its outputs (NB=path: only these)
 	@$(PY) tools/notebooks.py $(NB)

@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 from diffuspeech.base.pretrained import home
-from diffuspeech.cli import print_table
+from diffuspeech.cli.output import print_table
 from diffuspeech.data.manifest import Manifest
 from diffuspeech.evaluate.speech import speech_table
 from diffuspeech.voice.vocoder import HifiGan, World

@@ -4,11 +4,7 @@ What is said of the rows: what row i becomes depends on its own seed, canvas and
 
 import dataclasses
 import inspect
-import json
-import subprocess
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -574,27 +570,6 @@ def test_what_a_denoiser_may_be(name):
         out = run.finish()
         assert torch.equal(out.tokens, want.tokens) and not run.state.confidence.requires_grad
     assert torch.equal(net.table, table)
-
-
-def test_bench_law_from_the_shell(tmp_path):
-    "diffuspeech bench law --json FILE"
-    out = tmp_path / "law.json"
-    done = subprocess.run(
-        [Path(sys.executable).parent / "diffuspeech", "bench", "law", "--samples", "1500", "--json", out],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())
-    assert {r["rule"] for r in rows} == set(CATALOGUE)
-    assert all({"rule", "steps", "tv", "keeps_law"} <= r.keys() for r in rows)
-    assert all(r["keeps_law"] for r in rows if r["expected"] == "T"), [
-        r for r in rows if r["expected"] == "T" and not r["keeps_law"]
-    ]
-    bad = subprocess.run(
-        [Path(sys.executable).parent / "diffuspeech", "bench", "lore"], capture_output=True, text=True
-    )
-    assert bad.returncode == 2 and "invalid choice: 'lore'" in bad.stderr
 
 
 @pytest.mark.parametrize("name", RULES)

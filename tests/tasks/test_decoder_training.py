@@ -298,7 +298,7 @@ def test_a_run_from_a_shell(folder, tmp_path, monkeypatch, capsys):
         json.dumps({name: value for name, value in asdict(train_config(folder)).items() if value is not None})
     )
     shell = ["train", str(tmp_path / "mine" / "tiny.json"), "--device", "cpu"]
-    main([*shell, "--set", "steps=2", "--set", "log_every=1"])
+    assert main([*shell, "--set", "steps=2", "--set", "log_every=1"]) == 0
     said, run = capsys.readouterr(), tmp_path / "runs" / "tiny"
     assert (
         f"the model is in {Path('runs/tiny/model')}" in said.out
@@ -310,7 +310,7 @@ def test_a_run_from_a_shell(folder, tmp_path, monkeypatch, capsys):
     assert {1, 2} <= {row["step"] for row in rows if "loss" in row} and list(run.glob("board/events*"))
     assert SpeechDecoder.from_pretrained(run / "model" / "decoder").config.dim == 48
     monkeypatch.setenv("RANK", "1")
-    main([*shell, "--set", "steps=2", "--set", "log_every=1"])
+    assert main([*shell, "--set", "steps=2", "--set", "log_every=1"]) == 0
     assert capsys.readouterr().out == "", "of many processes one speaks"
 
 

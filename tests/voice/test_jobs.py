@@ -15,8 +15,8 @@ import soundfile
 import torch
 from small import prepare_clips
 
-from diffuspeech import cli
 from diffuspeech.base.workers import run_jobs
+from diffuspeech.cli import main
 from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
@@ -26,6 +26,11 @@ from diffuspeech.voice import prepared
 from diffuspeech.voice.codec import SpeechCodec, check_ids
 from diffuspeech.voice.flow import Flow, FlowConfig
 from diffuspeech.voice.jobs import collect_utterances, load_codec
+
+
+def run(*words) -> int:
+    "The exit status of a command"
+    return main(list(map(str, words)))
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +110,10 @@ BAD = {
 def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
     make, said = BAD[name]
     make(tmp_path / name)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(
-            [
-                "encode",
-                str(tmp_path / name),
-                str(good),
-                "-o",
-                str(tmp_path / "out.jsonl"),
-                "--codec",
-                str(model),
-            ]
-        )
+    status = run("encode", tmp_path / name, good, "-o", tmp_path / "out.jsonl", "--codec", model)
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
-    assert stop.value.code == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
+    assert status == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
     import re
 
     assert name in lines[0] and re.search(said, lines[0]), lines
@@ -135,16 +129,17 @@ def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
     wave = audio.load_clip()[:16000].numpy()
     soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
     audio.save(tmp_path / "one.wav", audio.load_clip()[:16000])
-    cli.main(
-        [
+    assert (
+        run(
             "encode",
-            str(tmp_path / "eight.wav"),
-            str(tmp_path / "one.wav"),
+            tmp_path / "eight.wav",
+            tmp_path / "one.wav",
             "-o",
-            str(tmp_path / "t.jsonl"),
+            tmp_path / "t.jsonl",
             "--codec",
-            str(model),
-        ]
+            model,
+        )
+        == 0
     )
     eight, one = [json.loads(x)["ids"] for x in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert eight == one
@@ -193,20 +188,21 @@ def test_three_hours_in_bounded_memory(tmp_path):
 
 
 def test_there_and_back(model, good, tmp_path):
-    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--codec", str(model)])
+    assert run("encode", good, "-o", tmp_path / "t.jsonl", "--codec", model) == 0
     for k, extra in enumerate(([], ["--reference", str(good)])):
-        cli.main(
-            [
+        assert (
+            run(
                 "decode",
-                str(tmp_path / "t.jsonl"),
+                tmp_path / "t.jsonl",
                 "-o",
-                str(tmp_path / f"out{k}"),
+                tmp_path / f"out{k}",
                 "--codec",
-                str(model),
+                model,
                 "--flow-steps",
                 "2",
                 *extra,
-            ]
+            )
+            == 0
         )
     a, b = [audio.load(tmp_path / f"out{k}" / "good.wav") for k in range(2)]
     assert len(a) == len(b) == 32000 and not torch.equal(a, b)
@@ -216,18 +212,8 @@ def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
     audio.save(tmp_path / "long.wav", audio.load_clip().repeat(20))
     whole = (tmp_path / "long.wav").read_bytes()
     (tmp_path / "long.wav").write_bytes(whole[: len(whole) * 9 // 10])
-    with pytest.raises(SystemExit):
-        cli.main(
-            [
-                "encode",
-                str(tmp_path / "long.wav"),
-                str(good),
-                "-o",
-                str(tmp_path / "t.jsonl"),
-                "--codec",
-                str(model),
-            ]
-        )
+    status = run("encode", tmp_path / "long.wav", good, "-o", tmp_path / "t.jsonl", "--codec", model)
+    assert status != 0
     err = capsys.readouterr().err
     assert "long.wav: breaks off" in err and "1 encoded" in err and "1 skipped" in err
 
@@ -235,32 +221,15 @@ def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
 def test_no_result_replaces_another(model, good, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     audio.save(tmp_path / "other" / "good.wav", audio.load_clip()[16000:])
-    with pytest.raises(SystemExit):
-        cli.main(
-            [
-                "encode",
-                str(good),
-                str(tmp_path / "other" / "good.wav"),
-                "-o",
-                str(tmp_path / "t.jsonl"),
-                "--codec",
-                str(model),
-            ]
-        )
+    status = run(
+        "encode", good, tmp_path / "other" / "good.wav", "-o", tmp_path / "t.jsonl", "--codec", model
+    )
+    assert status != 0
     err = capsys.readouterr().err
     assert "other/good.wav: its name, good, is that of" in err and "1 encoded" in err
     assert [u.id for u in collect_utterances([tmp_path]).utterances] == ["good", "other/good"], (
         "below one folder they have names of their own"
     )
-
-
-def test_rows_of_different_columns_make_a_table(capsys):
-    cli.print_table([dict(id="a", heard="one two"), dict(id="all", wer=0.5)])
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["id", "heard", "wer"],
-        ["a", "one", "two"],
-        ["all", "0.5"],
-    ]
 
 
 def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
@@ -269,23 +238,20 @@ def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
     )
     (tmp_path / "LICENCE").write_text("ours")
     for k, extra in enumerate(([], ["--codec", str(model)])):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(
-                [
-                    "corpus",
-                    "pack",
-                    str(tmp_path / "m.jsonl"),
-                    "-o",
-                    str(tmp_path / f"pack{k}"),
-                    "--license",
-                    str(tmp_path / "LICENCE"),
-                    "--workers",
-                    "1",
-                    *extra,
-                ]
-            )
+        status = run(
+            "corpus",
+            "pack",
+            tmp_path / "m.jsonl",
+            "-o",
+            tmp_path / f"pack{k}",
+            "--license",
+            tmp_path / "LICENCE",
+            "--workers",
+            "1",
+            *extra,
+        )
         err = capsys.readouterr().err
-        assert stop.value.code == 1 and "m.jsonl:2" in err and "1 skipped" in err
+        assert status == 1 and "m.jsonl:2" in err and "1 skipped" in err
     index = json.loads((tmp_path / "pack1" / "index.json").read_text())
     assert (
         index["kind"] == "tokens"
@@ -297,14 +263,14 @@ def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
 def test_a_public_codec_there_and_back(good, tmp_path, capsys):
     tiny_tokenizer("dac").save_pretrained(tmp_path / "dac")
     name = f"dac:{tmp_path / 'dac'}"
-    cli.main(["encode", str(good), "-o", str(tmp_path / "t.jsonl"), "--codec", name])
+    assert run("encode", good, "-o", tmp_path / "t.jsonl", "--codec", name) == 0
     line = json.loads((tmp_path / "t.jsonl").read_text())
     assert line["tokenizer"] == load_codec(name).version and len(line["ids"][0]) == 3, "three codebooks"
-    cli.main(["decode", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"), "--codec", name])
+    assert run("decode", tmp_path / "t.jsonl", "-o", tmp_path / "out", "--codec", name) == 0
     assert abs(len(audio.load(tmp_path / "out" / "good.wav")) - 32000) <= load_codec(name).hop
     (tmp_path / "flat.jsonl").write_text(json.dumps(line | {"ids": [1, 2]}))
-    with pytest.raises(SystemExit):
-        cli.main(["decode", str(tmp_path / "flat.jsonl"), "-o", str(tmp_path / "out"), "--codec", name])
+    status = run("decode", tmp_path / "flat.jsonl", "-o", tmp_path / "out", "--codec", name)
+    assert status != 0
     assert "of 3 for each frame" in capsys.readouterr().err
 
 
@@ -335,57 +301,12 @@ def test_a_flow_of_other_ids_is_refused(model, tmp_path):
 )
 def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
     (tmp_path / "t.jsonl").write_bytes(line + b'\n{"id": "fine", "ids": [1, 2, 3]}\n')
-    with pytest.raises(SystemExit) as stop:
-        cli.main(
-            [
-                "decode",
-                str(tmp_path / "t.jsonl"),
-                "-o",
-                str(tmp_path / "out"),
-                "--codec",
-                str(model),
-                "--flow-steps",
-                "1",
-            ]
-        )
-    err = capsys.readouterr().err
-    assert (
-        stop.value.code == 1
-        and "1 decoded" in err
-        and "1 skipped" in err
-        and "t.jsonl:1" in err
-        and said in err
+    status = run(
+        "decode", tmp_path / "t.jsonl", "-o", tmp_path / "out", "--codec", model, "--flow-steps", "1"
     )
+    err = capsys.readouterr().err
+    assert status == 1 and "1 decoded" in err and "1 skipped" in err and "t.jsonl:1" in err and said in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.wav"]
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["decode", "gone.jsonl", "-o", "out"], "gone.jsonl"),
-        (["encode", "x.wav", "-o", "o.jsonl", "--codec", "./nowhere"], "nowhere: no such folder"),
-        (["train", "speech-tokns"], "nearest is speech-tokens"),
-        (["train", "speech-tokens", "--set", "stepz=1"], "steps"),
-        (["train", "speech-tokens", "--set", "steps"], "key=value|="),
-        (["fetch", "whisper-huge"], "none of"),
-        (["corpus", "build", "huge"], "not a corpus"),
-        (["corpus", "check"], "needs a manifest"),
-        (["corpus", "check", "gone.jsonl"], "gone.jsonl"),
-        (["corpus", "pack", "m.jsonl"], "--license"),
-        (["judge", "gone.wav"], "1 skipped"),
-    ],
-)
-def test_one_line_for_what_cannot_be(words, said, model, tmp_path, monkeypatch, capsys):
-    import re
-
-    monkeypatch.chdir(tmp_path)
-    if words[0] == "decode":
-        words = [*words, "--codec", str(model)]
-    with pytest.raises(SystemExit) as stop:
-        cli.main(words)
-    text = (stop.value.code if isinstance(stop.value.code, str) else "") + capsys.readouterr().err
-    assert stop.value.code != 0 and re.search(said, text), text
-    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize(
