@@ -51,6 +51,8 @@ class Stream(Enum):
     CONDITION_DROPOUT = "utterance", 6  # whether the text, the vectors or both are left out
     QUANTIZER_DROPOUT = "utterance", 7  # how many layers of the quantizer are used
     START_STEP = "utterance", 8  # at which of the teacher's steps a student begins
+    AUGMENT = "utterance", 9  # noise, level and holes of a recording
+    SEGMENT = "utterance", 10  # which part of a recording is taken
     SPEAKER_DROPOUT = "utterance", 10**6  # counters below it are frames of noise
 
     def __init__(self, kind: str, counter: int):

@@ -22,7 +22,7 @@ from diffuspeech.evaluate.reconstruct import System, default_systems, reconstruc
 from diffuspeech.evaluate.report import SweepConfig
 from diffuspeech.models.decoder import DecoderConfig
 from diffuspeech.models.reconstructor import Reconstructor
-from diffuspeech.tasks.decoder import DEFAULT_OPTIONS, build_model
+from diffuspeech.tasks.decoder import DecoderOptions, TasteOptions, build_model, read_options
 from diffuspeech.tokenizers.public import import_s3tokenizer, tiny_tokenizer
 from diffuspeech.tokenizers.quantize import QuantizerConfig
 from diffuspeech.tokenizers.taste import TasteConfig
@@ -56,7 +56,7 @@ def test_the_presets_are_the_papers(tmp_path):
         "objective",
     }, "a new field wants a line here"
     first, second = load_preset("paper-vectors"), load_preset("paper")
-    taste = TasteConfig(**DEFAULT_OPTIONS["taste"])
+    taste = TasteOptions()
     assert (
         "last layer gives keys and values" in SAID["encoder_and_aggregator"]
         and taste.key_layer == taste.value_layer == -1
@@ -151,7 +151,11 @@ def test_the_presets_are_the_papers(tmp_path):
     assert (FLOW.__class__().vocab_size, FLOW.__class__().frame_rate) == (ids, rate) and first.options[
         "tokenizer"
     ] == "paper"
-    assert DEFAULT_OPTIONS["condition_dropout"] == 0.1, "nothing of this is in the paper; guidance wants it"
+    assert (DecoderOptions().condition_dropout, DecoderOptions().eos_padding) == (0.1, 0.5)
+    for name in ("paper-vectors", "paper", "paper-ar-vectors", "paper-ar"):
+        run = load_preset(name)
+        off = (run.options["condition_dropout"], run.options["eos_padding"], run.ema_decay, run.max_grad_norm)
+        assert off == (0, 0, 0, 0), "nothing of this is in the paper"
 
 
 def test_the_plan():
@@ -318,9 +322,8 @@ def test_one_dropout_everywhere(name, dropout):
     "The recogniser was trained with 0.1; what begins with its weights has the decoder's"
     run = load_preset(name)
     with torch.device("meta"):
-        model = build_model(
-            run, Canary(CanaryConfig() if name != "paper-vectors" else CANARY_180M_FLASH), 4096
-        )
+        options, config = read_options(run), CanaryConfig() if name != "paper-vectors" else CANARY_180M_FLASH
+        model = build_model(run.model, options.taste, Canary(config), 4096, options.encoder == "trained")
     trained = [model.taste.aggregator, model.decoder] + ([model.encoder] if model.encoder is not None else [])
     found = {
         float(p)

@@ -1,4 +1,4 @@
-"What the decoders are taught with: conditions with parts withheld, canvases that go on behind the end, a time that is told, and durations"
+"How decoders are trained: condition dropout, end padding, time conditioning, one denominator; and durations"
 
 import json
 import multiprocessing
@@ -17,12 +17,14 @@ from small import prepare_clips, save_random_models
 from diffuspeech.base import random
 from diffuspeech.cli import main
 from diffuspeech.models.decoder import SpeechDecoder
-from diffuspeech.models.duration import DurationPredictor, DurationTask
+from diffuspeech.models.duration import DurationPredictor
 from diffuspeech.tasks.decoder import DecoderTask
+from diffuspeech.tasks.duration import DurationTask
 from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import TrainConfig
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
+from diffuspeech.train.task import Update, single_batch
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +54,15 @@ def train_config(folder, model=None, **options):
 
 
 def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folder):
-    task, said = DecoderTask(train_config(folder)), []
+    task, drawn = DecoderTask(train_config(folder)), []
     batch = task.batch(task.corpora["train"], [0, 1])
     model = lambda: None
-    model.condition = lambda batch, has_text, has_vectors, row_keys: said.append(
+    model.condition = lambda batch, has_text, has_vectors, row_keys: drawn.append(
         torch.stack([has_text, has_vectors])
     )
     for k in range(200):
         task.condition(batch, model, random.row_keys(k, 100), 0.1)
-    text, vectors = torch.cat(said, 1)
+    text, vectors = torch.cat(drawn, 1)
     n = len(text)
     for share, of in (
         (~text & vectors, 0.1),
@@ -70,10 +72,10 @@ def test_a_tenth_without_text_a_tenth_without_vectors_a_tenth_without_both(folde
     ):
         assert abs(share.float().mean() - of) < 4 * (of * (1 - of) / n) ** 0.5, "within four standard errors"
     task.condition(batch, model, random.row_keys(0, 100), 0.0)
-    assert said[-1].all(), "in validation nothing is withheld"
+    assert drawn[-1].all(), "in validation nothing is dropped"
 
 
-def test_half_of_the_canvases_go_on_behind_the_end(folder):
+def test_half_of_the_canvases_go_on_after_the_end(folder):
     task = DecoderTask(train_config(folder))
     batch = task.batch(task.corpora["train"], range(8))
     eos, longer = task.model.decoder.config.eos_token_id, []
@@ -94,15 +96,15 @@ def test_half_of_the_canvases_go_on_behind_the_end(folder):
 @pytest.mark.parametrize(
     "model",
     [dict(time_conditioning=True), dict(causal=True, dropout=0.1), dict()],
-    ids=["told the time", "from left to right", "by diffusion"],
+    ids=["time conditioning", "autoregressive", "diffusion"],
 )
-def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
+def test_every_kind_trains_validates_and_gives_samples(folder, tmp_path, model):
     run = train_config(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2)))
-    said = train(run, tmp_path, device="cpu", progress_bar=False)
+    metrics = train(run, tmp_path, device="cpu", progress_bar=False)
     assert (
-        ("accuracy" in said) == ("causal" in model)
-        and ("accuracy_half" in said) == ("causal" not in model)
-        and all(v == v for v in said.values())
+        ("accuracy" in metrics) == ("causal" in model)
+        and ("accuracy_half" in metrics) == ("causal" not in model)
+        and all(v == v for v in metrics.values())
     )
     assert (tmp_path / "model/taste/config.json").exists() and (
         tmp_path / "model/decoder/config.json"
@@ -116,12 +118,12 @@ def test_every_kind_trains_validates_and_speaks(folder, tmp_path, model):
     assert task.samples(task.model) == {}
     task.codec = SimpleNamespace(
         decode=lambda ids, lengths: [torch.zeros(int(n) * 640) for n in lengths]
-    )  # the voice is tried elsewhere; here, what it is given
+    )  # codecs are tested elsewhere; here, what they get
     waves = task.samples(task.model)
     assert (
         len(waves) == 4
         and all(len(w) for w in waves.values())
-        and {name.rsplit("-", 1)[1] for name in waves} == {"said", "oracle"}
+        and {name.rsplit("-", 1)[1] for name in waves} == {"decoded", "oracle"}
     )
 
 
@@ -143,10 +145,10 @@ def start(run, folder):
 
 
 @pytest.mark.parametrize(
-    "model", [dict(causal=True, dropout=0.1), dict()], ids=["from left to right", "by diffusion"]
+    "model", [dict(causal=True, dropout=0.1), dict()], ids=["autoregressive", "diffusion"]
 )
 def test_killed_five_times(folder, tmp_path, model):
-    "As test_train kills a toy, here the decoders themselves: corruption, codebooks that follow their vectors, dropout, EMA"
+    "As test_train kills a toy, here the decoders: corruption, codebooks of RVQ, dropout, EMA"
     run, dice = (
         replace(
             train_config(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2))),
@@ -179,33 +181,33 @@ def test_killed_five_times(folder, tmp_path, model):
     assert len(set(at)) == 5 and weights[0] == weights[1] and len(weights[0]) > 3
 
 
-def test_time_is_heard_only_where_it_is_told(folder):
-    for told in (True, False):
-        task = DecoderTask(train_config(folder, dict(time_conditioning=told)))
+def test_time_matters_only_with_time_conditioning(folder):
+    for conditioned in (True, False):
+        task = DecoderTask(train_config(folder, dict(time_conditioning=conditioned)))
         bound = task.model.eval().decoder.bind(
             task.model.condition(batch := task.batch(task.corpora["dev"], [0, 1]))[0]
         )
         early, late = (bound(batch.target_tokens, batch.lengths, torch.full((2,), t)) for t in (0.1, 0.9))
-        assert torch.equal(early, late) != told
+        assert torch.equal(early, late) != conditioned
 
 
 def test_a_mean_over_dev_is_one_over_tokens(folder):
     task = DecoderTask(replace(train_config(folder), batch_seconds=8.0))
     sizes = []
-    said = task.mean_over_dev(
+    means = task.mean_over_dev(
         lambda batch, row_keys: (
             sizes.append((batch.tokens, len(batch.ids))) or dict(loss=torch.tensor(float(batch.tokens)))
         )
     )
     assert len(sizes) > 1 and len({tokens / rows for tokens, rows in sizes}) > 1
     assert (
-        said["score"]
+        means["score"]
         == pytest.approx(sum(tokens**2 for tokens, _ in sizes) / sum(tokens for tokens, _ in sizes))
         != sum(tokens * rows for tokens, rows in sizes) / 4
     )
 
 
-def test_a_copy_looks_at_the_layers_of_the_original(folder):
+def test_a_copy_attends_to_the_layers_of_the_original(folder):
     task = DecoderTask(train_config(folder, taste=dict(key_layer=-1, value_layer=0)))
     batch, model = task.batch(task.corpora["dev"], [0, 1]), task.model.eval()
     copy = deepcopy(model)
@@ -216,13 +218,14 @@ def test_a_copy_looks_at_the_layers_of_the_original(folder):
     )
 
 
-def test_an_encoder_learns_up_to_the_layer_that_is_looked_at(folder):
+def test_an_encoder_learns_up_to_the_layer_that_is_attended_to(folder):
     for layers, taught in (
         (dict(key_layer=1, value_layer=1), [True, False]),
         (dict(key_layer=1), [True, True]),
     ):
         task = DecoderTask(train_config(folder, encoder="trained", taste=layers))
-        task.loss(task.batch(task.corpora["train"], [0, 1]), 1)["loss"].backward()
+        batch = task.batch(task.corpora["train"], [0, 1])
+        task.loss(batch, single_batch(task, batch))["loss"].backward()
         for layer, learns in zip(task.model.encoder.layers, taught, strict=True):
             assert {p.requires_grad for p in layer.parameters()} == {learns} and all(
                 (p.grad is not None) == learns for p in layer.parameters()
@@ -241,15 +244,18 @@ def test_another_start_is_refused(folder, tmp_path):
     assert [name for name in kept if name.startswith("quantizer")] and all(
         torch.equal(again[name], kept[name]) for name in kept
     ), "the same quantizer goes on, another begins anew"
-    for odd, said in (
-        (dict(condition_dropout=0.4), "condition_dropout=0.4: is taken three times"),
-        (dict(eos_padding=0.5), "eos_padding: of the diffusion"),
+    for options, words in (
+        (
+            dict(condition_dropout=0.4),
+            "condition_dropout=0.4: should be from 0 to 1/3, since it is taken three times",
+        ),
+        (dict(eos_padding=0.5), "eos_padding: only for diffusion decoders"),
     ):
-        with pytest.raises(ValueError, match=said):
-            DecoderTask(train_config(folder, dict(causal="eos_padding" in odd), **odd))
+        with pytest.raises(ValueError, match=words):
+            DecoderTask(train_config(folder, dict(causal="eos_padding" in options), **options))
     with pytest.raises(
         ValueError,
-        match="was trained with another quantizer .*fsq.*, and each wants to begin at a first stage",
+        match="was trained with another quantizer .*fsq.*; start from a first stage",
     ):
         DecoderTask(
             train_config(
@@ -260,7 +266,7 @@ def test_another_start_is_refused(folder, tmp_path):
         )
     with pytest.raises(
         ValueError,
-        match="options.init_from=.*none/model: no exported model there; the run in .*none leaves it",
+        match="options.init_from=.*none/model: no exported model there; the run in .*none exports it",
     ):
         DecoderTask(
             replace(
@@ -277,9 +283,11 @@ def test_another_start_is_refused(folder, tmp_path):
         )
     with pytest.raises(ValueError, match="its decoder is"):
         DecoderTask(train_config(folder, dict(dim=64), init_from=str(start)))
-    DecoderTask(train_config(folder, init_from=str(start), taste=dict(key_layer=2)))  # the last of two
+    DecoderTask(
+        train_config(folder, init_from=str(start), taste=dict(key_layer=2))
+    )  # the last of two, by its number
     with pytest.raises(
-        ValueError, match="its keys and values come from layers -1 and -1, and these from 0 and -1"
+        ValueError, match="its keys and values come from layers -1 and -1, and this run's from 0 and -1"
     ):
         DecoderTask(train_config(folder, init_from=str(start), taste=dict(key_layer=0)))
     file = start / "decoder" / "config.json"
@@ -299,24 +307,24 @@ def test_a_run_from_a_shell(folder, tmp_path, monkeypatch, capsys):
     )
     shell = ["train", str(tmp_path / "mine" / "tiny.json"), "--device", "cpu"]
     assert main([*shell, "--set", "steps=2", "--set", "log_every=1"]) == 0
-    said, run = capsys.readouterr(), tmp_path / "runs" / "tiny"
+    printed, run = capsys.readouterr(), tmp_path / "runs" / "tiny"
     assert (
-        f"the model is in {Path('runs/tiny/model')}" in said.out
-        and "score" in said.out
-        and "2/2" in said.err
-        and "tokens/s" in said.err
+        f"the model is in {Path('runs/tiny/model')}" in printed.out
+        and "score" in printed.out
+        and "2/2" in printed.err
+        and "tokens/s" in printed.err
     )
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {1, 2} <= {row["step"] for row in rows if "loss" in row} and list(run.glob("board/events*"))
     assert SpeechDecoder.from_pretrained(run / "model" / "decoder").config.dim == 48
     monkeypatch.setenv("RANK", "1")
     assert main([*shell, "--set", "steps=2", "--set", "log_every=1"]) == 0
-    assert capsys.readouterr().out == "", "of many processes one speaks"
+    assert capsys.readouterr().out == "", "of many processes one prints"
 
 
 def test_durations_are_learned_from_texts(folder, tmp_path):
     run = TrainConfig(
-        "diffuspeech.models.duration:DurationTask",
+        "diffuspeech.tasks.duration:DurationTask",
         str(folder),
         dict(dim=16, ffn_dim=32),
         dict(rows=3),
@@ -338,11 +346,11 @@ def test_durations_are_learned_from_texts(folder, tmp_path):
     batch = task.batches(0)[0]
     seconds = {row[0]: row[2] for row in task.corpora["train"]}
     assert all(abs(n - 25 * seconds[id]) < 1.001 for id, n in zip(batch.ids, batch.durations.tolist()))
-    said = train(run, tmp_path, device="cpu", progress_bar=False)
+    metrics = train(run, tmp_path, device="cpu", progress_bar=False)
     loss = history(tmp_path)["train"]["loss"]
     assert (
         sum(loss[-9:]) < 0.5 * sum(loss[:9])
-        and {f"coverage_{q:g}" for q in task.model.config.quantiles} < said.keys()
+        and {f"coverage_{q:g}" for q in task.model.config.quantiles} < metrics.keys()
     )
     at = DurationPredictor.from_pretrained(tmp_path / "model")(batch.condition)
     assert (
@@ -350,3 +358,112 @@ def test_durations_are_learned_from_texts(folder, tmp_path):
         == json.loads((tmp_path / "step-00000060/state.json").read_text())["versions"]["recordings"]
     ), "another corpus would be noticed"
     assert (at.diff(dim=1) >= 0).all() and abs(at[:, 3].mean() / batch.durations.mean() - 1) < 0.5
+
+
+def batches_of(task, sizes, step=1, epoch=0):
+    "Rows 0, 1, ... of the training corpus cut into batches of these sizes, each with its update"
+    cuts, batches = [sum(sizes[:k]) for k in range(len(sizes) + 1)], []
+    for first, end in zip(cuts, cuts[1:]):
+        batch = task.batch(task.corpora["train"], range(first, end))
+        batches.append((batch, Update(step, epoch, first, cuts[-1])))
+    totals = {}
+    for batch, update in batches:
+        for name, value in task.counts(batch, update).items():
+            totals[name] = totals.get(name, 0) + value
+    return [(batch, replace(update, totals=totals)) for batch, update in batches]
+
+
+def gradient(task, batches):
+    "The gradient of an update, and its loss"
+    task.model.zero_grad()
+    losses = [task.loss(batch, update)["loss"] for batch, update in batches]
+    for loss in losses:
+        loss.backward()
+    grads = [p.grad.flatten() for p in task.model.parameters() if p.grad is not None]
+    return torch.cat(grads), sum(loss.item() for loss in losses)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (1, 7), (3, 3, 2)])
+@pytest.mark.parametrize("model", [dict(), dict(causal=True)], ids=["diffusion", "autoregressive"])
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(folder, model, sizes):
+    quantizer = dict(kind="rvq", layers=2, kmeans_init=False)
+    task = DecoderTask(train_config(folder, model, taste=dict(quantizer=quantizer)))
+    task.model.taste.quantizer.eval()  # its codebooks would move in every call
+    whole, loss = gradient(task, batches_of(task, (8,)))
+    parts, same = gradient(task, batches_of(task, sizes))
+    assert (parts - whole).norm() < 1e-4 * whole.norm() and abs(same - loss) < 1e-4 * loss
+    means, _ = gradient(task, [(batch, single_batch(task, batch)) for batch, _ in batches_of(task, sizes)])
+    assert (means / len(sizes) - whole).norm() > 1e-3 * whole.norm(), (
+        "the mean of the parts' means is another"
+    )
+
+
+def corrupted_rows(task, batches):
+    "For each utterance the number that decides about each of its positions, its time and its masks"
+    rows = {}
+    for batch, update in batches:
+        row_keys, t = task.draw(batch, update)
+        c = task.corrupt(batch, row_keys, t)
+        for name, key, at, length, mask in zip(batch.ids, row_keys, c.t, c.lengths, c.masked):
+            rows[name] = (int(key), float(at), int(length), mask[:length].tolist())
+    return rows
+
+
+def test_times_are_stratified_over_the_whole_update(folder):
+    task = DecoderTask(train_config(folder))
+    whole = corrupted_rows(task, batches_of(task, (8,)))
+    for sizes in ((4, 4), (1, 7), (3, 3, 2)):
+        assert corrupted_rows(task, batches_of(task, sizes)) == whole, (
+            "the same masks, however the batch is cut"
+        )
+    times = sorted(t for _, t, _, _ in whole.values())
+    assert all(abs((b - a) - 1 / 8) < 1e-6 for a, b in zip(times, times[1:])), "one in each eighth"
+    later = corrupted_rows(task, batches_of(task, (8,), step=2))
+    assert all(later[name][1] != whole[name][1] for name in whole), "each update shifts them"
+
+
+def test_masks_are_those_of_the_epoch_and_the_utterance(folder):
+    "At one time, whatever batch and step the utterance is in; in another epoch it has others"
+    task = DecoderTask(train_config(folder))
+    corpus, t = task.corpora["train"], torch.tensor([0.5])
+
+    def masks(rows, epoch, step):
+        batch = task.batch(corpus, rows)
+        row_keys, _ = task.draw(batch, Update(step, epoch, 0, len(rows)))
+        c = task.corrupt(batch, row_keys, t.expand(len(rows)))
+        return {name: mask[:n].tolist() for name, n, mask in zip(batch.ids, c.lengths, c.masked)}
+
+    first = masks(range(8), 0, 1)
+    assert masks([5, 2, 7], 0, 9) == {name: first[name] for name in masks([5, 2, 7], 0, 9)}
+    assert masks([3], 0, 4)[corpus.rows[3]["id"]] == first[corpus.rows[3]["id"]]
+    assert all(masks(range(8), 1, 1)[name] != first[name] for name in first)
+
+
+def test_epochs_are_counted_by_the_loop(folder, tmp_path):
+    "An update at the border of two epochs has batches of both, each with its own masks"
+    seen = []
+
+    class Watched(DecoderTask):
+        def loss(self, batch, update):
+            seen.append((update.step, update.epoch, update.first_row, update.num_rows, len(batch.ids)))
+            return super().loss(batch, update)
+
+    run = replace(train_config(folder), batch_seconds=8.0, batches_per_update=2, steps=5)
+    train(run, tmp_path, "cpu", progress_bar=False, task=Watched)
+    epochs = {}
+    for step, epoch, first, rows, n in seen:
+        epochs.setdefault(step, []).append((epoch, first, rows, n))
+    assert len({epoch for _, epoch, *_ in seen}) > 1 and [step for step, *_ in seen] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+    ]
+    for (_, first, rows, n), (_, second, same, m) in epochs.values():
+        assert (first, second, rows, same) == (0, n, n + m, n + m)

@@ -1,4 +1,4 @@
-"A decoder is taught on real clips by the one that it began as"
+"A decoder is distilled on real clips from the one that it began as"
 
 from dataclasses import replace
 
@@ -50,10 +50,10 @@ def test_a_student_learns_from_its_teacher(first):
     start = first / "first" / "model"
     run = train_config(first, "distill:DistillTask", 30, init_from=str(start), steps=3)
     train(run, first / "few", device="cpu", progress_bar=False)
-    said = history(first / "few")["train"]
-    assert sum(said["loss"][-5:]) < 0.95 * sum(said["loss"][:5]) and sum(said["ce"][-5:]) < 0.95 * sum(
-        said["ce"][:5]
-    ), "it learns to say at once what took three steps"
+    log = history(first / "few")["train"]
+    assert sum(log["loss"][-5:]) < 0.95 * sum(log["loss"][:5]) and sum(log["ce"][-5:]) < 0.95 * sum(
+        log["ce"][:5]
+    ), "it learns to predict at once what took three steps"
     made, was = (
         SpeechDecoder.from_pretrained(place / "decoder").state_dict()
         for place in (first / "few" / "model", start)
@@ -84,9 +84,9 @@ def test_a_teacher_of_other_layers(first):
 
 
 def test_what_cannot_be_distilled(first):
-    with pytest.raises(ValueError, match="wants options.init_from"):
+    with pytest.raises(ValueError, match="options.init_from: needs a diffusion decoder"):
         DistillTask(train_config(first, "distill:DistillTask", 2))
-    with pytest.raises(ValueError, match="encoder=trained: distilling leaves the encoder as it is"):
+    with pytest.raises(ValueError, match="encoder=trained: distillation leaves the encoder as it is"):
         DistillTask(
             train_config(
                 first, "distill:DistillTask", 2, init_from=str(first / "first" / "model"), encoder="trained"

@@ -13,6 +13,7 @@ import torch
 from diffuspeech.data import audio
 from diffuspeech.data.manifest import Utterance, write_manifest
 from diffuspeech.tasks.vocoder import HifiGanConfig, HifiGanTask, hifigan
+from diffuspeech.train.task import Update, single_batch
 from diffuspeech.voice.vocoder import MAX_FRAMES, MEL_CONFIG, HifiGan, World, log10_mel, split_points
 
 audio.import_torchaudio()
@@ -137,8 +138,10 @@ def test_pieces_are_as_loud_as_the_whole(clip):
 
 def test_long_features_take_little_memory():
     program = (
-        "import resource, torch; from diffuspeech.voice.vocoder import World; w = World(); f = torch.zeros(2, 43); w.synthesize(f)\n"
-        "f = torch.zeros(12000, 43); f[:, :40] -= 1; f[:, -2], f[:, -1] = 4.5, 1; f[::500, -1] = 0; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "import resource, torch; from diffuspeech.voice.vocoder import World; w = World()\n"
+        "f = torch.zeros(2, 43); w.synthesize(f)\n"
+        "f = torch.zeros(12000, 43); f[:, :40] -= 1; f[:, -2], f[:, -1] = 4.5, 1; f[::500, -1] = 0\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak(); w.synthesize(f); print(peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -185,15 +188,23 @@ def test_hifigan_from_a_folder_and_from_nowhere(tmp_path, clip, monkeypatch):
 def test_hifigan_learns_one_clip(manifest):
     t = task(manifest)
     batch = t.batches(0)[0]
-    optimiser = torch.optim.AdamW(t.model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(t.model.parameters(), 3e-3)
     losses = []
     for step in range(25):
-        out = t.loss(batch, step)
-        optimiser.zero_grad()
+        out = t.loss(batch, single_batch(t, batch, step + 1))
+        optimizer.zero_grad()
         out["loss"].backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(out["loss"].item())
     assert all(np.isfinite(losses)) and losses[-1] < 0.8 * losses[0]
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_cut(manifest):
+    t = task(manifest)
+    batch = t.batches(0)[0]
+    whole = t.loss(batch, single_batch(t, batch))["loss"]
+    parts = [t.loss(row[None], Update(1, num_rows=len(batch)))["loss"] for row in batch]
+    assert len(batch) > 1 and torch.allclose(sum(parts), whole, rtol=1e-5)
 
 
 def test_batches_do_not_depend_on_where_the_epoch_is_entered(manifest):
