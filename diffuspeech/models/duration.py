@@ -38,7 +38,7 @@ class DurationConfig:
         ):
             raise ValueError(f"quantiles={self.quantiles}: should rise, between 0 and 1")
 
-
+# %% ../../nbs/models/duration.ipynb #a33e0da6
 class DurationPredictor(PretrainedModel):
     "Quantiles of the number of speech tokens, given a text"
 

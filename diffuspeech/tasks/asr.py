@@ -45,7 +45,7 @@ class RecogniserOptions(AugmentOptions):
     ctc: float = 1.0  # weight of CTC in the loss
     attention: float = 1.0  # weight of the decoder's cross-entropy
 
-
+# %% ../../nbs/tasks/asr.ipynb #8b5027c0
 class RecogniserTask(Task):
     "Train a recogniser on a prepared corpus"
 

@@ -183,7 +183,7 @@ def set_dropout(
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, p)
 
-
+# %% ../../nbs/tasks/decoder.ipynb #c0f6918d
 def build_model(
     config: dict,  # fields of `DecoderConfig`
     taste: TasteOptions,
@@ -203,7 +203,7 @@ def build_model(
         set_dropout(recogniser.model.encoder, decoder_config.dropout)
     return DecoderModel(recogniser, tokenizer, SpeechDecoder(decoder_config), train_encoder)
 
-
+# %% ../../nbs/tasks/decoder.ipynb #ca968c81
 def load_tokenizer(
     name: str,  # small, a folder, or a codec as `load_codec` knows it
 ) -> SpeechTokenizer:
@@ -217,7 +217,7 @@ def load_tokenizer(
         )
     return tokenizer
 
-
+# %% ../../nbs/tasks/decoder.ipynb #d3d077b7
 def load_sample_codec(
     options: SpeechOptions,
     tokenizer: SpeechTokenizer,
@@ -296,7 +296,7 @@ class SpeechTask(Task):
     def batch(self, corpus: PreparedCorpus, rows: Sequence[int]) -> SpeechBatch:
         "Some rows of a corpus"
         ids = [corpus.rows[i]["id"] for i in rows]
-        pieces, speech = ([table[name] for name in ids] for table in (self.pieces, self.ids))
+        pieces, speech = [self.pieces[name] for name in ids], [self.ids[name].long() for name in ids]
         pad = lambda xs: pad_sequence(xs, batch_first=True)
         sizes = lambda xs: torch.tensor([len(x) for x in xs])
         if self.states:
@@ -305,8 +305,7 @@ class SpeechTask(Task):
         else:
             waves = [corpus.tensor(corpus.rows[i], "wave") / 32767 for i in rows]
             source, source_lengths = pad(waves), sizes(waves)
-        tokens = pad([s.long() for s in speech])
-        whole = (pad(pieces), sizes(pieces), source, source_lengths, tokens, sizes(speech))
+        whole = (pad(pieces), sizes(pieces), source, source_lengths, pad(speech), sizes(speech))
         device = next(self.model.parameters()).device
         seconds = float(corpus.seconds[rows].sum())
         return SpeechBatch(ids, seconds, *(t.to(device) for t in whole), sum(map(len, speech)))

@@ -98,7 +98,7 @@ class DistillOptions(SpeechOptions):
     temperature: float = 1.0  # of both distributions
     kl_weight: float = 0.5  # share of the divergence in the loss
 
-
+# %% ../../nbs/tasks/distill.ipynb #fa3e6770
 def read_options(
     run: TrainConfig,
 ) -> DistillOptions:
@@ -120,7 +120,7 @@ def read_options(
         )
     return options
 
-
+# %% ../../nbs/tasks/distill.ipynb #be5513ee
 class DistillTask(SpeechTask):
     "Train a diffusion decoder to need fewer steps"
 

@@ -35,7 +35,7 @@ class DurationBatch:
     condition: Condition
     durations: Tensor  # (B,) tokens
 
-
+# %% ../../nbs/tasks/duration.ipynb #e3ec9d6d
 @dataclass(frozen=True)
 class DurationOptions:
     "How the predictor is trained"
@@ -43,7 +43,7 @@ class DurationOptions:
     rows: int = 128  # of a batch
     recogniser: str = "small"  # whose pieces the texts are cut into: small or a folder
 
-
+# %% ../../nbs/tasks/duration.ipynb #d83b3c66
 class DurationTask(Task):
     "Train the predictor on the durations of a prepared corpus"
 

@@ -51,7 +51,7 @@ class FlowOptions:
     tokenizer: str = "small"  # the built-in one, or a folder
     speaker_dropout: float = 0.1  # share of the rows without a speaker
 
-
+# %% ../../nbs/tasks/flow.ipynb #6b34f682
 class FlowTask(Task):
     "Train the flow on a prepared corpus and a tokenizer"
 

@@ -121,9 +121,8 @@ def label_phones(
         first = [row for row in corpus.rows if not row["id"].endswith("~")]
         parts = [first[k : k + 100] for k in range(0, len(first), 100)]
         known = {}
-        for i, some in run_jobs(
-            align_rows, [([(r["id"], r["text"], r["shard"]) for r in part],) for part in parts]
-        ):
+        jobs = [(r["id"], r["text"], r["shard"]) for r in first]
+        for i, some in run_jobs(align_rows, [(jobs[k : k + 100],) for k in range(0, len(jobs), 100)]):
             known |= {row["id"]: alignment for row, alignment in zip(parts[i], some)}
         seconds, tables = {row["id"]: row["seconds"] for row in first}, {}
         for row in corpus.rows:
@@ -240,7 +239,7 @@ class TokenizerOptions(AugmentOptions):
     phone_weight: float = 1.0  # of the phones
     quantizer_warmup: int = 600  # updates in which the layers after the quantizer get a mixture
 
-
+# %% ../../nbs/tasks/tokenizer.ipynb #5a16afac
 class TokenizerTask(Task):
     "Train the built-in tokenizer on a prepared corpus"
 

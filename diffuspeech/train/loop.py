@@ -160,7 +160,7 @@ class TrainingRun:
     progress: state.Progress
     journal: Journal | None = None  # the first process has it
 
-
+# %% ../../nbs/train/loop.ipynb #85a86603
 def resume(
     run: TrainingRun,
 ):
@@ -180,7 +180,7 @@ def resume(
     )
     state.set_rng_state(rng_state, run.task.model, run.accelerator.process_index)
 
-
+# %% ../../nbs/train/loop.ipynb #1af9acf9
 def start(
     config: TrainConfig,
     folder: Path,
@@ -234,7 +234,7 @@ def add_gradients(
         terms.append({name: scalar(value) for name, value in parts.items()})
     return terms
 
-
+# %% ../../nbs/train/loop.ipynb #c6e232ce
 def train_step(
     run: TrainingRun,
     batches: list[tuple[int, Any]],  # this process's, each with its epoch
@@ -263,14 +263,14 @@ def train_step(
     run.progress.step = step
     return line
 
-
+# %% ../../nbs/train/loop.ipynb #99375310
 def numbers(
     parts: dict[str, Tensor],  # scalars
 ) -> dict[str, float]:
     "Scalars as numbers, all at once: each one that is read waits for the device"
     return dict(zip(parts, torch.stack(list(parts.values())).tolist()))
 
-
+# %% ../../nbs/train/loop.ipynb #791274ad
 def nonfinite_rows(
     batches: list,
     losses: list[Tensor],  # one for each
@@ -386,7 +386,7 @@ def after_step(
     if better or stop or step % config.save_every == 0 or last:
         save_checkpoint(run)
 
-
+# %% ../../nbs/train/loop.ipynb #b0fb98e4
 def train_steps(
     run: TrainingRun,
     signals: list[int],  # of `stop_on_signal`
@@ -429,7 +429,7 @@ def train_steps(
     batches.close()
     return True
 
-
+# %% ../../nbs/train/loop.ipynb #9c9cb37b
 def batch_size(
     batch: Any,
 ) -> dict[str, float]:
@@ -440,7 +440,7 @@ def batch_size(
         "rows": num_rows(batch),
     }
 
-
+# %% ../../nbs/train/loop.ipynb #558ddfef
 def train(
     run: TrainConfig,
     folder: "str | Path",  # of the run: made, or resumed from

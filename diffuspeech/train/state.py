@@ -160,7 +160,7 @@ def save(
             remove_checkpoint(old)
     return path
 
-
+# %% ../../nbs/train/state.ipynb #bf6dddfa
 def write_folder(
     path: Path,  # of the checkpoint
     tensors: dict[str, dict[str, Tensor]],  # of each safetensors file
@@ -191,7 +191,7 @@ def write_folder(
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
-
+# %% ../../nbs/train/state.ipynb #4de8e2e4
 def remove_checkpoint(
     path: Path,  # a checkpoint
 ):

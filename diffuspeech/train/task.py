@@ -129,7 +129,7 @@ def check_task(
             ) from None
     return cls
 
-
+# %% ../../nbs/train/task.ipynb #4cae9cf5
 def find_task(
     name: str,  # module:class; the module may be in the working directory
 ) -> type[Task]:
@@ -149,7 +149,7 @@ def find_task(
         raise ValueError(f"task={name}: {module} has no {cls}") from None
     return check_task(found, name)
 
-
+# %% ../../nbs/train/task.ipynb #6f1617d0
 def check_run(
     run: TrainConfig,
     cls: type[Task],
@@ -158,7 +158,7 @@ def check_run(
     check_fields(cls.Config, run.model, "model")
     from_dict(cls.Options, run.options, "options")
 
-
+# %% ../../nbs/train/task.ipynb #657d6716
 def make_task(
     run: TrainConfig,
     cls: type[Task],
