@@ -19,8 +19,8 @@ from ..diffusion.corrupt import utterance_keys
 from ..diffusion.length import make_canvas
 from ..diffusion.sample import sample
 from ..models.decoder import ConditionedDecoder
-from .decoder import DecoderModel, SpeechBatch, SpeechOptions, SpeechTask, TasteOptions
-from .decoder import sample_tokens
+from .speech import DecoderModel, SpeechBatch, SpeechOptions, SpeechTask, TasteOptions
+from .speech import sample_tokens
 from ..tokenizers.taste import Taste
 from ..train.config import TrainConfig, from_dict
 from ..train.plan import Component

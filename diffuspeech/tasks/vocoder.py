@@ -23,7 +23,7 @@ from ..data.manifest import Manifest, Utterance, load_audio
 from ..voice.prepared import reject_test_clips
 from ..voice.vocoder import MEL_CONFIG, log10_mel
 from ..train.config import TrainConfig, from_dict
-from ..train.task import Task, Update, single_batch
+from ..train.task import Task, Update
 
 # %% ../../nbs/tasks/vocoder.ipynb #91295cab
 @dataclass(frozen=True)

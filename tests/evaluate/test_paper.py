@@ -22,7 +22,8 @@ from diffuspeech.evaluate.reconstruct import System, default_systems, reconstruc
 from diffuspeech.evaluate.report import SweepConfig
 from diffuspeech.models.decoder import DecoderConfig
 from diffuspeech.models.reconstructor import Reconstructor
-from diffuspeech.tasks.decoder import DecoderOptions, TasteOptions, build_model, read_options
+from diffuspeech.tasks.decoder import DecoderOptions, read_options
+from diffuspeech.tasks.speech import TasteOptions, build_model
 from diffuspeech.tokenizers.public import import_s3tokenizer, tiny_tokenizer
 from diffuspeech.tokenizers.quantize import QuantizerConfig
 from diffuspeech.tokenizers.taste import TasteConfig
@@ -247,13 +248,13 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch, capsys):
     )
     assert not (tmp_path / "two/model/recogniser").exists(), "the second one does not"
     assert {path.name.split("-")[1] for path in (tmp_path / "two/samples").glob("*.wav")} == {
-        "said",
+        "decoded",
         "oracle",
-    }, "what it says at validation can be heard"
+    }, "the samples of a validation are kept"
     model = Reconstructor.from_pretrained(
         tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "one/model/recogniser"
     )
-    with pytest.raises(ValueError, match="can no longer be asked what is said"):
+    with pytest.raises(ValueError, match="this model cannot transcribe"):
         model.transcribe([load_audio(clips[0])])
     with pytest.raises(ValueError, match="trained with the recogniser"):
         Reconstructor.from_pretrained(tmp_path / "two/model", tmp_path / "cosyvoice", tmp_path / "canary")

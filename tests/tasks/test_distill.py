@@ -85,7 +85,7 @@ def test_a_teacher_of_other_layers(first):
 
 def test_what_cannot_be_distilled(first):
     with pytest.raises(ValueError, match="options.init_from: needs a diffusion decoder"):
-        DistillTask(train_config(first, "distill:DistillTask", 2))
+        DistillTask(train_config(first, "distill:DistillTask", 2, init_from=""))
     with pytest.raises(ValueError, match="encoder=trained: distillation leaves the encoder as it is"):
         DistillTask(
             train_config(

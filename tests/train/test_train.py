@@ -291,8 +291,8 @@ def test_other_version_pickle_and_config(stopped):
         (stopped / name).unlink()
     with pytest.raises(
         ValueError,
-        match=r"belongs to another run: lr=0.01 \(now 0.02\), model=\{\} \(now \{\"n\": 1\}\), seed=0 \(now 3\)"
-        "; start in another folder",
+        match=r"belongs to another run: lr=0.01 \(now 0.02\), model=\{\} \(now \{\"n\": 1\}\), "
+        r"seed=0 \(now 3\); start in another folder",
     ):
         run_training(replace(RUN, lr=0.02, seed=3, model={"n": 1}), stopped)
 
