@@ -113,24 +113,26 @@ class LinearQuantiles:
         "By the pinball loss, exactly"
         if text.shape != speech.shape or text.ndim != 1 or len(text) < 2:
             raise ValueError(
-                f"text of shape {tuple(text.shape)} and speech of shape {tuple(speech.shape)}: two lists of the same length are wanted"
+                f"text has shape {tuple(text.shape)} and speech {tuple(speech.shape)}; both must be (N,), N at least 2"
             )
         text, speech = text.double(), speech.double()
 
         q = torch.tensor(q, dtype=torch.float64)
 
-        def rest(slope):  # (k,) the best intercepts
+        def best_intercepts(slope):  # (k,)
             return torch.stack([(speech - one * text).quantile(share) for one, share in zip(slope, q)])
 
         def loss(slope):  # (k,)
-            return pinball_loss(speech, rest(slope)[:, None] + slope[:, None] * text, q[:, None]).mean(1)
+            return pinball_loss(
+                speech, best_intercepts(slope)[:, None] + slope[:, None] * text, q[:, None]
+            ).mean(1)
 
         low, high = torch.zeros_like(q), (speech / text.clamp_min(1)).amax().expand_as(q)
         for _ in range(80):
             a, b = (2 * low + high) / 3, (low + 2 * high) / 3
             left = loss(a) < loss(b)
             low, high = torch.where(left, low, a), torch.where(left, b, high)
-        return cls(q, rest(low), low)
+        return cls(q, best_intercepts(low), low)
 
     def quantile(self, n: Tensor, q: float) -> Tensor:
         "(B,) frames for texts of n tokens; between two lines by their distance"

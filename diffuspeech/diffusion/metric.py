@@ -143,7 +143,8 @@ def _check_metric(
     codes = canvas[given]
     if ((codes < 0) | (codes >= path.size)).any():
         raise ValueError(
-            f"canvas holds {int(codes.max())}, which is not among the {path.size} codes of levels={path.levels}"
+            f"canvas holds {int(codes.max())}, which is not among the {path.size} codes of "
+            f"levels={path.levels}"
         )
 
 

@@ -363,14 +363,10 @@ class SamplingRun:
         "The tokens as they stand, with what they cost"
         state, network = self.state, self.network
         trajectory = as_trajectory(state, repr(self.rule))
+        tokens, calls = trajectory.final.clone(), network.calls.clone()
+        generated = (state.commit_step >= 0).sum(1)
         return Generation(
-            tokens=trajectory.final.clone(),
-            lengths=state.lengths,
-            nfe=network.nfe,
-            calls=network.calls.clone(),
-            num_generated=(state.commit_step >= 0).sum(1),
-            seconds=self.seconds,
-            trajectory=trajectory,
+            tokens, state.lengths, network.nfe, calls, generated, self.seconds, trajectory=trajectory
         )
 
 # %% ../../nbs/diffusion/sample.ipynb #a72a3920

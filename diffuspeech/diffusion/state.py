@@ -31,7 +31,8 @@ def check_canvas(
         )
     if vocab_sizes is not None and len(vocab_sizes) != canvas[0, 0].numel():
         raise ValueError(
-            f"vocab_sizes={vocab_sizes} names {len(vocab_sizes)} codebooks, the canvas has {canvas[0, 0].numel()}"
+            f"vocab_sizes={vocab_sizes} names {len(vocab_sizes)} codebooks, "
+            f"the canvas has {canvas[0, 0].numel()}"
         )
     masked = canvas == mask_id
     if lengths is not None:

@@ -89,7 +89,7 @@ class Rule:
     denoiser_kwargs: tuple[str, ...] = ()  # arguments of the denoiser beyond the contract
 
     def groups(self, position: Tensor, level: Tensor) -> Tensor | None:
-        "(N,) or (B, N) the group of each place; one opens when the one before has no masks left. None: all at once"
+        "(N,) or (B, N) the group of each place; groups are opened one after the other. None: all at once"
 
     def needs_logits(self, state: StepState) -> Tensor:
         "(b, N) the places whose logits are needed"
@@ -109,7 +109,7 @@ class Rule:
         return f"{name}({', '.join(changed)})" if changed else name
 
     def alpha(self, state: StepState) -> Tensor:
-        "(b, 1) share clean, for networks that take the time: the schedule's, if the rule chooses without them"
+        "(b, 1) share clean, for networks that take the time: counted, or the schedule's if chosen blindly"
         if self.uses_predictions:
             return 1 - state.num_masked[:, None] / state.group_size[:, None].clamp_min(1)
         return state.alpha_t
