@@ -20,7 +20,7 @@ from ..base.checkpoint import PretrainedModel
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #b994fcf8
 @dataclass(frozen=True)
 class CosyFlowConfig:
-    "The shape of CosyVoice's flow; the defaults are those of CosyVoice-300M"
+    "The configuration of CosyVoice's flow; the defaults are those of CosyVoice-300M"
 
     vocab_size: int = 4096
     frame_rate: float = 50.0  # ids a second
@@ -41,7 +41,7 @@ class CosyFlowConfig:
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #5b292565
 class RelativeAttention(nn.Module):
-    "Self-attention that knows distances"
+    "Self-attention with relative positions"
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -57,7 +57,7 @@ class RelativeAttention(nn.Module):
         x: Tensor,  # (B, L, dim)
         pos_emb: Tensor,  # (2 L - 1, dim), of `relative_positions`
     ) -> Tensor:  # (B, L, dim)
-        "What each position takes from the others"
+        "The attention output of each position"
         B, L, _ = x.shape
         q, k, v = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -86,7 +86,7 @@ def relative_positions(
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #c00911d6
 class EncoderLayer(nn.Module):
-    "Attention and a small network; upstream calls it a conformer's, with convolutions switched off"
+    "Attention and a feed-forward network; in the original a conformer layer without its convolutions"
 
     def __init__(self, config: CosyFlowConfig):
         super().__init__()
@@ -102,7 +102,7 @@ class EncoderLayer(nn.Module):
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #937f4934
 class Encoder(nn.Module):
-    "Vectors of tokens, each in the light of the others"
+    "The transformer encoder of the tokens"
 
     def __init__(self, config: CosyFlowConfig):
         super().__init__()
@@ -121,11 +121,11 @@ class Encoder(nn.Module):
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #36353a7e
 def interpolate(
-    x: Tensor,  # (B, L, mels), one vector a token
+    x: Tensor,  # (B, L, mels), one vector per token
     frames: int,
     edge: int,  # frames of the first and of the last 20 tokens
 ) -> Tensor:  # (B, mels, frames)
-    "Linear interpolation; the ends of a longer row keep their own pace"
+    "Linear interpolation; both ends of a longer row have a fixed number of frames"
 
     def to(part, size):
         return F.interpolate(part.mT.contiguous(), size=size, mode="linear")
@@ -136,7 +136,7 @@ def interpolate(
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #3ca805b5
 def conv_block(inputs: int, outputs: int) -> nn.Module:
-    "Three frames wide, normalised in eight groups"
+    "A convolution over three frames, with group normalization in eight groups"
     return nn.ModuleDict(
         {
             "block": nn.Sequential(
@@ -160,7 +160,7 @@ class ResnetBlock(nn.Module):
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #77e875e6
 class GELUProjection(nn.Module):
-    "A linear layer and GELU, under the name that diffusers gives them"
+    "A linear layer and GELU, with diffusers' parameter names"
 
     def __init__(self, dim: int, ffn_dim: int):
         super().__init__()
@@ -171,7 +171,7 @@ class GELUProjection(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    "A transformer block over frames, without positions: the convolutions around it know them"
+    "A transformer block over frames, without positions, which the convolutions around it provide"
 
     def __init__(self, dim: int, heads: int, head_dim: int):
         super().__init__()
@@ -207,7 +207,7 @@ class Estimator(nn.Module):
                 TransformerBlock(dim, c.estimator_heads, c.head_dim) for _ in range(c.num_blocks)
             )
 
-        def step(dim, last, layer):  # a plain convolution where there is no other level
+        def step(dim, last, layer):  # a convolution without resampling on the last level
             return nn.Conv1d(dim, dim, 3, padding=1) if last else nn.ModuleDict({"conv": layer})
 
         self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(first, time), "linear_2": nn.Linear(time, time)})
@@ -268,7 +268,7 @@ class Estimator(nn.Module):
         for residual, transformer_blocks in self.mid_blocks:
             x = _block(x, t, residual, transformer_blocks)
         for residual, transformer_blocks, step in self.up_blocks:
-            skip = skips.pop()  # of an odd number of frames the way up makes one too many
+            skip = skips.pop()  # with an odd number of frames the upsampling returns one too many
             x = _step(
                 step, _block(torch.cat([x[..., : skip.shape[-1]], skip], 1), t, residual, transformer_blocks)
             )
@@ -287,7 +287,7 @@ def _step(step, x):
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #90d2f32a
 class CosyFlow(PretrainedModel):
-    "CosyVoice's flow: ids, a speaker and a prompt become mel frames"
+    "CosyVoice's flow: ids, a speaker and a prompt to mel frames"
 
     Config = CosyFlowConfig
 
@@ -309,23 +309,23 @@ class CosyFlow(PretrainedModel):
         self,
         tokens: int,
     ) -> int:  # mel frames
-        "How many frames so many ids become"
+        "The number of mel frames of a number of ids"
         return int(tokens / self.config.frame_rate * 22050 / 256)
 
     def embed_speaker(
         self,
-        vector: Tensor,  # (B, speaker); zeros: nobody in particular
+        vector: Tensor,  # (B, speaker); zeros for no particular speaker
     ) -> Tensor:  # (B, mels)
-        "A speaker as the estimator sees it"
+        "Project the speaker embedding for the estimator"
         return self.spk_embed_affine_layer(F.normalize(vector, dim=1))
 
     def prior_mean(
         self,
         ids: Tensor,  # (B, L)
         prompt: Tensor,  # (B, P) ids whose mel frames are known; P may be 0
-        prompt_frames: int,  # how many frames those are
+        prompt_frames: int,  # the number of those frames
     ) -> Tensor:  # (B, mels, prompt_frames + frames(L))
-        "A first idea of the frames"
+        "A first estimate of the frames"
         h = self.encoder_proj(self.encoder(self.input_embedding(torch.cat([prompt, ids], 1))))
         P = prompt.shape[1]
         mu = interpolate(h[:, P:], self.num_frames(ids.shape[1]), self.num_frames(20))
@@ -343,9 +343,9 @@ class CosyFlow(PretrainedModel):
         prompt_mel: Tensor,  # (B, mels, T): mel frames of the prompt, zero elsewhere
         noise: Tensor,  # (B, mels, T)
         steps: int = 10,  # of Euler
-        guidance: float = 0.7,  # w: 0 is none
+        guidance: float = 0.7,  # w; 0 for none
     ) -> Tensor:  # (B, mels, T)
-        "Mel frames: follow the velocity from noise"
+        "Sample mel frames: integrate the velocity from noise"
         times = 1 - torch.cos(
             torch.linspace(0, 1, steps + 1, device=mu.device, dtype=mu.dtype) * (math.pi / 2)
         )

@@ -1,4 +1,4 @@
-"Public tokenizers behind the protocol: shapes, rates, rows that do not see each other, folders in and out, and what is refused"
+"Public tokenizers: shapes, rates, independent rows, saving and loading, and errors"
 
 import json
 import math
@@ -30,7 +30,7 @@ except ImportError as e:
     no_s3 = str(e)
 
 S3_ONE = dict(n_codebook_size=64)
-MADE = {
+EXAMPLES = {
     "s3 v1": ("s3", dict(name="speech_tokenizer_v1", **S3_ONE), {}),
     "s3 v1 slow": ("s3", dict(name="speech_tokenizer_v1_25hz", **S3_ONE), {}),
     "s3 v2": ("s3", {}, {}),
@@ -72,7 +72,7 @@ RATES = {
 
 
 def make_adapter(name) -> CodecTokenizer:
-    kind, config, options = MADE[name]
+    kind, config, options = EXAMPLES[name]
     if kind == "s3" and no_s3:
         pytest.skip(no_s3)
     return tiny_tokenizer(kind, options=options, **config)
@@ -98,8 +98,8 @@ def batch():
     ), torch.tensor([16_000, 9_137, 1, 0])
 
 
-each = pytest.mark.parametrize("name", MADE)
-decoding = pytest.mark.parametrize("name", [name for name in MADE if not name.startswith("s3")])
+each = pytest.mark.parametrize("name", EXAMPLES)
+decoding = pytest.mark.parametrize("name", [name for name in EXAMPLES if not name.startswith("s3")])
 
 
 @each
@@ -116,15 +116,15 @@ def test_shapes_and_rates(name, tokenizers, batch):
         n.max(),
         *([t.num_codebooks] if t.num_codebooks > 1 else []),
     )
-    wanted = [
+    expected = [
         math.ceil(s / audio.SAMPLE_RATE * t.frame_rate - 0.5) for s in lengths.tolist()
-    ]  # S3 drops a last half frame, the others fill it up
-    assert all(w <= got <= w + 1 for w, got in zip(wanted, n.tolist())) and n[2] == 1 and n[3] == 0
+    ]  # S3 drops a last half frame, the others pad it
+    assert all(w <= got <= w + 1 for w, got in zip(expected, n.tolist())) and n[2] == 1 and n[3] == 0
     for row, length in zip(ids, n.tolist()):
         assert (
             (row[length:] == -1).all() and (row[:length] >= 0).all() and (row[:length] < t.vocab_size).all()
         )
-    assert ids[0].unique().numel() > 3  # else the tests of rows below would prove nothing
+    assert ids[0].unique().numel() > 3  # otherwise the tests of rows below would be trivial
     seconds = 5
     assert (
         abs(
@@ -136,7 +136,7 @@ def test_shapes_and_rates(name, tokenizers, batch):
 
 
 @each
-def test_a_row_is_the_same_in_any_company(name, tokenizers, batch):
+def test_rows_are_independent(name, tokenizers, batch):
     t = tokenizers(name)
     waves, lengths = batch
     ids, n = t.encode(waves, lengths)
@@ -153,7 +153,7 @@ def test_a_row_is_the_same_in_any_company(name, tokenizers, batch):
 
 
 @decoding
-def test_there_and_back(name, tokenizers, batch):
+def test_round_trip(name, tokenizers, batch):
     t = tokenizers(name)
     waves, lengths = batch
     ids, n = t.encode(waves, lengths)
@@ -170,11 +170,11 @@ def test_there_and_back(name, tokenizers, batch):
         assert length <= end < length + frame + 1 and (back[row, end:] == 0).all()
         assert torch.equal(t.decode(ids[row : row + 1, :frames])[0], back[row, :end])
     behind = torch.cat([ids, torch.full_like(ids[:, :2], 10**6)], 1)
-    assert torch.equal(t.decode(behind, n), back)  # given lengths end a row, whatever stands behind
+    assert torch.equal(t.decode(behind, n), back)  # given lengths end a row, whatever follows
 
 
 @decoding
-def test_ids_that_are_none(name, tokenizers):
+def test_refuses_invalid_ids(name, tokenizers):
     t = tokenizers(name)
     many = t.num_codebooks > 1
     ids = torch.zeros(2, 4, *([t.num_codebooks] if many else []), dtype=torch.long)
@@ -182,30 +182,30 @@ def test_ids_that_are_none(name, tokenizers):
     for bad in (t.vocab_size, -2, -1):
         wrong = ids.clone()
         wrong[at] = bad
-        with pytest.raises(ValueError) as said:
+        with pytest.raises(ValueError) as caught:
             t.decode(wrong, torch.tensor([4, 4]))
-        assert f"ids holds {bad} at {at}; an id is from 0 to {t.vocab_size - 1}" in str(said.value)
+        assert f"ids holds {bad} at {at}; an id is from 0 to {t.vocab_size - 1}" in str(caught.value)
     hole = ids.clone()
     hole[1, 2] = -1
     with pytest.raises(ValueError, match=r"ids holds (-1|0) at \(1, [23]"):
         t.decode(hole)
     for wrong in (ids.float(), ids[0], ids[..., None], ids.bool()):
-        with pytest.raises(ValueError, match="whole numbers of"):
+        with pytest.raises(ValueError, match="not integers of"):
             t.decode(wrong)
     with pytest.raises(ValueError, match="lengths holds 5 for row 0, which has 4 frames"):
         t.decode(ids, torch.tensor([5, 1]))
     assert t.decode(ids[:, :0]).shape == (2, 0)
 
 
-def test_waves_that_are_none(tokenizers, batch):
+def test_refuses_invalid_waves(tokenizers, batch):
     t = tokenizers("dac")
     waves, _ = batch
     for wrong in (waves[0], waves[None], (waves * 32_767).short(), waves.bool()):
-        with pytest.raises(ValueError, match=r"float of \(B, samples\) at 16000 Hz is wanted"):
+        with pytest.raises(ValueError, match=r"not float of \(B, samples\) at 16000 Hz"):
             t.encode(wrong)
     for lengths, words in (
-        (torch.tensor([1, 2]), "one whole number for each of 4 rows"),
-        (torch.ones(4), "one whole number for each"),
+        (torch.tensor([1, 2]), "not one integer for each of 4 rows"),
+        (torch.ones(4), "not one integer for each"),
         (torch.tensor([1, 1, 1, 16_001]), "16001 for row 3"),
         (torch.tensor([1, -1, 1, 1]), "-1 for row 1"),
     ):
@@ -217,7 +217,7 @@ def test_waves_that_are_none(tokenizers, batch):
         t.encode(waves)
 
 
-def test_inside_is_another_rate(tokenizers, batch):
+def test_resamples_to_the_rate_of_the_model(tokenizers, batch):
     t = tokenizers("encodec")
     wave = batch[0][0]
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_inside_is_another_rate(tokenizers, batch):
     )
 
 
-def test_fewer_codebooks_are_the_first(tokenizers, batch):
+def test_fewer_codebooks_are_a_prefix(tokenizers, batch):
     for some, every in (("mimi two", "mimi"), ("dac two", "dac"), ("encodec one", "encodec")):
         a, b = tokenizers(some), tokenizers(every)
         ids = a.encode(*batch)[0]
@@ -241,7 +241,7 @@ def test_fewer_codebooks_are_the_first(tokenizers, batch):
         )
 
 
-def test_each_says_its_numbers_and_its_weights():
+def test_version_names_codebooks_and_weights():
     a, b, other = tiny_tokenizer("dac"), tiny_tokenizer("dac"), tiny_tokenizer("dac", seed=1)
     assert (
         a.version == b.version != other.version
@@ -254,7 +254,7 @@ def test_each_says_its_numbers_and_its_weights():
     assert not any(p.requires_grad for p in a.parameters())
 
 
-def test_codebooks_computed_at_first_use_follow_a_move(tokenizers, batch):
+def test_cached_codebooks_follow_a_move(tokenizers, batch):
     t = make_adapter("mimi")
     t.encode(*batch)
     assert any(m._embed is not None for m in t.model.modules() if hasattr(m, "_embed"))
@@ -265,10 +265,10 @@ def test_codebooks_computed_at_first_use_follow_a_move(tokenizers, batch):
 @pytest.mark.parametrize(
     "name", ["mimi two", "encodec", "dac", "xcodec", "xcodec2", "s3 v1", "s3 v2", "s3 v3"]
 )
-def test_a_folder_there_and_back(name, tokenizers, batch, tmp_path):
+def test_save_and_load(name, tokenizers, batch, tmp_path):
     t = tokenizers(name)
     t.save_pretrained(tmp_path)
-    again = load_tokenizer(f"{t.kind}:{tmp_path}", **MADE[name][2])
+    again = load_tokenizer(f"{t.kind}:{tmp_path}", **EXAMPLES[name][2])
     assert (
         type(again) is type(t)
         and again.version == t.version
@@ -286,13 +286,13 @@ def test_a_folder_there_and_back(name, tokenizers, batch, tmp_path):
         load_tokenizer(f"{t.kind}:{tmp_path}")
 
 
-def test_folders_that_are_none(tokenizers, tmp_path):
+def test_refuses_invalid_folders(tokenizers, tmp_path):
     t = tokenizers("dac")
     t.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type is 'dac', and 'mimi' is wanted"):
+    with pytest.raises(ValueError, match="model_type is 'dac', not 'mimi'"):
         load_tokenizer(f"mimi:{tmp_path}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 24_000}))
-    with pytest.raises(ValueError, match="preprocessor_config.json says 24000 Hz, and config.json 16000 Hz"):
+    with pytest.raises(ValueError, match="preprocessor_config.json has 24000 Hz, and config.json 16000 Hz"):
         load_tokenizer(f"dac:{tmp_path}")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000}))
     load_tokenizer(f"dac:{tmp_path}", num_codebooks=1)
@@ -309,22 +309,26 @@ def test_folders_that_are_none(tokenizers, tmp_path):
         load_tokenizer(f"dac:{tmp_path}")
 
 
-def test_the_hub_that_does_not_answer(monkeypatch):
+def test_error_without_the_hub(monkeypatch):
     import huggingface_hub
 
     def nothing(*args, **kwargs):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
-    with pytest.raises(ValueError) as said:
+    with pytest.raises(ValueError) as caught:
         load_tokenizer("mimi:kyutai/mimi", num_codebooks=8)
-    assert "\n" not in str(said.value) and all(
-        words in str(said.value)
-        for words in ("mimi:kyutai/mimi", "the hub did not give it (ConnectionError)", "mimi:path/to/folder")
+    assert "\n" not in str(caught.value) and all(
+        words in str(caught.value)
+        for words in (
+            "mimi:kyutai/mimi",
+            "could not be downloaded from the hub (ConnectionError)",
+            "mimi:path/to/folder",
+        )
     )
 
 
-def test_names_and_options_that_are_none(tokenizers):
+def test_refuses_unknown_names_and_options(tokenizers):
     for name in ("snac:x/y", "kyutai/mimi", "mimi:", ""):
         with pytest.raises(ValueError, match="one of the kinds s3, mimi, encodec, dac, xcodec, xcodec2"):
             load_tokenizer(name)
@@ -338,20 +342,20 @@ def test_names_and_options_that_are_none(tokenizers):
             tiny_tokenizer(kind, options=options)
 
 
-def test_an_option_of_another_kind(tokenizers, tmp_path):
+def test_refuses_an_option_of_another_kind(tokenizers, tmp_path):
     tokenizers("dac").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="bandwidth"):
         load_tokenizer(f"dac:{tmp_path}", bandwidth=6.0)
 
 
-def test_configs_whose_ids_would_not_be_enough():
+def test_refuses_models_that_need_more_than_ids():
     for config in (dict(normalize=True), dict(audio_channels=2), dict(chunk_length_s=1.0, overlap=0.01)):
-        with pytest.raises(ValueError, match="take the 24 kHz one"):
+        with pytest.raises(ValueError, match="use the 24 kHz one"):
             tiny_tokenizer("encodec", **config)
-    with pytest.raises(ValueError, match="frames of 160 samples, and its spectrogram has frames of 320"):
+    with pytest.raises(ValueError, match="frames of 160 samples, but its spectrogram has frames of 320"):
         tiny_tokenizer("xcodec2", downsampling_ratios=[2, 2, 2, 4, 5])
     with pytest.raises(
-        ValueError, match="24000 Hz and 10.0 frames a second, and its strides make frames of 1920 samples"
+        ValueError, match="24000 Hz and 10.0 frames a second, but its strides make frames of 1920 samples"
     ):
         tiny_tokenizer("mimi", frame_rate=10.0)
 
@@ -367,7 +371,7 @@ def test_s3_has_no_decoder(tokenizers):
 
 @s3
 @pytest.mark.parametrize("name", ["s3 v1", "s3 v2", "s3 v3"])
-def test_s3_hears_more_than_its_window(name, tokenizers):
+def test_s3_encodes_more_than_its_window(name, tokenizers):
     wave = audio.load_clip().repeat(7)[None, : 35 * audio.SAMPLE_RATE]  # a window is 30 s
     t = tokenizers(name)
     ids, n = t.encode(wave)
@@ -378,7 +382,7 @@ def test_s3_hears_more_than_its_window(name, tokenizers):
 
 
 @s3
-def test_s3_does_not_leave_an_empty_onnx_behind():
+def test_s3_removes_the_empty_onnx():
     assert getattr(sys.modules.get("onnx"), "__file__", True)
 
 
@@ -401,18 +405,18 @@ def test_s3_files_and_names(tmp_path, monkeypatch):
     t = tiny_tokenizer("s3", n_mels=128)
     file = tmp_path / "speech_tokenizer_v2.pt"
     torch.save(t.model.state_dict(), file)
-    for name in (file, tmp_path):  # as CosyVoice names it, the file or its folder
+    for name in (file, tmp_path):  # CosyVoice's file or its folder
         assert load_tokenizer(f"s3:{name}").version == t.version
     torch.save({"encoder.conv1.weight": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match="missing, extra or of another shape: encoder.blocks"):
+    with pytest.raises(ValueError, match="missing, unexpected or of another shape: encoder.blocks"):
         load_tokenizer(f"s3:{file}")
     torch.save({"a": print}, file)
     with pytest.raises(ValueError, match="not a file of tensors alone"):
         load_tokenizer(f"s3:{file}")
-    odd = tmp_path / "mine.pt"
-    odd.touch()
-    with pytest.raises(ValueError, match="its name must say which it is"):
-        load_tokenizer(f"s3:{odd}")
+    unknown = tmp_path / "mine.pt"
+    unknown.touch()
+    with pytest.raises(ValueError, match="its name must be one of"):
+        load_tokenizer(f"s3:{unknown}")
 
 
 @s3
@@ -426,12 +430,12 @@ def test_s3_published_without_onnx_or_network(monkeypatch, tmp_path):
         raise OSError("no route")
 
     monkeypatch.setattr(import_s3tokenizer(), "_download", nothing)
-    with pytest.raises(ValueError) as said:
+    with pytest.raises(ValueError) as caught:
         load_tokenizer("s3:speech_tokenizer_v2_25hz")
     assert (
-        "\n" not in str(said.value)
-        and "did not come (OSError)" in str(said.value)
-        and "s3:path/to/folder" in str(said.value)
+        "\n" not in str(caught.value)
+        and "could not be downloaded (OSError)" in str(caught.value)
+        and "s3:path/to/folder" in str(caught.value)
     )
     monkeypatch.undo()
     if public.importlib.util.find_spec("onnx") is None:
@@ -440,17 +444,19 @@ def test_s3_published_without_onnx_or_network(monkeypatch, tmp_path):
 
 
 @s3
-def test_s3_config_that_is_none(tokenizers, tmp_path):
+def test_s3_refuses_an_invalid_config(tokenizers, tmp_path):
     tokenizers("s3 v2").save_pretrained(tmp_path)
     made = json.loads((tmp_path / "config.json").read_text())
     for wrong in (made | {"layers": 3}, made | {"name": "v9"}, {"n_mels": 80}):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match="not that of an S3 tokenizer"):
+        with pytest.raises(ValueError, match="not of an S3 tokenizer"):
             S3Tokenizer.from_pretrained(tmp_path)
 
 
-def test_every_kind_is_tried():
-    assert {kind for kind, _, _ in MADE.values()} == set(TOKENIZERS)
+def test_every_kind_is_tested():
+    assert {kind for kind, _, _ in EXAMPLES.values()} == set(TOKENIZERS)
     assert {
-        config.get("name", "speech_tokenizer_v2_25hz") for kind, config, _ in MADE.values() if kind == "s3"
+        config.get("name", "speech_tokenizer_v2_25hz")
+        for kind, config, _ in EXAMPLES.values()
+        if kind == "s3"
     } == set(S3_HOPS)

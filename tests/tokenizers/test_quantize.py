@@ -1,4 +1,4 @@
-"What every quantizer promises: codes come back, padding is nothing, the loss is there, float32 inside, the same from the same seed"
+"Properties of every quantizer: round trips, padding, loss, float32, seeds"
 
 import json
 from dataclasses import asdict
@@ -81,8 +81,8 @@ def test_round_trip(options):
     st.booleans(),
     st.sampled_from([0.0, 0.7]),
 )
-def test_padding_is_nothing(options, lengths, pad, training, dropout):
-    "Codes, vectors, loss, and what a step of training does to the codebooks"
+def test_padding_changes_nothing(options, lengths, pad, training, dropout):
+    "Codes, vectors, loss, and the update of the codebooks"
     a, b = (
         trained(options, quantizer_dropout=dropout).train(training),
         trained(options, quantizer_dropout=dropout).train(training),
@@ -106,7 +106,7 @@ def test_padding_is_nothing(options, lengths, pad, training, dropout):
 
 
 @pytest.mark.parametrize("options", [*KINDS.values(), dict(kind="none")], ids=[*KINDS, "none"])
-def test_the_loss_is_always_there(options):
+def test_there_is_always_a_loss(options):
     q = make(options)
     for training in (True, False):
         loss = q.train(training)(vectors(q).requires_grad_()).loss
@@ -122,7 +122,7 @@ def test_the_loss_is_always_there(options):
 
 
 @each
-def test_the_same_from_the_same_seed(options):
+def test_same_seed_same_result(options):
     torch.manual_seed(1)
     a = trained(options, quantizer_dropout=0.5)
     torch.manual_seed(2)
@@ -136,7 +136,7 @@ def test_the_same_from_the_same_seed(options):
 
 @each
 def test_resume(options, tmp_path):
-    "Saved and loaded: the same codes bit for bit, and training goes on as if nothing had happened"
+    "Saved and loaded: the same codes bit for bit, and training continues exactly"
     q = trained(options, quantizer_dropout=0.5)
     save_file(q.state_dict(), tmp_path / "q.safetensors")
     config = QuantizerConfig(**json.loads(json.dumps(asdict(q.config))))
@@ -171,7 +171,7 @@ def test_float32_inside(options):
 
 @each
 def test_gradient(options):
-    "Reaches the input in size one for each layer count, whatever is dropped"
+    "The input's gradient is one for any number of layers, also with dropout"
     size = {}
     for layers in (1, 4):
         q = make(options, layers=layers)
@@ -220,7 +220,7 @@ def test_bits():
     assert round(bitrate(36, 528, 100)) == 190
 
 
-def test_meta_and_nothing():
+def test_meta_device_and_empty_batches():
     with torch.device("meta"):
         assert make_quantizer("fsq").project_in.weight.shape == (3, 256)
         make_quantizer("rvq", dim=1280)
@@ -255,7 +255,7 @@ def test_bad_options(options, words):
 def test_bad_calls():
     q, x = make_quantizer("fsq", dim=8), torch.zeros(2, 5, 8)
     for call, words in (
-        (lambda: q(x[..., :7]), r"x has shape \(2, 5, 7\); \(B, L, 8\) is wanted"),
+        (lambda: q(x[..., :7]), r"x has shape \(2, 5, 7\), not \(B, L, 8\)"),
         (lambda: q(x, torch.tensor([5])), r"lengths has shape \(1,\)"),
         (lambda: q(x, torch.tensor([5, 5]), torch.ones(2, 5).bool()), "lengths and mask are both given"),
         (lambda: q(x, mask=torch.ones(2, 5)), "mask is torch.float32"),
@@ -270,7 +270,7 @@ def test_bad_calls():
     ):
         with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(RuntimeError, match="codebooks are not there yet"):
+    with pytest.raises(RuntimeError, match="codebooks are not initialized"):
         make_quantizer("rvq", dim=8).eval()(x)
-    with pytest.raises(RuntimeError, match="codebooks are not there yet"):
+    with pytest.raises(RuntimeError, match="codebooks are not initialized"):
         make_quantizer("rvq", dim=8).decode(torch.zeros(1, 1, 4).long())

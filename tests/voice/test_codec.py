@@ -38,7 +38,7 @@ def test_ids_are_pinned(codec):
     assert codec.encode(load_clip()[None])[0][0].tolist() == golden["ids"]
 
 
-def test_every_level_of_every_digit_is_alive(codec, pack):
+def test_every_level_of_every_digit_is_used(codec, pack):
     clips, waves = pack
     codes = torch.cat([codec.encode(w[None])[0][0] for w in waves])
     for place, levels in enumerate(codec.tokenizer.config.levels):
@@ -47,13 +47,13 @@ def test_every_level_of_every_digit_is_alive(codec, pack):
         )
 
 
-def test_the_codebook_is_in_use():
+def test_codebook_usage():
     "Over the train split, counted when the weights were written"
     metadata = read_config(builtin_checkpoint("speech-tokens"))["metadata"]["train"]
     assert metadata["used"] > 0.8 and metadata["ids"] > 500_000
 
 
-def test_the_ids_alone_can_be_read(codec, pack):
+def test_transcribes_from_the_ids_alone(codec, pack):
     clips, waves = pack
     errors = words = 0
     for u, wave in zip(clips, waves):
@@ -66,7 +66,7 @@ def test_the_ids_alone_can_be_read(codec, pack):
     assert words > 100 and errors / words < 0.45, f"{errors} of {words} words"
 
 
-def test_what_is_decoded_can_be_understood(codec, pack, judge_or_skip):
+def test_decoded_speech_is_intelligible(codec, pack, judge_or_skip):
     judge = judge_or_skip(Whisper)
     some = [(u, w) for u, w in zip(*pack) if u.extra["condition"] == "clean" and not u.extra["unseen"]][::2]
     made = [codec.decode(*codec.encode(w[None]), reference=[w])[0] for _, w in some]
@@ -83,7 +83,7 @@ def test_steps_and_seeds(codec):
     ).abs().mean()  # ten steps are nearer to forty than another seed is
 
 
-def test_the_spectrum_moves_as_far_as_the_references(codec, pack):
+def test_variance_of_the_spectrum_is_the_references(codec, pack):
     _, waves = pack
     ids, counts = codec.encode(
         torch.nn.utils.rnn.pad_sequence(waves[:2], batch_first=True),
@@ -108,7 +108,7 @@ def test_the_spectrum_moves_as_far_as_the_references(codec, pack):
 
 
 @pytest.mark.parametrize("tokens", [275, 276, 500, 501, 525, 526])  # 250 to a window, 25 around it
-def test_every_length_of_a_long_recording(codec, tokens):
+def test_lengths_of_long_recordings(codec, tokens):
     ids = torch.randint(0, codec.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     features = codec.features(ids, steps=2)
     assert features.shape[1] == 4 * tokens and torch.isfinite(features).all()
@@ -116,7 +116,7 @@ def test_every_length_of_a_long_recording(codec, tokens):
     assert torch.allclose(features[:, : 4 * 200], first, atol=1e-3)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(codec, pack):
+def test_rows_are_independent(codec, pack):
     _, waves = pack
     some = waves[:3]
     lengths = torch.tensor([len(w) for w in some])

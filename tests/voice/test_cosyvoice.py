@@ -1,9 +1,10 @@
-"""CosyVoice's flow, vocoder and loader: published names and shapes, lengths, independence of rows, pieces, and what is refused.
+"""CosyVoice's flow, vocoder and loader: published names and shapes, lengths, independent rows, chunks.
 
-The networks were compared with another implementation of the same architecture, which tests do not install: chatterbox-tts 0.1.7 (MIT: encoder layers, estimator, Euler
-loop with guidance, HiFT, mel), at the published sizes, with the same random weights loaded strictly by name; all 1,185 and 227 names and shapes are equal. Largest
-differences in float32: encoder 7e-7 of 4.2, mu 1e-6 of 2.0, velocity 0 of 2.0, mel after 10 steps 1e-6 of 4.7, pitch 0 of 135, source 2e-6 of 0.14, wave 3e-7 of
-0.068, mel analysis 6e-6 of 4.4."""
+The networks were compared with another implementation of the same architecture, which tests do not install:
+chatterbox-tts 0.1.7 (MIT: encoder layers, estimator, Euler loop with guidance, HiFT, mel), at the published
+sizes, with the same random weights loaded strictly by name; all 1,185 and 227 names and shapes are equal.
+Largest differences in float32: encoder 7e-7 of 4.2, mu 1e-6 of 2.0, velocity 0 of 2.0, mel after 10 steps
+1e-6 of 4.7, pitch 0 of 135, source 2e-6 of 0.14, wave 3e-7 of 0.068, mel analysis 6e-6 of 4.4."""
 
 import os
 import pickle
@@ -61,7 +62,7 @@ def ids():
     return torch.randint(64, (3, 70), generator=torch.Generator().manual_seed(0))
 
 
-# names and shapes of the published files, written down apart from the code
+# names and shapes of the published files, written independently of the code
 
 
 def linear(name, into, out, bias=True):
@@ -200,7 +201,7 @@ def test_frames_of_tokens(parts, n):
     )
 
 
-def test_pieces_fall_on_whole_frames(parts):
+def test_chunks_are_whole_frames(parts):
     assert (
         all(parts[0].num_frames(LEFT_CONTEXT * k) == 441 * k for k in (1, 2, 3, 4))
         and CHUNK == 4 * LEFT_CONTEXT
@@ -219,7 +220,7 @@ def test_mel_frames(samples):
     assert mel.shape == (samples // 256, 80) and torch.isfinite(mel).all()
 
 
-# what a row depends on
+# independence of rows
 
 
 def test_rows_are_independent(codec, ids):
@@ -272,7 +273,7 @@ def test_steps_go_from_zero_to_one(parts):
     )
 
 
-# pieces
+# chunks
 
 
 def test_source_is_the_sum_of_its_harmonics(parts):
@@ -296,9 +297,9 @@ def test_source_is_the_sum_of_its_harmonics(parts):
         )
 
 
-def test_vocoder_pieces_are_the_whole(parts):
+def test_vocoder_chunks_equal_the_whole(parts):
     hift, mel = parts[1], torch.randn(150, 80, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():  # half of the frames voiced, so that both kinds of source are heard
+    with torch.no_grad():  # half of the frames voiced, so that both kinds of source are used
         weight = hift.f0_predictor["classifier"].weight
         kept, hift.f0_predictor["classifier"].weight.data = weight.data.clone(), weight.data * 1000
         pitch = hift.predict_f0(mel.mT[None])
@@ -309,28 +310,28 @@ def test_vocoder_pieces_are_the_whole(parts):
 
 
 class Drifting(torch.nn.Module):
-    "An estimator whose frames are as loud as the known ones, and half a unit more: pieces that agree about the voice and not quite about anything else"
+    "An estimator whose frames have the mean of the known ones, plus a half: each chunk differs from the last"
 
     def forward(self, x, mu, t, speaker, known):
         if t[0] == 0:
-            heard = known[0].abs().sum(0) > 0
-            self.way = (known[0][:, heard].mean() if heard.any() else 1.0) + 0.5 - x
-        return self.way
+            inside = known[0].abs().sum(0) > 0
+            self.velocity = (known[0][:, inside].mean() if inside.any() else 1.0) + 0.5 - x
+        return self.velocity
 
 
-def test_flow_pieces_have_no_seams(parts):
+def test_flow_chunks_are_continuous(parts):
     flow = CosyFlow(FLOW).eval()
     flow.decoder["estimator"] = Drifting()
     mel = CosyVoice(flow, parts[1]).features(torch.zeros(700, dtype=torch.long), steps=3, chunk=256)
     assert len(mel) == flow.num_frames(700)
     for i, (start, stop) in enumerate(
         ((0, 441 - CROSSFADE), (441, 882 - CROSSFADE), (882, len(mel)))
-    ):  # each piece starts from the one before
+    ):  # each chunk continues the one before
         assert torch.allclose(mel[start:stop], torch.tensor(1.5 + 0.5 * i), atol=0.03)
-    assert (mel[1:] - mel[:-1]).abs().max() < 0.5 / CROSSFADE  # and gets there in small steps
+    assert (mel[1:] - mel[:-1]).abs().max() < 0.5 / CROSSFADE  # in small steps
 
 
-def test_a_piece_knows_what_came_before(codec):
+def test_a_chunk_depends_on_the_one_before(codec):
     ids = torch.randint(64, (600,), generator=torch.Generator().manual_seed(1))
     other = ids.clone()
     other[:200] = (other[:200] + 1) % 64
@@ -339,7 +340,7 @@ def test_a_piece_knows_what_came_before(codec):
     assert torch.equal(codec.features(ids[:256], steps=2), codec.features(ids[:256], steps=2, chunk=256))
 
 
-def test_memory_is_that_of_a_piece(codec):
+def test_memory_is_that_of_a_chunk(codec):
     longest = []
     handle = codec.flow.decoder["estimator"].register_forward_pre_hook(
         lambda module, args: longest.append(args[0].shape[2])
@@ -370,7 +371,7 @@ def published(folder, parts, old=True, prefix=""):
 
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("prefix", ["", "generator."])
-def test_both_spellings(tmp_path, parts, old, prefix):
+def test_both_names_of_weight_norm(tmp_path, parts, old, prefix):
     published(tmp_path, parts, old, prefix)
     for model, name, first in ((CosyFlow(FLOW), "flow.pt", parts[0]), (Hift(HIFT), "hift.pt", parts[1])):
         assert all(
@@ -398,7 +399,7 @@ class Code:
 
 
 def corrupt_files(kind, folder, parts):
-    "A bad flow.pt, and what the error says"
+    "Write a bad flow.pt; the message of its error"
     path, weights = folder / "flow.pt", dict(parts[0].state_dict())
     name = "encoder.encoders.0.norm_ff.bias"
     torch.save(weights, path)
@@ -419,7 +420,7 @@ def corrupt_files(kind, folder, parts):
         return "tensors alone"
     if kind == "list":
         torch.save(list(weights.values()), path)
-        return "not a table of names"
+        return "not a dict of names"
     if kind == "missing":
         del weights[name]
     if kind == "extra":
@@ -432,7 +433,7 @@ def corrupt_files(kind, folder, parts):
     return {
         "missing": f"missing {name}",
         "extra": "unexpected surplus",
-        "shape": rf"{name} has shape \(7,\), and the config makes it \(32,\)",
+        "shape": rf"{name} has shape \(7,\); the config requires \(32,\)",
         "number": f"{name} has shape",
     }[kind]
 
@@ -471,7 +472,9 @@ def test_missing_files(tmp_path, parts):
     with pytest.raises(ValueError, match="flow.pt"):
         load_published(CosyFlow(FLOW), tmp_path / "elsewhere" / "flow.pt")
     (tmp_path / "speech_tokenizer_v1.onnx").write_bytes(b"x")
-    with pytest.raises(ValueError, match="flow.pt: "):  # the published sizes, and a small network in the file
+    with pytest.raises(
+        ValueError, match="flow.pt: "
+    ):  # the published sizes do not match the small network in the file
         CosyVoice.from_pretrained(
             tmp_path,
             CosyFlowConfig(
@@ -495,11 +498,11 @@ def test_no_such_folder(monkeypatch, tmp_path, name):
         with pytest.raises(ValueError, match="no such folder"):
             find_checkpoint(name, FILE_PATTERNS)
     else:
-        with pytest.raises(ValueError, match="no flow.pt"):  # an empty name is the folder one is in
+        with pytest.raises(ValueError, match="no flow.pt"):  # an empty name is the working directory
             CosyVoice.from_pretrained(name)
 
 
-def test_only_what_is_read_is_fetched(monkeypatch, tmp_path):
+def test_downloads_only_what_is_used(monkeypatch, tmp_path):
     hub, asked = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed"), {}
 
     def snapshot(name, allow_patterns):
@@ -522,10 +525,10 @@ def test_only_what_is_read_is_fetched(monkeypatch, tmp_path):
         (torch.full((1, 3), 64), "ids holds 64 at"),
         (torch.tensor([[1, -2]]), "ids holds -2"),
         (torch.tensor([[1, -1, 1]]), "padding comes last"),
-        (torch.zeros(3, dtype=torch.long), "whole numbers"),
-        (torch.zeros(1, 3), "whole numbers"),
-        (torch.zeros(1, 0, dtype=torch.long), "whole numbers"),
-        (torch.zeros(1, 2, 1, dtype=torch.long), "whole numbers"),
+        (torch.zeros(3, dtype=torch.long), "not integers"),
+        (torch.zeros(1, 3), "not integers"),
+        (torch.zeros(1, 0, dtype=torch.long), "not integers"),
+        (torch.zeros(1, 2, 1, dtype=torch.long), "not integers"),
     ],
 )
 def test_bad_ids(codec, bad, words):
@@ -537,24 +540,24 @@ def test_bad_arguments(codec, ids):
     with pytest.raises(ValueError, match="lengths="):
         codec.decode(ids, torch.tensor([70, 71, 3]))
     for options in (dict(steps=0), dict(chunk=300), dict(chunk=0)):
-        with pytest.raises(ValueError, match="steps is 1 or more"):
+        with pytest.raises(ValueError, match="steps must be at least 1"):
             codec.features(ids[0], **options)
-    with pytest.raises(ValueError, match="reference holds 1 waves, and ids 3 rows"):
+    with pytest.raises(ValueError, match="reference has 1 waves, but ids 3 rows"):
         codec.decode(ids, reference=[torch.zeros(16_000)])
     with pytest.raises(ValueError, match="no campplus.onnx"):
         codec.decode(ids[:1], reference=[audio.load_clip()])
     with pytest.raises(ValueError, match="silent"):
         codec.decode(ids[:1], reference=[torch.zeros(16_000)])
-    for verb in (lambda: codec.encode(audio.load_clip()[None]), lambda: codec.version):
+    for call in (lambda: codec.encode(audio.load_clip()[None]), lambda: codec.version):
         with pytest.raises(ValueError, match="no tokenizer"):
-            verb()
+            call()
 
 
 # references
 
 
 def message(number, *parts):
-    "A field of a protocol buffer: bytes, or a number"
+    "A field of a protobuf message: bytes, or a number"
 
     def varint(n):
         return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
@@ -570,7 +573,7 @@ def message(number, *parts):
 
 
 def small_campplus(path, numbers=192):
-    "An ONNX model with the inputs and outputs of CAM++: the largest value of each band, through a matrix"
+    "An ONNX model with the inputs and outputs of CAM++: the maximum of each band, times a matrix"
     weights = torch.randn(80, numbers, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
     axes = message(5, message(1, "axes"), message(8, 1), message(20, 7))
     nodes = message(
@@ -656,7 +659,7 @@ def test_bad_campplus(parts, voiced, tmp_path):
     with pytest.raises(ValueError, match="campplus.onnx: not an ONNX model") as e:
         SpeakerEncoder(tmp_path / "campplus.onnx")
     assert "\n" not in str(e.value)
-    with pytest.raises(ValueError, match="makes 64 numbers, and the flow reads 192"):
+    with pytest.raises(ValueError, match="has an output of 64 numbers, but the flow needs 192"):
         CosyVoice(*parts, voiced.tokenizer, small_campplus(tmp_path / "small.onnx", 64)).prompt(wave)
-    with pytest.raises(ValueError, match="makes 64 ids at 25 a second, and the flow reads 64 at 50"):
+    with pytest.raises(ValueError, match="has 64 ids at 25 a second, but the flow needs 64 at 50"):
         CosyVoice(*parts, tiny_tokenizer("s3", name="speech_tokenizer_v1_25hz", n_codebook_size=64))

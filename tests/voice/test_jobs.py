@@ -1,4 +1,4 @@
-"Files in, files out: what goes wrong is named and counted, the rest is done, and nothing is left half-made"
+"Jobs on many files: errors are listed and counted, the rest is processed, and no partial files are left"
 
 import json
 import os
@@ -107,8 +107,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
-    make, said = BAD[name]
+def test_encode_skips_bad_inputs(name, good, model, tmp_path, capsys):
+    make, message = BAD[name]
     make(tmp_path / name)
     status = run("encode", tmp_path / name, good, "-o", tmp_path / "out.jsonl", "--codec", model)
     err = capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
     assert status == 1 and "1 encoded" in err and "1 skipped" in err and len(lines) == 1
     import re
 
-    assert name in lines[0] and re.search(said, lines[0]), lines
+    assert name in lines[0] and re.search(message, lines[0]), lines
     (line,) = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (
         line["id"] == "good"
@@ -125,7 +125,7 @@ def test_encode_goes_on_with_the_rest(name, good, model, tmp_path, capsys):
     )
 
 
-def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
+def test_channels_are_averaged(model, tmp_path):
     wave = audio.load_clip()[:16000].numpy()
     soundfile.write(tmp_path / "eight.wav", np.stack([wave] * 8, 1), 16000)
     audio.save(tmp_path / "one.wav", audio.load_clip()[:16000])
@@ -145,8 +145,8 @@ def test_eight_channels_and_other_rates_are_heard(model, tmp_path):
     assert eight == one
 
 
-def test_long_audio_is_read_in_pieces(model, tmp_path):
-    "Pieces give the ids of the whole, but for a few at the joints"
+def test_long_audio_is_encoded_in_chunks(model, tmp_path):
+    "Chunks give the ids of the whole, except for a few at the joints"
     tokenizer = Tokenizer.from_pretrained(model / "speech-tokens")
     wave = audio.load_clip().repeat(25)
     soundfile.write(tmp_path / "long.flac", wave.numpy(), 16000)
@@ -159,15 +159,15 @@ def test_long_audio_is_read_in_pieces(model, tmp_path):
 
 
 LONG = """
-import sys, torch
+import re, sys, torch
 from diffuspeech.data import audio
 from diffuspeech.voice.jobs import encode_utterance, collect_utterances
 class Stub:
     frame_rate = 25.0
     def encode(self, waves):
         return torch.zeros(1, -(-waves.shape[1] // 640), dtype=torch.int64), None
-audio.resample(audio.load_clip(), 8_000)  # what is loaded once
-peak = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1000
+audio.resample(audio.load_clip(), 8_000)  # loads what is imported once
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
 before = peak()
 ids = encode_utterance(Stub(), collect_utterances([sys.argv[1]]).utterances[0])
 print(len(ids), peak() - before)
@@ -187,7 +187,7 @@ def test_three_hours_in_bounded_memory(tmp_path):
     assert tokens == 180 * 60 * 25 and megabytes < 100, f"{megabytes:.0f} MB; the wave has 691"
 
 
-def test_there_and_back(model, good, tmp_path):
+def test_round_trip(model, good, tmp_path):
     assert run("encode", good, "-o", tmp_path / "t.jsonl", "--codec", model) == 0
     for k, extra in enumerate(([], ["--reference", str(good)])):
         assert (
@@ -208,7 +208,7 @@ def test_there_and_back(model, good, tmp_path):
     assert len(a) == len(b) == 32000 and not torch.equal(a, b)
 
 
-def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
+def test_a_truncated_long_file(model, good, tmp_path, capsys):
     audio.save(tmp_path / "long.wav", audio.load_clip().repeat(20))
     whole = (tmp_path / "long.wav").read_bytes()
     (tmp_path / "long.wav").write_bytes(whole[: len(whole) * 9 // 10])
@@ -218,7 +218,7 @@ def test_a_long_file_that_breaks_off(model, good, tmp_path, capsys):
     assert "long.wav: breaks off" in err and "1 encoded" in err and "1 skipped" in err
 
 
-def test_no_result_replaces_another(model, good, tmp_path, capsys):
+def test_equal_names_are_an_error(model, good, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     audio.save(tmp_path / "other" / "good.wav", audio.load_clip()[16000:])
     status = run(
@@ -226,13 +226,13 @@ def test_no_result_replaces_another(model, good, tmp_path, capsys):
     )
     assert status != 0
     err = capsys.readouterr().err
-    assert "other/good.wav: its name, good, is that of" in err and "1 encoded" in err
+    assert "other/good.wav: has the same name, good, as" in err and "1 encoded" in err
     assert [u.id for u in collect_utterances([tmp_path]).utterances] == ["good", "other/good"], (
-        "below one folder they have names of their own"
+        "names relative to a common folder differ"
     )
 
 
-def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
+def test_pack_skips_bad_clips(model, good, tmp_path, capsys):
     (tmp_path / "m.jsonl").write_text(
         '{"audio_filepath": "good.wav", "duration": 2.0, "text": "hello"}\n{"audio_filepath": \n'
     )
@@ -260,7 +260,7 @@ def test_a_pack_leaves_out_what_is_wrong(model, good, tmp_path, capsys):
     )
 
 
-def test_a_public_codec_there_and_back(good, tmp_path, capsys):
+def test_round_trip_of_a_public_codec(good, tmp_path, capsys):
     tiny_tokenizer("dac").save_pretrained(tmp_path / "dac")
     name = f"dac:{tmp_path / 'dac'}"
     assert run("encode", good, "-o", tmp_path / "t.jsonl", "--codec", name) == 0
@@ -274,23 +274,23 @@ def test_a_public_codec_there_and_back(good, tmp_path, capsys):
     assert "of 3 for each frame" in capsys.readouterr().err
 
 
-def test_a_flow_of_other_ids_is_refused(model, tmp_path):
+def test_refuses_a_flow_of_other_ids(model, tmp_path):
     shutil.copytree(model, tmp_path / "codec")
     Flow.from_pretrained(model / "flow").save_pretrained(
         tmp_path / "codec" / "flow", tokenizer="s3-small-00000000"
     )
-    with pytest.raises(ValueError, match="speaks ids of s3-small-00000000"):
+    with pytest.raises(ValueError, match="was trained on ids of s3-small-00000000"):
         SpeechCodec.from_pretrained(tmp_path / "codec")
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, message",
     [
         (b"nonsense", "not a line of tokens"),
         (b"{}", "not a line of tokens"),
         (b'{"ids": "a"}', "not a line of tokens"),
         (b'{"ids": []}', "at least one"),
-        (b'{"ids": [0.5]}', "whole number"),
+        (b'{"ids": [0.5]}', "integer"),
         (b'{"ids": [4096]}', "4096"),
         (b'{"ids": [-7]}', "-7"),
         (b'{"ids": [[1], [2]]}', "shape"),
@@ -299,7 +299,7 @@ def test_a_flow_of_other_ids_is_refused(model, tmp_path):
         (b'{"ids": [-1, 3]}', "padding comes last"),
     ],
 )
-def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
+def test_decode_skips_bad_lines(line, message, model, tmp_path, capsys):
     (tmp_path / "t.jsonl").write_bytes(line + b'\n{"id": "fine", "ids": [1, 2, 3]}\n')
     status = run(
         "decode", tmp_path / "t.jsonl", "-o", tmp_path / "out", "--codec", model, "--flow-steps", "1"
@@ -313,36 +313,36 @@ def test_decode_goes_on_with_the_rest(line, said, model, tmp_path, capsys):
     "waves, lengths, said",
     [
         (torch.zeros(16000), None, r"wave\[None\]"),
-        (torch.zeros(1, 9, dtype=torch.int64), None, "floats"),
+        (torch.zeros(1, 9, dtype=torch.int64), None, "not floats"),
         (torch.zeros(2, 9), torch.tensor([9]), "one for each of 2"),
         (torch.zeros(1, 9), torch.tensor([0]), "from 1 to 9"),
         (torch.zeros(1, 9), torch.tensor([10]), "from 1 to 9"),
         (torch.tensor([[1.0, torch.nan]]), None, "wave 0 holds"),
     ],
 )
-def test_waves_that_are_no_batch(waves, lengths, said):
-    with pytest.raises(ValueError, match=said):
+def test_refuses_invalid_waves(waves, lengths, message):
+    with pytest.raises(ValueError, match=message):
         check_waves(waves, lengths)
 
 
 @pytest.mark.parametrize(
-    "ids, lengths, said",
+    "ids, lengths, message",
     [
         (torch.zeros(3).long(), None, "shape"),
-        (torch.zeros(1, 3), None, "whole numbers"),
+        (torch.zeros(1, 3), None, "not integers"),
         (torch.tensor([[1, 4096]]), None, "4096 at \\(0, 1\\)"),
         (torch.tensor([[1, -2]]), None, "-2 at"),
         (torch.tensor([[1, 2]]), torch.tensor([3]), "from 0 to 2"),
         (torch.tensor([[-1, 2]]), None, "padding comes last"),
     ],
 )
-def test_ids_that_cannot_be_decoded(ids, lengths, said):
-    with pytest.raises(ValueError, match=said):
+def test_refuses_invalid_ids(ids, lengths, message):
+    with pytest.raises(ValueError, match=message):
         check_ids(ids, lengths, 4096)
 
 
 @pytest.mark.needs("asterisk", "bible", "fortunes", "shakespeare")
-def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
+def test_splits_share_no_texts_and_no_test_voices():
     clips = builtin.plan_corpus("small")
     owner = {}
     for clip in clips:
@@ -355,7 +355,7 @@ def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
     count = {split: sum(len(texts.words(c.text)) for c in members) for split, members in by.items()}
     assert count["test-clean"] > 30_000 and count["test-other"] > 10_000 and count["dev"] > 5_000
     assert all(len(texts.words(c.text)) >= 5 for split in by if split != "train" for c in by[split]), (
-        "a short text may lie inside a longer one of another split"
+        "a shorter text may be part of a longer one of another split"
     )
     assert (
         sum(Path(c.source).stat().st_size / 8000 for c in by["test-clean"] if c.voice == builtin.HUMAN)
@@ -376,8 +376,8 @@ def test_no_test_text_is_in_training_and_no_test_voice_in_tuning():
     assert len(read_by_four) == 100
 
 
-def test_tuning_refuses_test_clips(tmp_path):
-    "What chooses on dev is given train and dev by name; a manifest with a test clip in it is refused"
+def test_training_refuses_test_clips(tmp_path):
+    "A prepared corpus with a test clip is an error, since choices come from train and dev alone"
     from diffuspeech.voice.prepared import PreparedCorpus
 
     tmp_path.joinpath("index.json").write_text(
@@ -397,7 +397,7 @@ def test_tuning_refuses_test_clips(tmp_path):
         PreparedCorpus(tmp_path)
 
 
-def test_a_shard_that_was_analysed_otherwise_is_made_again(tmp_path):
+def test_a_shard_of_another_analysis_is_made_again(tmp_path):
     from safetensors.torch import load_file, save_file
     from small import prepare_clips
 
@@ -415,7 +415,7 @@ def test_a_shard_that_was_analysed_otherwise_is_made_again(tmp_path):
     assert all(torch.equal(t, tensors[name]) for name, t in load_file(shard).items())
 
 
-def test_the_pack_is_of_tests_with_licences():
+def test_bundled_clips_are_test_clips_with_licenses():
     from diffuspeech.evaluate.speech import load_bundled_clips
 
     clips = load_bundled_clips()
@@ -429,11 +429,15 @@ def test_the_pack_is_of_tests_with_licences():
         assert abs(soundfile.info(u.audio).duration - u.duration) < 0.01
 
 
-BUILD = "from diffuspeech.data.builtin import build\nif __name__ == '__main__': build({folder!r}, 'tiny', workers=2)\n"
+BUILD = """
+from diffuspeech.data.builtin import build
+if __name__ == "__main__":
+    build({folder!r}, "tiny", workers=2)
+"""
 
 
 @pytest.mark.needs("bible", "flite")
-def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
+def test_a_killed_build_resumes_without_partial_files(tmp_path):
     script, folder = tmp_path / "b.py", tmp_path / "corpus"
     script.write_text(BUILD.format(folder=str(folder)))
     for kill_at in (1, 12):
@@ -464,30 +468,31 @@ def test_a_killed_build_goes_on_and_leaves_no_half_file(tmp_path):
         "what the journal lists is not made again"
     )
     assert all(f.read_bytes() == content for f, content in contents.items()), (
-        "and what is made again is the same"
+        "and the clips made again are the same"
     )
     n = {split.name: len(Manifest(folder / f"{split.name}.jsonl")) for split in builtin.PLANS["tiny"]}
     assert n == {split.name: sum(split.clips.values()) for split in builtin.PLANS["tiny"]}
 
 
-def test_an_error_ends_the_jobs_that_have_not_begun(tmp_path):
+def test_an_error_cancels_jobs_that_have_not_started(tmp_path):
     jobs = [(["false"],)] + [(["sh", "-c", f"sleep 0.3; touch {tmp_path}/{k}"],) for k in range(20)]
     with pytest.raises(subprocess.CalledProcessError):
         list(run_jobs(subprocess.check_call, jobs, 2))
     assert len(list(tmp_path.iterdir())) < 10
 
 
-def test_who_works_for_a_killed_process_ends_too(tmp_path):
+def test_workers_exit_with_a_killed_parent(tmp_path):
     script = tmp_path / "s.py"
     script.write_text(
-        "import time\nfrom diffuspeech.base.workers import run_jobs\nif __name__ == '__main__':\n    list(run_jobs(time.sleep, [(60,), (60,)], 2))\n"
+        "import time\nfrom diffuspeech.base.workers import run_jobs\n"
+        "if __name__ == '__main__':\n    list(run_jobs(time.sleep, [(60,), (60,)], 2))\n"
     )
     p = subprocess.Popen([sys.executable, script])
     children = lambda: [
         int(child) for child in Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
     ]
     end = time.time() + 60
-    while len(children()) < 3 and time.time() < end:  # two, and the one that counts semaphores
+    while len(children()) < 3 and time.time() < end:  # two workers and the resource tracker
         time.sleep(0.05)
     time.sleep(2)
     workers = children()
@@ -501,7 +506,7 @@ def test_who_works_for_a_killed_process_ends_too(tmp_path):
     assert len(workers) == 3 and not alive()
 
 
-def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_is_not_a_corpus(tmp_path, monkeypatch):
     prepare_clips(tmp_path, train=3)
     folder = tmp_path / "prepared" / "train"
     assert len(prepared.PreparedCorpus(folder)) == 3
@@ -516,25 +521,28 @@ def test_half_a_preparation_is_no_corpus(tmp_path, monkeypatch):
         prepared.PreparedCorpus(folder)
 
 
-def test_what_cannot_be_prepared(tmp_path):
+def test_prepare_refuses_bad_manifests(tmp_path):
     audio.save(tmp_path / "a.flac", audio.load_clip())
-    for lines, said in (
-        ([dict(audio_filepath="a.flac")], "train.jsonl: nothing of it can be used; .*train.jsonl:1: .*text"),
+    for lines, message in (
+        (
+            [dict(audio_filepath="a.flac")],
+            "train.jsonl: none of its clips can be used; .*train.jsonl:1: .*text",
+        ),
         (
             [dict(audio_filepath="a.flac", text="hello", id="a")] * 2,
-            "a is the id of 2 clips; each wants its own",
+            "a is the id of 2 clips; give each its own",
         ),
         ([], "train.jsonl"),
     ):
         (tmp_path / "train.jsonl").write_text(
             "".join(json.dumps(line | dict(duration=1.0)) + "\n" for line in lines)
         )
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=0, vocoder="none", workers=1)
         assert not (tmp_path / "prepared/train/index.json").exists()
 
 
-def test_an_id_is_one_clip(tmp_path):
+def test_train_and_dev_share_no_ids(tmp_path):
     prepare_clips(tmp_path, train=3, dev=2)
     train, dev = (prepared.PreparedCorpus(tmp_path / "prepared" / split) for split in ("train", "dev"))
     prepared.check_unique_ids(train, dev)
@@ -543,11 +551,11 @@ def test_an_id_is_one_clip(tmp_path):
         prepared.check_unique_ids(train, dev)
 
 
-def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
+def test_a_build_lists_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(RuntimeError) as told:
+    with pytest.raises(RuntimeError) as caught:
         builtin.build(tmp_path / "corpus", "small")
     for words in (
         "diatheke",
@@ -555,30 +563,37 @@ def test_a_build_says_at_once_what_it_lacks(tmp_path, monkeypatch):
         "diffuspeech fetch kokoro",
         "diffuspeech fetch whisper-base",
     ):
-        assert words in str(told.value)
+        assert words in str(caught.value)
 
 
-def test_rooms_and_noise_are_the_same_on_every_processor():
-    "A protocol knows its clips by hashes of their samples, so a build elsewhere must round like a build here"
+def test_noise_and_reverberation_are_the_same_on_every_cpu():
+    "Clips are identified by hashes of their samples, so every build must round equally"
     code = """
 import hashlib, torch
 from diffuspeech.data.augment import roughen
 wave = 0.5 * torch.sin(torch.arange(48_000) / 20.0)
 print(torch.backends.cpu.get_cpu_capability())
 for condition in ("clean", "noise", "reverb"):
-    print(hashlib.sha256((roughen(wave, condition, "some clip") * 32767).round().short().numpy().tobytes()).hexdigest())
+    samples = (roughen(wave, condition, "some clip") * 32767).round().short()
+    print(hashlib.sha256(samples.numpy().tobytes()).hexdigest())
 """
     plain = dict(ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE", OMP_NUM_THREADS="1")
-    (fast, *here), (slow, *there) = (
+    (fast, *first), (slow, *second) = (
         subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | how, check=True, capture_output=True, text=True
+            [sys.executable, "-c", code],
+            env=os.environ | settings,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.split("\n")
-        for how in ({}, plain)
+        for settings in ({}, plain)
     )
-    assert slow == "DEFAULT" and here == there and len(set(here)) == 4, f"{fast} and {slow} round otherwise"
+    assert slow == "DEFAULT" and first == second and len(set(first)) == 4, (
+        f"{fast} and {slow} round differently"
+    )
 
 
-def test_a_recording_of_another_text_or_cut_short_is_made_again(tmp_path):
+def test_truncated_or_outdated_recordings_are_made_again(tmp_path):
     clips = [
         builtin.Clip(f"train-flite-slt-{k}", "train", "flite-slt", f"text {k}", "bible", f"text {k}")
         for k in range(3)

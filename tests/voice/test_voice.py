@@ -1,4 +1,4 @@
-"Tokenizer and voice: a corpus is prepared, both are trained on it for a few steps, and what they export speaks"
+"A corpus is prepared, tokenizer and flow are trained for a few steps, and the exported codec synthesizes"
 
 import json
 from dataclasses import replace
@@ -65,13 +65,13 @@ def flow_run(corpus):
     )
 
 
-def test_what_is_trained_speaks(corpus, tokens):
+def test_trained_models_synthesize(corpus, tokens):
     train(flow_run(corpus), corpus / "codec" / "flow", device="cpu", progress_bar=False)
     for part in ("speech-tokens", "flow"):
-        said = history(corpus / "codec" / part)
-        assert (
-            len(said["validation"]["score"]) == 2 and torch.tensor(said["train"]["loss"]).isfinite().all()
-        ), part
+        log = history(corpus / "codec" / part)
+        assert len(log["validation"]["score"]) == 2 and torch.tensor(log["train"]["loss"]).isfinite().all(), (
+            part
+        )
     codec, wave = SpeechCodec.from_pretrained(corpus / "codec"), audio.load_clip()
     ids, lengths = codec.encode(wave[None])
     made = codec.decode(ids, lengths, reference=[wave])
@@ -80,7 +80,7 @@ def test_what_is_trained_speaks(corpus, tokens):
     assert metadata["tokenizer"] == codec.version and metadata["vocoder"] == "world"
 
 
-def test_a_voice_for_another_vocoder(corpus, tokens, tmp_path):
+def test_a_flow_for_another_vocoder(corpus, tokens, tmp_path):
     hifigan(HifiGanConfig(channels=32)).save_pretrained(tmp_path / "gan")
     for split, n in (("train", 4), ("dev", 2)):
         rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / f"{split}.jsonl")]
@@ -97,13 +97,13 @@ def test_a_voice_for_another_vocoder(corpus, tokens, tmp_path):
         and codec.vocoder.dim == 80
         and codec.decode(ids, lengths).shape == (1, int(lengths) * 640)
     )
-    with pytest.raises(ValueError, match="80 features and the vocoder world reads 43"):
+    with pytest.raises(ValueError, match="80 features, but the vocoder world needs 43"):
         SpeechCodec.from_pretrained(tmp_path / "codec", vocoder="world")
 
 
 @pytest.mark.parametrize("task", ["tokens", "flow"])
-def test_no_tensor_stays_behind_on_the_processor(corpus, tokens, task):
-    "On a device whose tensors hold nothing: an operation with one that was left on the processor fails there as on a GPU"
+def test_all_tensors_move_to_the_device(corpus, tokens, task):
+    "On the meta device an operation with a tensor left on the CPU fails, as on a GPU"
     task = TokenizerTask(tokens) if task == "tokens" else FlowTask(flow_run(corpus))
     task.model.to("meta")
     batch = task.train.batch([0, 1])
@@ -127,21 +127,21 @@ def test_a_corpus_that_changed_is_prepared_again(corpus, tmp_path):
     shard = tmp_path / "prepared/dev/shard-0000.safetensors"
     was = shard.stat().st_mtime_ns
     assert len(PreparedCorpus(clips(tmp_path, rows[:2]))) == 2 and shard.stat().st_mtime_ns == was, (
-        "what is as it was is left alone"
+        "an unchanged shard is not written"
     )
     made = PreparedCorpus(clips(tmp_path, [rows[1], replace(rows[0], text="something else"), *rows[2:]]))
     assert [r["id"] for r in made.rows] == [rows[1].id, rows[0].id, *(u.id for u in rows[2:])] and made.rows[
         1
     ]["text"] == "something else"
     made.cached(tmp_path / "kept", lambda: {u.id: torch.zeros(1) for u in rows})
-    assert made.cached(tmp_path / "kept", dict)[rows[0].id] == 0, "kept"
+    assert made.cached(tmp_path / "kept", dict)[rows[0].id] == 0, "cached"
     fewer = PreparedCorpus(clips(tmp_path, rows[:1]))
     assert fewer.cached(tmp_path / "kept", lambda: {rows[0].id: torch.ones(1)})[rows[0].id] == 1, (
         "of other recordings: made again"
     )
 
 
-def test_what_is_wrong_in_a_manifest_is_left_out_of_the_corpus(corpus, tmp_path):
+def test_bad_lines_are_skipped(corpus, tmp_path):
     rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / "train.jsonl")]
     write_manifest(tmp_path / "dev.jsonl", [*rows[:2], replace(rows[2], audio=tmp_path / "gone.wav")])
     with open(tmp_path / "dev.jsonl", "a") as f:
@@ -156,7 +156,7 @@ def test_what_is_wrong_in_a_manifest_is_left_out_of_the_corpus(corpus, tmp_path)
     )
 
 
-def test_no_test_clip_trains_a_vocoder(corpus, tmp_path):
+def test_vocoder_training_refuses_test_clips(corpus, tmp_path):
     rows = [
         replace(u, audio=Path(u.audio).resolve(), split="test-clean")
         for u in Manifest(corpus / "train.jsonl")

@@ -11,7 +11,8 @@ from jupyter_client import BlockingKernelClient
 FOLLOWS = """
 import ipywidgets as W, numpy as np, plotly.graph_objects as go
 from IPython.display import Audio, display
-pitch, figure, player = W.IntSlider(description="pitch", max=9), go.FigureWidget(go.Heatmap(z=np.eye(9))), W.HTML()
+pitch, player = W.IntSlider(description="pitch", max=9), W.HTML()
+figure = go.FigureWidget(go.Heatmap(z=np.eye(9)))
 def follow(change):
     figure.data[0].z = np.roll(np.eye(9), pitch.value, 0)
     player.value = Audio(np.sin(np.arange(8000) * (pitch.value + 1) / 20), rate=16000)._repr_html_()
@@ -20,11 +21,12 @@ follow(None)
 display(W.VBox([pitch, figure, player]))
 """
 IDLES = """
-idle, still, pick, press, said = W.IntSlider(description="idle"), W.IntSlider(3, description="still"), W.Dropdown(options=["one", "two"]), W.Button(), W.HTML()
+idle, still = W.IntSlider(description="idle"), W.IntSlider(3, description="still")
+pick, press, reply = W.Dropdown(options=["one", "two"]), W.Button(), W.HTML()
 pick.description, press.description = "pick", "press"
-pick.observe(lambda change: setattr(said, "value", pick.value), "value")
-press.on_click(lambda button: setattr(said, "value", "pressed"))
-W.VBox([idle, W.HBox([still, pick]), press, said])
+pick.observe(lambda change: setattr(reply, "value", pick.value), "value")
+press.on_click(lambda button: setattr(reply, "value", "pressed"))
+W.VBox([idle, W.HBox([still, pick]), press, reply])
 """
 
 
@@ -124,7 +126,8 @@ def test_autoreload(kernel, edit_notebook):
     # without --full, IPython 9 brings only the first change to a function that was imported by name
     value(
         "0",
-        "%load_ext autoreload\n%autoreload 2 --full\nfrom diffuspeech.base import style\nfrom diffuspeech.base.style import plot_style",
+        "%load_ext autoreload\n%autoreload 2 --full\n"
+        "from diffuspeech.base import style\nfrom diffuspeech.base.style import plot_style",
     )
     assert value("style.COLORMAP, plot_style('').dash") == "('cividis', 'solid')"
     for old, new, seen in [
@@ -142,7 +145,7 @@ def test_autoreload(kernel, edit_notebook):
 
 
 def test_saving_is_safe(server, edit_notebook):
-    "A save leaves no noise in the diff; one that cannot be exported is still a save, and the module stays whole"
+    "A save adds no noise to the diff; a cell that cannot be exported is saved, and the module is unchanged"
     notebook, module = (server.root / path for path in ("nbs/base/style.ipynb", "diffuspeech/base/style.py"))
     before = notebook.read_bytes(), module.read_bytes()
     edit_notebook('COLORMAP = "cividis"', 'COLORMAP = "cividis"', execution_count=7)
