@@ -58,10 +58,10 @@ def test_transcribes_from_the_ids_alone(codec, pack):
     errors = words = 0
     for u, wave in zip(clips, waves):
         if u.extra["condition"] == "clean" and not u.extra["unseen"]:
-            said = text.normalize_text(u.text).split()
+            reference = text.normalize_text(u.text).split()
             errors, words = (
-                errors + edit_distance(codec.tokenizer.transcribe(wave[None])[0].split(), said),
-                words + len(said),
+                errors + edit_distance(codec.tokenizer.transcribe(wave[None])[0].split(), reference),
+                words + len(reference),
             )
     assert words > 100 and errors / words < 0.45, f"{errors} of {words} words"
 

@@ -305,12 +305,12 @@ def test_decode_skips_bad_lines(line, message, model, tmp_path, capsys):
         "decode", tmp_path / "t.jsonl", "-o", tmp_path / "out", "--codec", model, "--flow-steps", "1"
     )
     err = capsys.readouterr().err
-    assert status == 1 and "1 decoded" in err and "1 skipped" in err and "t.jsonl:1" in err and said in err
+    assert status == 1 and "1 decoded" in err and "1 skipped" in err and "t.jsonl:1" in err and message in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.wav"]
 
 
 @pytest.mark.parametrize(
-    "waves, lengths, said",
+    "waves, lengths, message",
     [
         (torch.zeros(16000), None, r"wave\[None\]"),
         (torch.zeros(1, 9, dtype=torch.int64), None, "not floats"),
