@@ -228,3 +228,37 @@ def test_shares_add_up():
         and update.share(torch.tensor(5.0), "tokens").item() == 0.5
     )
     assert update.share(torch.tensor(0.0), "none").item() == 0.0
+
+
+class Tokens(Line):
+    "Rows with different numbers of tokens, and two terms with denominators of their own"
+
+    def __init__(self, run):
+        super().__init__(run)
+        torch.nn.init.constant_(self.model[0].weight, 0.3)
+        self.x = torch.linspace(-2, 2, 8 * 5).view(8, 5)
+        self.inside = torch.arange(5) < torch.tensor([1, 5, 2, 2, 4, 1, 3, 5])[:, None]
+
+    def batches(self, epoch):
+        return list(torch.arange(8).split(self.options.rows))
+
+    def counts(self, batch, update):
+        return {"tokens": int(self.inside[batch].sum())}
+
+    def loss(self, batch, update):
+        error = (self.model(self.x[batch][..., None])[..., 0] - self.x[batch] ** 2).square()
+        tokens, first = (error * self.inside[batch]).sum(), error[:, 0].sum()
+        return {"loss": update.share(tokens, "tokens") + update.share(first), "first": update.share(first)}
+
+
+@pytest.mark.parametrize("rows", [4, 2, 1])
+def test_the_loop_takes_the_same_steps_however_the_batch_is_cut(rows, tmp_path):
+    "One batch of 8, or two of 4, four of 2, eight of 1 in an update"
+    logs = []
+    for n in (8, rows):
+        run = TrainConfig("mine:Tokens", steps=6, warmup_steps=1, lr=0.01, ema_decay=0.0, precision="fp32")
+        run = dataclasses.replace(run, options={"rows": n}, batches_per_update=8 // n)
+        train(run, tmp_path / str(n), "cpu", progress_bar=False, task=Tokens)
+        logs.append(history(tmp_path / str(n))["train"])
+    for name in ("loss", "first", "grad_norm"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-4), name
