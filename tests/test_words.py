@@ -20,7 +20,7 @@ CARDS = sorted((LIBRARY / "assets/models").rglob("README.md"))
 PRESETS = sorted((LIBRARY / "assets/presets").glob("*.json"))
 
 # Parts whose words are still being replaced; nothing is ever added here
-NOT_YET = set("explore diffusion models train tasks evaluate presets cards README".split())
+NOT_YET = set("explore diffusion models train tasks evaluate presets README".split())
 
 # Words that no name contains: `speaker_twin` and `TwinSpeaker` fail, `twine` does not
 IN_NAMES = {
