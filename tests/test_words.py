@@ -58,10 +58,11 @@ IN_NAMES = {
 }
 # Whole names (of functions, classes, parameters, attributes) that meant nothing to a stranger
 WHOLE_NAMES = set(
-    """ask back way_out goes_round laid_along kept_rhythm end_to_end in_turn in_turns Made Spoken Written Walked
-    Grown Deaf Counting OnProcessors audible awake amused speakable listeners letters_to_sound letters_wrong
-    hold_end made_up make_once misplaced verdict what_is_left whole wer_three_ways within_one work write_aside
-    voiceless lively nobody breath asked asked_a_step at_home few theirs ours hear letters voiceprint kept thin
+    """ask back way_out goes_round laid_along kept_rhythm end_to_end in_turn in_turns Made Spoken Written
+    Walked Grown Deaf Counting OnProcessors audible awake amused speakable listeners letters_to_sound
+    letters_wrong hold_end made_up make_once misplaced verdict what_is_left whole wer_three_ways within_one
+    work write_aside voiceless lively nobody breath asked asked_a_step at_home few theirs ours hear letters
+    voiceprint kept thin
     """.split()
 )
 # Phrases that no help, README, heading or card contains

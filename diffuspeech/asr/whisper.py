@@ -207,7 +207,7 @@ def split_at_silence(
         start = end
     return [*spans, (start, len(wave))]
 
-
+# %% ../../nbs/asr/whisper.ipynb #78e96198
 class Whisper(nn.Module):
     "Whisper's encoder and decoder"
 

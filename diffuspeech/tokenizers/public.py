@@ -300,7 +300,7 @@ TINY_CONFIGS = {
     ),
 }
 
-
+# %% ../../nbs/tokenizers/public.ipynb #5c1e7a0b
 def tiny_tokenizer(
     kind: str,  # one of `TOKENIZERS`
     seed: int = 0,
