@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DenoiserCalls', 'BlockCaches', 'step_state', 'take_step', 'check_steps', 'check_rule', 'start_caches',
-           'continue_with', 'set_run_token', 'branch', 'SamplingRun', 'steps', 'sample']
+           'continue_with', 'set_run_token', 'branch', 'SamplingRun', 'options_of', 'steps', 'sample']
 
 # %% ../../nbs/diffusion/sample.ipynb #b772a653
 import copy
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .aliases import check_aliases, translate_aliases
 from .catalogue import get_rule
 from .denoiser import check_denoiser, check_logits, get_capabilities
 from .groups import GroupProgress, group_spans, step_quota
@@ -370,6 +371,17 @@ class SamplingRun:
         )
 
 # %% ../../nbs/diffusion/sample.ipynb #a72a3920
+def options_of(aliases: dict, **options) -> dict:
+    "The options of a run: mask id from the denoiser, other code bases' names translated"
+    if options["mask_id"] is None:
+        options["mask_id"] = get_capabilities(options["denoiser"]).mask_token_id
+        if options["mask_id"] is None:
+            raise ValueError("mask_id is not given, and the denoiser does not declare one (mask_token_id)")
+    if aliases:
+        options = translate_aliases(check_aliases(aliases, sample), options)
+    return options
+
+
 def _start(
     denoiser,
     canvas,
@@ -411,8 +423,8 @@ def _start(
 def steps(
     denoiser: Callable,  # see `diffuspeech.diffusion.denoiser`; `wrap` makes one of a masked language model
     canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it; what is not masked stays
-    rule: "Rule | str",  # a rule, or the name of one in the catalogue
-    mask_id: int,  # token id of the mask
+    rule: "Rule | str" = "conf_topk",  # a rule, or the name of one in the catalogue
+    mask_id: int | None = None,  # token id of the mask; when not given, the one that the denoiser declares
     steps: int | None = None,  # calls at most for each row; the rule's own number when not given
     seed: "int | Tensor | torch.Generator" = 0,  # one for all rows, or a tensor with one for each
     lengths: Tensor | None = None,  # (B,); the whole width when not given
@@ -425,22 +437,23 @@ def steps(
     cfg_scale: float = 0.0,  # w in u + (1 + w)(c - u)
     unconditional: Callable | None = None,  # a second denoiser, for guidance
     suppress_tokens: tuple[int, ...] = (),  # ids that are never drawn: padding, a start token
-    eos_id: int | None = None,
+    eos_id: int | None = None,  # the token that ends a sequence, for `eos`
     eos: str = "free",  # free; suppress: never drawn; last: committed only when nothing else is left
     masking_schedule: "str | Callable" = "linear",  # how many masks are left after each share of the steps
     schedule: Schedule = linear,  # turns the share of masks into the t that the denoiser is given
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
+    **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> SamplingRun:  # iterate over it
     "A run that waits for you: `for run in steps(...)` takes one step at a time"
-    return _start(**locals())
+    return _start(**options_of(**locals()))
 
 # %% ../../nbs/diffusion/sample.ipynb #f3609f0f
 def sample(
     denoiser: Callable,  # see `diffuspeech.diffusion.denoiser`; `wrap` makes one of a masked language model
     canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it; what is not masked stays
-    rule: "Rule | str",  # a rule, or the name of one in the catalogue
-    mask_id: int,  # token id of the mask
+    rule: "Rule | str" = "conf_topk",  # a rule, or the name of one in the catalogue
+    mask_id: int | None = None,  # token id of the mask; when not given, the one that the denoiser declares
     steps: int | None = None,  # calls at most for each row; the rule's own number when not given
     seed: "int | Tensor | torch.Generator" = 0,  # one for all rows, or a tensor with one for each
     lengths: Tensor | None = None,  # (B,); the whole width when not given
@@ -453,12 +466,13 @@ def sample(
     cfg_scale: float = 0.0,  # w in u + (1 + w)(c - u)
     unconditional: Callable | None = None,  # a second denoiser, for guidance
     suppress_tokens: tuple[int, ...] = (),  # ids that are never drawn: padding, a start token
-    eos_id: int | None = None,
+    eos_id: int | None = None,  # the token that ends a sequence, for `eos`
     eos: str = "free",  # free; suppress: never drawn; last: committed only when nothing else is left
     masking_schedule: "str | Callable" = "linear",  # how many masks are left after each share of the steps
     schedule: Schedule = linear,  # turns the share of masks into the t that the denoiser is given
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
+    **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> Generation:
     "Fill the masked places of a canvas"
-    return _start(**locals()).finish()
+    return _start(**options_of(**locals())).finish()

@@ -476,8 +476,8 @@ def train_preset(
     name: str,  # of a preset; a path that ends in .json; or module:class, a task with its defaults
     overrides: Sequence[str],  # each key=value
     folder: "str | Path",  # of the run
-    device: str = "auto",
-    progress_bar: bool = True,
+    device: str = "auto",  # cpu, cuda, mps
+    progress_bar: bool = True,  # with the loss and the speed
 ) -> dict[str, float]:
     "Train a preset with some values changed"
     run = resolve_preset(name, overrides)
