@@ -77,7 +77,11 @@ class Block(nn.Module):
         rotary: Tensor,  # (2, L, dim / heads / 2)
         modulation: Tensor | None = None,  # (B, 9, dim) of the condition
     ) -> Tensor:
-        modulation = x.new_zeros(len(x), 9, 1) if modulation is None else self.scale_shift_table + modulation
+        if modulation is None:
+            modulation = x.new_zeros(len(x), 9, 1)
+        else:
+            assert self.scale_shift_table is not None, "this block was built without condition=True"
+            modulation = self.scale_shift_table + modulation
         shift, scale, gate = modulation[:, :, None].unflatten(1, (3, 3)).unbind(2)  # each (B, 3, 1, dim)
         parts = (
             lambda y: self.self_attention(y, rotary, mask),

@@ -131,8 +131,8 @@ def members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(archive) as t:
         for member in t:
-            if member.isfile():
-                yield member.name, t.extractfile(member)
+            if source := t.extractfile(member):  # none of a folder
+                yield member.name, source
 
 # %% ../../nbs/base/pretrained.ipynb #efd64744
 def unpack(

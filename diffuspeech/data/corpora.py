@@ -24,7 +24,7 @@ class LazySequence(Sequence):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, i: int) -> Utterance:
+    def __getitem__(self, i: int) -> Utterance:  # pyrefly: ignore[bad-override]  # no slices
         return self.get(range(self.length)[i])
 
 # %% ../../nbs/data/corpora.ipynb #89b56db4

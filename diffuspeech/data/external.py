@@ -125,9 +125,9 @@ def tar_members(url: str) -> Iterator[tuple[str, str, bytes]]:  # key, extension
     ):
         for info in tar:
             folder, _, name = info.name.rpartition("/")
-            if info.isfile() and "." in name and not name.startswith("."):
+            if "." in name and not name.startswith(".") and (file := tar.extractfile(info)):
                 key, ending = name.split(".", 1)
-                yield f"{folder}/{key}" if folder else key, ending.lower(), tar.extractfile(info).read()
+                yield f"{folder}/{key}" if folder else key, ending.lower(), file.read()
 
 # %% ../../nbs/data/external.ipynb #46d0d268
 def parse_cut(line: bytes, folder: Path, where: str, need_text: bool = True) -> Utterance:

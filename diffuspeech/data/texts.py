@@ -56,7 +56,7 @@ def lexicon() -> frozenset[str]:
     from importlib.util import find_spec
 
     spec = find_spec("pocketsphinx")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise MissingDependency(
             "the built-in corpus needs pocketsphinx's dictionary: pip install pocketsphinx"
         )

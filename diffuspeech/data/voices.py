@@ -189,10 +189,9 @@ def kokoro(styles: Sequence[str], text: str, speed: float = 1.0) -> Tensor:
     ids = [vocab[c] for c in phonemes(text, styles[0].startswith("b")) if c in vocab]
     if not 0 < len(ids) < 509:
         raise ValueError(f"{len(ids)} phonemes; Kokoro takes 1 to 508: {text[:60]!r}")
-    style = np.mean([kokoro_style(s)[len(ids)] for s in styles], 0, dtype=np.float32)[None]
-    wave = network.run(
-        None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.array([speed], np.float32)}
-    )[0]
+    style = np.stack([kokoro_style(s)[len(ids)] for s in styles]).mean(0, keepdims=True, dtype=np.float32)
+    inputs = {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.array([speed], np.float32)}
+    wave = np.asarray(network.run(None, inputs)[0])
     return resample(torch.from_numpy(wave.reshape(-1)), 24_000)
 
 # %% ../../nbs/data/voices.ipynb #a098f963
