@@ -338,6 +338,7 @@ class FSQ(Quantizer):
         if not self.grouped:
             return super().combine(vectors, z)
         if z is not None:
+            assert codes is not None, "z and codes come together"
             vectors = vectors + (z - z.detach()).view_as(vectors) * (codes >= 0)[..., None]
         return vectors.flatten(1)
 

@@ -9,7 +9,7 @@ __all__ = ['LOG_MEL_MEAN', 'LOG_MEL_STD', 'WINDOW', 'CONTEXT', 'SpeechTokenizer'
 # %% ../../nbs/tokenizers/s3.ipynb #8d28f11b
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,19 @@ class SpeechTokenizer(Protocol):
     frame_rate: float  # ids per second and codebook
     vocab_size: int  # ids are 0 .. vocab_size - 1
     num_codebooks: int  # 1: ids are (B, L); more: (B, L, Q)
-    version: str  # kind and hash of the weights
+
+    @property
+    def version(self) -> str: ...  # kind and hash of the weights
 
     def encode(
         self, waves: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...  # (B, samples) at 16 kHz -> ids, padded with -1, and their lengths
 
     def decode(
-        self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        reference: "Tensor | list[Tensor] | None" = None,
     ) -> Tensor: ...  # -> (B, samples) at 16 kHz
 
 # %% ../../nbs/tokenizers/s3.ipynb #70ea5e57
@@ -66,12 +71,15 @@ class Tokenizer(PretrainedModel):
     Config, frame_rate, num_codebooks, hop = TokenizerConfig, 25.0, 1, SAMPLE_RATE // 25
     renamed = {".first.": ".encoder.", ".second.": ".ctc_encoder."}
 
+    encoder: Any  # ParakeetEncoder of transformers
+    ctc_encoder: Any
+
     def __init__(self, config: TokenizerConfig):
         super().__init__(config)
         import_torchaudio()
         from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
-        def conformer(layers):
+        def conformer(layers: int) -> Any:
             return ParakeetEncoder(
                 ParakeetEncoderConfig(
                     hidden_size=config.hidden,
