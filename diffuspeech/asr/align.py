@@ -77,12 +77,12 @@ def split_words(text: str) -> list[str]:
 
 # %% ../../nbs/asr/align.ipynb #a255ec86
 ARPABET = dict(
-    pair.split("=")
-    for pair in (
+    re.findall(
+        r"(\S+)=(\S+)",
         "tʃ=CH dʒ=JH aɪ=AY aʊ=AW ɔɪ=OY oʊ=OW əʊ=OW eɪ=EY eə=EH ɪə=IH ɑ=AA ɒ=AA a=AA æ=AE ʌ=AH ə=AH ɐ=AH "
         "ɔ=AO ɛ=EH ɝ=ER ɚ=ER ɜ=ER ɪ=IH ᵻ=IH i=IY ʊ=UH u=UW o=OW e=EY b=B d=D ð=DH f=F g=G ɡ=G h=HH j=Y k=K "
-        "l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH"
-    ).split()
+        "l=L ɫ=L m=M n=N ŋ=NG p=P ɹ=R r=R s=S ʃ=SH t=T ɾ=T ʔ=T θ=TH v=V w=W z=Z ʒ=ZH",
+    )
 )
 
 # %% ../../nbs/asr/align.ipynb #0a47a761
@@ -126,8 +126,8 @@ def guess_pronunciation(
 ) -> list[str]:
     "The pronunciation by hama, else by espeak-ng"
     phones = None
-    if re.fullmatch(r"[a-z']+", word) and load_g2p():
-        phones = ipa_to_arpabet(load_g2p()(word).ipa)
+    if re.fullmatch(r"[a-z']+", word) and (g2p := load_g2p()):
+        phones = ipa_to_arpabet(g2p(word).ipa)
     if not phones and re.fullmatch(r"[a-z0-9'.,:]+", word) and shutil.which("espeak-ng"):
         output = subprocess.run(
             ["espeak-ng", "-q", "--ipa", "-v", "en-us", "--", word], capture_output=True, text=True

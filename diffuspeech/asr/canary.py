@@ -304,7 +304,8 @@ class Canary(PretrainedModel):
     def save_pretrained(
         self,
         folder: "str | Path",
-        **metadata: Any,  # see `PretrainedModel.save_pretrained`
+        bf16: bool = False,  # see `PretrainedModel.save_pretrained`
+        **metadata: Any,
     ):
         "Write the model and its text tokenizer"
         tokenizer_json = self.text_tokenizer.tokenizer.to_str()
@@ -312,7 +313,7 @@ class Canary(PretrainedModel):
             Path(folder) / "pieces.json",
             lambda temp_path: temp_path.write_text(tokenizer_json, encoding="utf-8"),
         )
-        super().save_pretrained(folder, **metadata)
+        super().save_pretrained(folder, bf16, **metadata)
 
     @classmethod
     def from_pretrained(

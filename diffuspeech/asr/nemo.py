@@ -67,7 +67,9 @@ def open_member(
                     f"{archive}: {name} has {found[name].size} bytes, more than the limit of {limit}"
                 )
             copy = tempfile.TemporaryFile()
-            shutil.copyfileobj(tar.extractfile(found[name]), copy)
+            source = tar.extractfile(found[name])
+            assert source is not None, "only plain files were found"
+            shutil.copyfileobj(source, copy)
             copy.seek(0)
             return copy
     except (tarfile.TarError, EOFError, zlib.error):
@@ -142,9 +144,8 @@ def read_sizes(
         if (value := get_setting(settings, path)) not in supported:
             expected = " or ".join(map(repr, supported))
             raise ValueError(f"{where}: {path} is {value!r}, and only {expected} can be converted")
-    found = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()} | {
-        "ffn_dim": get_setting(settings, "encoder.ff_expansion_factor")
-    }
+    found: dict[str, Any] = {field: get_setting(settings, path) for field, path in CONFIG_PATHS.items()}
+    found |= {"ffn_dim": get_setting(settings, "encoder.ff_expansion_factor")}
     for field, value in found.items():
         if type(value) is not int or not 1 <= value <= 100_000:
             path = CONFIG_PATHS.get(field, "encoder.ff_expansion_factor")

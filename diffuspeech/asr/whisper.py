@@ -188,7 +188,7 @@ class WhisperTokenizer:
         ids: Sequence[int],
     ) -> list[int]:  # from 0
         "For each token the index of its word"
-        starts = [self.tokenizer.id_to_token(int(i)).startswith("Ġ") for i in ids]
+        starts = [str(self.tokenizer.id_to_token(int(i))).startswith("Ġ") for i in ids]
         return [sum(starts[: k + 1]) - 1 for k in range(len(starts))]
 
 # %% ../../nbs/asr/whisper.ipynb #f0cb2b76
@@ -213,14 +213,15 @@ class Whisper(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,  # transformers' WhisperForConditionalGeneration
+        model: Any,  # transformers' WhisperForConditionalGeneration
         tokenizer: WhisperTokenizer,
         suppress_tokens: Sequence[int] = (),  # never generated: symbols that are not spoken
         silence: float = 1.0,  # seconds of silence after each clip in `encode`
     ):
         super().__init__()
-        self.model, self.tokenizer, self.silence = model.model, tokenizer, silence
-        self.config = model.config
+        self.model: Any = model.model
+        self.config: Any = model.config
+        self.tokenizer, self.silence = tokenizer, silence
         self.suppress_tokens = [i for i in suppress_tokens if i < tokenizer.eos_token_id]
         self.register_buffer("filters", mel_filters(self.config.num_mel_bins), persistent=False)
 
@@ -237,7 +238,8 @@ class Whisper(nn.Module):
         if str(name) in PRETRAINED:
             folder = fetch(str(name))
             state = convert_ctranslate2(read_ctranslate2(folder / "model.bin"))
-            config = WhisperConfig(**shape_of(state))
+            shape: dict[str, Any] = {**shape_of(state)}
+            config = WhisperConfig(**shape)
             with torch.device("meta"):
                 model = WhisperForConditionalGeneration(config)
             model.to_empty(device="cpu")

@@ -20,7 +20,9 @@ def init_worker():
     torch.set_num_threads(1)
 
     def watch():
-        parent_process().join()
+        parent = parent_process()
+        assert parent is not None, "only a child process watches its parent"
+        parent.join()
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
@@ -32,7 +34,7 @@ def run_jobs(
     workers: int | None = None,  # processes; one per core when not given
 ) -> Iterator[tuple]:  # (index of the job, its result), in order of completion
     "Run all jobs, several at a time"
-    workers = workers or os.cpu_count()
+    workers = workers or os.cpu_count() or 1
     if workers == 1 or len(jobs) < 2:
         yield from ((i, fn(*job)) for i, job in enumerate(jobs))
         return

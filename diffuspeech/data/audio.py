@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import soundfile
 import torch
@@ -48,7 +48,7 @@ def import_torchaudio():
 
             return missing
 
-        extension = types.ModuleType("torchaudio._extension")
+        extension: Any = types.ModuleType("torchaudio._extension")
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
         extension.fail_if_no_align = fail_if_no_align
         sys.modules["torchaudio._extension"] = extension
@@ -88,9 +88,9 @@ def open_file(
     name: "str | None" = None,  # used in errors; the path when not given
 ) -> "Iterator[soundfile.SoundFile]":
     "Open a sound file, after checking that it is one and complete as far as its header tells"
-    name, handle = name or str(source), source if hasattr(source, "read") else None
-    if handle is None:
-        path = Path(source)
+    name, handle = name or str(source), source
+    if isinstance(handle, str | Path):
+        path = Path(handle)
         if not path.is_file():
             raise ValueError(
                 f"{name}: "
@@ -181,7 +181,8 @@ def load_chunks(
         file.seek(start)
         promised = file.frames - start
         left = promised if length is None else min(promised, max(1, round(length * rate)))
-        at, ended, held = 0, False, [torch.zeros(margin)]
+        at, ended, wave = 0, False, torch.zeros(margin)
+        held = [wave]
         while not ended:
             while sum(map(len, held)) < margin + size + margin and not ended:
                 num_frames = min(left - at, max(1, 2**20 // file.channels))
@@ -222,7 +223,7 @@ def read_mono(
             f"{file.frames / file.samplerate:.2f} s; {HINT}"
         ) from None
     if not torch.isfinite(wave).all():
-        first = (~torch.isfinite(wave)).nonzero()[0].item()
+        first = int((~torch.isfinite(wave)).nonzero()[0])
         raise ValueError(
             f"{name}: the sample at {(at + first) / file.samplerate:.3f} s is {wave[first].item()}; "
             "write the file again with finite samples"
@@ -301,7 +302,7 @@ def k_weighting(wave: Tensor) -> Tensor:  # (samples,)
     "K-weighting"
     n = len(wave) + 2 * FILTER_MEMORY
     z = torch.exp(-2j * torch.pi * torch.fft.rfftfreq(n, dtype=torch.float64) * (SAMPLE_RATE / 48_000))
-    response = 1
+    response = torch.ones_like(z)
     for b, a in K_WEIGHTING:
         response = response * (b[0] + b[1] * z + b[2] * z**2) / (a[0] + a[1] * z + a[2] * z**2)
     return torch.fft.irfft(torch.fft.rfft(wave, n) * response.to(torch.complex64), n)[: len(wave)]
@@ -412,7 +413,7 @@ def plot_mel(
         origin="lower",
         aspect="auto",
         extent=(0, len(wave) / SAMPLE_RATE, 0, mel.shape[0]),
-        vmin=mel.max() - 14,
+        vmin=mel.max().item() - 14,
     )
     ax.set(xlabel="seconds", ylabel="mel band", title=title)
     ax.grid(False)
@@ -494,9 +495,10 @@ def spectrogram_html(wave: Tensor) -> str:
     "The spectrogram as HTML"
     import matplotlib.pyplot as plt
 
-    file, ax = io.BytesIO(), plot_mel(wave)
-    ax.figure.savefig(file, format="png")
-    plt.close(ax.figure)
+    file, (figure, ax) = io.BytesIO(), plt.subplots(figsize=(7, 2.2))
+    plot_mel(wave, ax)
+    figure.savefig(file, format="png")
+    plt.close(figure)
     image = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="log-mel spectrogram" src="data:image/png;base64,{image}">'
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +191,7 @@ def batches(
     unreadable audio on the rank that would have read it.
     """
     durations = manifest.durations
-    for i in np.flatnonzero(durations > seconds):
+    for i in np.flatnonzero(durations > seconds).tolist():
         long = ManifestError(
             f"{manifest.where(i)}: lasts {durations[i]:.2f} s, more than a whole batch of "
             f'seconds={seconds:g}; raise seconds, cut it, or open the manifest with on_bad="skip"'
@@ -198,14 +199,14 @@ def batches(
         if manifest.on_bad == "raise":
             raise long
         manifest.skipped.add(long)
-    for i in np.flatnonzero(np.isnan(durations)):
+    for i in np.flatnonzero(np.isnan(durations)).tolist():
         try:
             manifest[i]
         except ManifestError as e:
             manifest.skipped.add(e)
     usable = np.where(durations > seconds, np.nan, durations)
-    mine = plan_batches(usable, seconds, seed, epoch, rank, world_size, max_rows, length_jitter)[start:]
-    source = copy(manifest)
+    mine: Any = plan_batches(usable, seconds, seed, epoch, rank, world_size, max_rows, length_jitter)[start:]
+    source: Any = copy(manifest)
     # an error raised in a worker arrives wrapped in the worker's traceback, so it is returned and raised here
     source.on_bad = "skip"
     for batch in DataLoader(

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
+from typing import Any, overload
 
 import numpy as np
 import soundfile
@@ -33,7 +34,7 @@ from . import audio
 class Utterance:
     "A segment of a sound file, and its transcript"
 
-    audio: Path
+    audio: Any  # a Path; in a pack, the bytes of the file
     duration: float  # seconds
     offset: float = 0.0  # seconds into the file
     text: str = ""
@@ -291,16 +292,22 @@ class Manifest(Sequence):
         file.seek(start)
         return parse(file.read(end - start).rstrip(), self.path.parent, self.where(i), self.need_text)
 
-    def __getitem__(self, i: "int | slice") -> "Utterance | list[Utterance | ManifestError]":
-        i = range(len(self))[i]
-        if isinstance(i, range):
-            return self.__getitems__(i)
+    @overload
+    def __getitem__(self, i: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> "list[Utterance | ManifestError]": ...
+
+    def __getitem__(self, i):
+        rows = range(len(self))[i]
+        if isinstance(rows, range):
+            return self.__getitems__(rows)
         with self._open() as file:
-            return self._read(file, i)
+            return self._read(file, rows)
 
     def __getitems__(self, rows: Iterable[int]) -> "list[Utterance | ManifestError]":
         "Read several lines, as torch's data loader does; with on_bad='skip' a bad line becomes its error"
-        found = []
+        found: list[Utterance | ManifestError] = []
         with self._open() as file:
             for i in rows:
                 try:
@@ -338,8 +345,9 @@ def check_manifest(
             except ManifestError as e:
                 found.add(e)
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    for i in (first[inverse] != np.arange(len(ids))).nonzero()[0].tolist():
-        line = manifest.where(first[inverse[i]]).rsplit(":", 1)[1]
+    first = first[inverse].tolist()  # of each line: the first with its id
+    for i in [i for i, same in enumerate(first) if same != i]:
+        line = manifest.where(first[i]).rsplit(":", 1)[1]
         found.add(
             f"{manifest.where(i)}: the id {manifest[i].id!r} is that of line {line}; "
             'give each line an "id" of its own'

@@ -125,7 +125,7 @@ class SubwordTokenizer:
 
     def word_ids(self, ids: Iterable[int]) -> list[int]:  # from 0
         "For each subword the index of its word"
-        begins = [self.tokenizer.id_to_token(int(i)).startswith("▁") for i in ids]
+        begins = [str(self.tokenizer.id_to_token(int(i))).startswith("▁") for i in ids]
         return [sum(begins[: k + 1]) - 1 for k in range(len(begins))]
 
 
