@@ -153,7 +153,7 @@ class WhisperTokenizer:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(file))
-        self.pad_token_id = self.eos_token_id = self.tokenizer.token_to_id("<|endoftext|>")
+        self.pad_token_id = self.eos_token_id = self.tokenizer.get_vocab()["<|endoftext|>"]
         # it is 50257 in the English models
         multilingual = self.tokenizer.token_to_id("<|startoftranscript|>") == 50258
         prompt = (
