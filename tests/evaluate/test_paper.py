@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from archives import SMALL, pack, parts, random_canary
+from published import FLOW, HIFT, small_campplus
 from small import prepare_clips
-from test_cosyvoice import FLOW, HIFT, small_campplus
-from test_recognizer import SMALL, pack, parts, random_canary
 
 from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig
 from diffuspeech.cli import main
