@@ -1,7 +1,12 @@
 # diffuspeech: `make lab` opens the notebooks, `make test` runs the tests; both make the environment first
 PY := .venv/bin/python
 export PLOTLY_RENDERER := plotly_mimetype
-.PHONY: help lab test types env docs bench voice notebooks format
+.PHONY: help home lab test types env docs bench voice notebooks format
+
+FILES := $(or $(DIFFUSPEECH_HOME),$(HOME)/.cache/diffuspeech)# pretrained files, corpora
+ifeq ($(shell test -w "$(HOME)" || echo no),no)# Jupyter, pip and matplotlib keep theirs there, too
+export HOME := $(FILES)
+endif
 
 help:       ## print this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +22,11 @@ types: .venv/.ready  ## only the type checker
 
 env: .venv/.ready  ## make the environment, in .venv (DEVICE=cpu|cuda instead of what is found)
 
-.venv/.ready: constraints.txt settings.ini setup.py tools/env.sh tools/judges.sh
+home:
+	@mkdir -p "$(FILES)" 2>/dev/null && test -w "$(FILES)" || \
+	  { echo "$(FILES) cannot be written: set DIFFUSPEECH_HOME to a folder that can be"; exit 1; }
+
+.venv/.ready: constraints.txt settings.ini setup.py tools/env.sh tools/judges.sh | home
 	@tools/env.sh
 
 docs: .venv/.ready  ## build the site, in _docs/
@@ -29,7 +38,7 @@ bench: .venv/.ready  ## measure time and memory of sampling, decoding and traini
 	@.venv/bin/diffuspeech bench training
 	@.venv/bin/diffuspeech bench law
 
-CORPUS := $(or $(DIFFUSPEECH_HOME),$(HOME)/.cache/diffuspeech)/corpora/small
+CORPUS := $(FILES)/corpora/small
 voice: .venv/.ready  ## train speech tokens and vocoder from scratch, into runs/codec (hours; started again, it resumes)
 	@.venv/bin/diffuspeech corpus build small
 	@for split in train dev; do .venv/bin/diffuspeech corpus prepare $(CORPUS)/$$split.jsonl || exit; done

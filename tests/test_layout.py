@@ -303,6 +303,16 @@ def test_environment_yml_agrees_with_settings_ini():
     )
 
 
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    env = os.environ | {"HOME": str(tmp_path / "file"), "DIFFUSPEECH_HOME": ""}
+    done = subprocess.run(["make", "-s", "home"], cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode and len(done.stdout.splitlines()) == 1 and "DIFFUSPEECH_HOME" in done.stdout
+    env["DIFFUSPEECH_HOME"] = str(tmp_path / "else")
+    subprocess.run(["make", "-s", "home"], cwd=REPO, env=env, check=True)
+    assert (tmp_path / "else").is_dir()
+
+
 def run(code: str, **kw) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kw)
     assert done.returncode == 0, done.stderr

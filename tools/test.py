@@ -114,7 +114,7 @@ def main():
     if not quick:
         require("A check of the sources", sys.executable, "tools/check.py")
         require("The type checker", BIN / "pyrefly", "check", "--output-format", "min-text")
-    require("A test of the layout", sys.executable, "-m", "pytest", "tests/test_layout.py")
+        require("A test of the layout", sys.executable, "-m", "pytest", "tests/test_layout.py")
     missing, paths = absent(), notebooks(quick)
     cells = test_notebooks(paths, missing)
     tests = (

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..base import random
 from ..base.checkpoint import atomic_write
-from ..base.pretrained import MissingDependency, home, local_folder
+from ..base.pretrained import MissingDependency, home, local_folder, make_folder
 from ..base.workers import run_jobs
 from .audio import SAMPLE_RATE
 from .manifest import Manifest, Utterance, write_manifest
@@ -481,7 +481,7 @@ def build(
     "Make the built-in corpus, or what is missing of it"
     if size not in PLANS:
         raise ValueError(f"{size!r} is not a corpus; choose one of {', '.join(PLANS)}")
-    folder = Path(folder or home() / "corpora" / size)
+    folder = Path(folder) if folder else make_folder(home() / "corpora") / size
     if absent := whats_missing(size):
         raise MissingDependency(
             "the built-in corpus needs these, which are missing:\n  " + "\n  ".join(absent)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base.pretrained import PRETRAINED, MissingDependency, home, local_folder, sha256
+from ..base.pretrained import PRETRAINED, MissingDependency, home, local_folder, make_folder, sha256
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/metrics.ipynb #b567f0a0
@@ -382,7 +382,7 @@ class Cache:
     "Answers of judges: `cache(judge, waves)` asks only about waves that are new"
 
     def __init__(self, folder: "str | Path | None" = None):  # `home() / 'judged'` when not given
-        self.folder = Path(folder) if folder else home() / "judged"
+        self.folder = Path(folder) if folder else make_folder(home()) / "judged"
 
     def _file(self, judge, wave: Tensor) -> Path:
         key = hashlib.sha256(wave.contiguous().numpy().tobytes()).hexdigest()
