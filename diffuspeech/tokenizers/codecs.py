@@ -12,7 +12,7 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,7 @@ class CodecTokenizer(nn.Module):
     "A public model as a speech tokenizer; a kind defines `_encode` and `_decode` of one row"
 
     kind = ""
+    model: Any  # of transformers, or of s3tokenizer
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class CodecTokenizer(nn.Module):
         self,
         ids: Tensor,  # (B, L) or (B, L, Q)
         lengths: Tensor | None = None,  # (B,) frames; when not given, a row ends at its first -1
-        reference: Tensor | None = None,  # not used: a codec's ids contain the voice
+        reference: "Tensor | list[Tensor] | None" = None,  # not used: a codec's ids contain the voice
     ) -> Tensor:  # (B, S) at 16 kHz, zero-padded
         "Ids to waves, each row alone"
         rows = []
@@ -99,7 +100,13 @@ class CodecTokenizer(nn.Module):
                 rows.append(wave)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids.device)
 
-    def _device(self):
+    def _encode(self, wave: Tensor) -> Tensor:  # (samples,) at `sample_rate` to (frames, codebooks)
+        raise NotImplementedError
+
+    def _decode(self, ids: Tensor) -> Tensor:  # (frames, codebooks) to (samples,) at `sample_rate`
+        raise NotImplementedError
+
+    def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def _pad_to_frames(self, wave: Tensor) -> Tensor:
@@ -120,7 +127,9 @@ class CodecTokenizer(nn.Module):
         ends = (full >= 0).any(-1).long().cumprod(1).sum(1) if lengths is None else lengths
         inside = (
             torch.arange(full.shape[1], device=ids.device)
-            < torch.tensor(_check_lengths(ends, *full.shape[:2], "frames"), device=ids.device)[:, None]
+            < torch.tensor(_check_lengths(ends, full.shape[0], full.shape[1], "frames"), device=ids.device)[
+                :, None
+            ]
         )
         invalid = (full >= self.vocab_size) | (full < 0) & inside[..., None]
         if lengths is None:  # -1 is padding, and after padding there is only padding
@@ -160,7 +169,9 @@ def _check_waves(waves, lengths):
             f"waves is {waves.dtype} of shape {tuple(waves.shape)}, "
             f"not float of (B, samples) at {audio.SAMPLE_RATE} Hz"
         )
-    rows = [wave[:n] for wave, n in zip(waves, _check_lengths(lengths, *waves.shape, "samples"))]
+    rows = [
+        wave[:n] for wave, n in zip(waves, _check_lengths(lengths, waves.shape[0], waves.shape[1], "samples"))
+    ]
     for row, wave in enumerate(rows):
         if not torch.isfinite(wave).all():
             raise ValueError(f"waves holds values that are not finite in row {row}")
@@ -170,7 +181,7 @@ def _check_waves(waves, lengths):
 class TransformersTokenizer(CodecTokenizer):
     "Base class of the models in transformers; a kind names its classes and interprets its options"
 
-    classes = ("", "")  # of the model and of its config, in transformers
+    classes: ClassVar[tuple[str, str]] = ("", "")  # of the model and of its config, in transformers
 
     @classmethod
     def _classes(cls):
@@ -317,7 +328,7 @@ class MimiTokenizer(TransformersTokenizer):
         model: nn.Module,
         num_codebooks: int | None = None,  # how many to use; all when not given
     ):
-        config = model.config
+        config: Any = model.config
         hop = math.prod(config.upsampling_ratios) * config.latent_stride
         if config.sampling_rate != hop * config.frame_rate:
             raise ValueError(
@@ -356,7 +367,7 @@ class DacTokenizer(TransformersTokenizer):
         model: nn.Module,
         num_codebooks: int | None = None,  # how many to use; all when not given
     ):
-        config = model.config
+        config: Any = model.config
         super().__init__(
             model,
             config.sampling_rate,
@@ -392,10 +403,10 @@ class EncodecTokenizer(TransformersTokenizer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         bandwidth: float | None = None,  # kbit/s; the lowest when not given
     ):
-        config = model.config
+        config: Any = model.config
         if config.normalize or config.audio_channels != 1 or config.chunk_length_s is not None:
             raise ValueError(
                 "encodec: this model is stereo, or encodes chunks with their loudness, "
@@ -427,10 +438,10 @@ class XcodecTokenizer(TransformersTokenizer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         bandwidth: float | None = None,  # kbit/s; the highest when not given
     ):
-        config = model.config
+        config: Any = model.config
         bandwidth = _check_bandwidth(
             bandwidth, config.target_bandwidths, config.target_bandwidths[-1], self.kind
         )
@@ -465,7 +476,7 @@ class Xcodec2Tokenizer(TransformersTokenizer):
     ):
         with torch.device("cpu"):
             from transformers import Xcodec2FeatureExtractor
-        config = model.config
+        config: Any = model.config
         feature_extractor = Xcodec2FeatureExtractor(
             sampling_rate=config.sampling_rate, hop_length=config.hop_length
         )

@@ -12,7 +12,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class S3Tokenizer(CodecTokenizer):
 
     def __init__(
         self,
-        model: nn.Module,  # of s3tokenizer
+        model: Any,  # of s3tokenizer
     ):
         super().__init__(model, audio.SAMPLE_RATE, S3_HOPS[model.name], 1, model.config.n_codebook_size)
 
@@ -134,7 +134,12 @@ class S3Tokenizer(CodecTokenizer):
         ids, lengths = self.model.quantize(mel[None], torch.tensor([mel.shape[-1]], device=mel.device))
         return ids[0, : int(lengths[0]), None]
 
-    def decode(self, ids: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        reference: "Tensor | list[Tensor] | None" = None,
+    ) -> Tensor:
         "Not possible: S3 has no decoder"
         raise ValueError(
             f"{self.model.name} has no decoder: its ids have the content but not the voice; "
@@ -162,7 +167,7 @@ def _download_onnx(name):
     s3 = import_s3tokenizer()
     cache = Path.home() / ".cache" / "s3tokenizer"
     try:
-        return Path(s3._download(name, str(cache)))
+        return Path(str(s3._download(name, str(cache))))
     except (OSError, RuntimeError) as e:
         (cache / f"{name}.onnx").unlink(missing_ok=True)  # the file is incomplete
         raise ValueError(
@@ -193,7 +198,7 @@ def _load_weights(file):
             ) from None
     elif file.suffix == ".onnx":
         _require_onnx(file)
-        s3 = import_s3tokenizer()
+        s3: Any = import_s3tokenizer()
         weights = (s3.onnx2torch_v3 if "_v3" in name else s3.onnx2torch)(str(file), None, False)
     else:
         raise ValueError(f"{file}: not a .pt or .onnx file")
@@ -217,7 +222,7 @@ def _load_weights(file):
     return model
 
 # %% ../../nbs/tokenizers/public.ipynb #5250d62c
-TOKENIZERS = {
+TOKENIZERS: dict[str, Any] = {
     cls.kind: cls
     for cls in (S3Tokenizer, MimiTokenizer, EncodecTokenizer, DacTokenizer, XcodecTokenizer, Xcodec2Tokenizer)
 }

@@ -74,6 +74,9 @@ class Tokenizer(PretrainedModel):
     encoder: Any  # ParakeetEncoder of transformers
     ctc_encoder: Any
 
+    encoder: Any  # ParakeetEncoder of transformers
+    ctc_encoder: Any
+
     def __init__(self, config: TokenizerConfig):
         super().__init__(config)
         import_torchaudio()

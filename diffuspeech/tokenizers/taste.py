@@ -7,6 +7,7 @@ __all__ = ['TasteConfig', 'Taste']
 
 # %% ../../nbs/tokenizers/taste.ipynb #95d57ce4
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,8 @@ class TasteConfig:
         if isinstance(self.recogniser, dict):
             object.__setattr__(self, "recogniser", CanaryConfig(**self.recogniser))
         options = self.quantizer if isinstance(self.quantizer, dict) else asdict(self.quantizer)
-        object.__setattr__(
-            self, "quantizer", QuantizerConfig(**options | dict(dim=self.recogniser.decoder_hidden))
-        )
+        settings: dict[str, Any] = {**options, "dim": self.recogniser.decoder_hidden}
+        object.__setattr__(self, "quantizer", QuantizerConfig(**settings))
 
 # %% ../../nbs/tokenizers/taste.ipynb #cf14e63a
 class Taste(PretrainedModel):
@@ -51,9 +51,8 @@ class Taste(PretrainedModel):
         )
         self.quantizer = make_quantizer(config.quantizer)
         self.values = None  # during a call: states that replace those of the keys
-        for (
-            layer
-        ) in self.aggregator.layers:  # the hook is a method, so that a copied model uses its own values
+        layers: Any = self.aggregator.layers
+        for layer in layers:  # the hook is a method, so that a copied model uses its own values
             layer.encoder_attn.v_proj.register_forward_pre_hook(self._swap_values)
 
     @classmethod

@@ -10,6 +10,7 @@ __all__ = ['CosyFlowConfig', 'RelativeAttention', 'relative_positions', 'Encoder
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ def interpolate(
     return torch.cat([to(x[:, :20], edge), to(x[:, 20:-20], frames - 2 * edge), to(x[:, -20:], edge)], 2)
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #3ca805b5
-def conv_block(inputs: int, outputs: int) -> nn.Module:
+def conv_block(inputs: int, outputs: int) -> nn.ModuleDict:
     "A convolution over three frames, with group normalization in eight groups"
     return nn.ModuleDict(
         {
@@ -190,7 +191,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, dim)
         h = self.norm1(x)
         q, k, v = (self.attn1[f"to_{n}"](h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in "qkv")
-        x = x + self.attn1["to_out"][0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        (to_out,) = self.attn1["to_out"].children()
+        x = x + to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.ff["net"](self.norm3(x))
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #8efbf6b1
@@ -211,7 +213,7 @@ class Estimator(nn.Module):
             return nn.Conv1d(dim, dim, 3, padding=1) if last else nn.ModuleDict({"conv": layer})
 
         self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(first, time), "linear_2": nn.Linear(time, time)})
-        self.down_blocks = nn.ModuleList(
+        self.down_blocks: Any = nn.ModuleList(
             nn.ModuleList(
                 [
                     ResnetBlock(a, b, time),
@@ -221,12 +223,12 @@ class Estimator(nn.Module):
             )
             for i, (a, b) in enumerate(pairwise((first, *widths)))
         )
-        self.mid_blocks = nn.ModuleList(
+        self.mid_blocks: Any = nn.ModuleList(
             nn.ModuleList([ResnetBlock(widths[-1], widths[-1], time), transformer_blocks(widths[-1])])
             for _ in range(c.num_mid_blocks)
         )
         back = (*widths[::-1], widths[0])
-        self.up_blocks = nn.ModuleList(
+        self.up_blocks: Any = nn.ModuleList(
             nn.ModuleList(
                 [
                     ResnetBlock(2 * a, b, time),

@@ -98,7 +98,7 @@ class Flow(PretrainedModel):
         mask: Tensor,  # (B, L * frames / patch) False in the padding
     ) -> tuple[Tensor, Tensor]:  # (B, L * frames / patch, dim), and the prior (B, L * frames, features)
         "Encode the ids; computed once for all steps"
-        h, rest = 0.0, ids.clamp_min(0)
+        h, rest = torch.zeros((), device=ids.device), ids.clamp_min(0)
         for table, n in zip(self.digit_embeddings, self.config.levels):
             h, rest = h + table(rest % n), rest // n
         for conv in self.convs:

@@ -186,14 +186,15 @@ class Hift(PretrainedModel):
         c = self.config
         window = torch.hann_window(c.n_fft, device=mel.device, dtype=mel.dtype)
         source_stft = torch.stft(source[:, 0], c.n_fft, c.hop, window=window, return_complex=True)
-        source_stft, x = torch.cat([source_stft.real, source_stft.imag], 1), self.conv_pre(mel)
+        source_stft = torch.cat([source_stft.real, source_stft.imag], 1)
+        x = self.conv_pre(mel)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, c.leaky_relu_slope))
             if i == len(self.ups) - 1:
                 x = F.pad(x, (1, 0), mode="reflect")  # a centered transform has one more column
             x = x + self.source_resblocks[i](self.source_downs[i](source_stft))
             n = len(c.resblock_kernel_sizes)
-            x = sum(block(x) for block in self.resblocks[i * n : (i + 1) * n]) / n
+            x = sum((block(x) for block in self.resblocks[i * n : (i + 1) * n]), x.new_zeros(())) / n
         magnitude, phase = self.conv_post(F.leaky_relu(x)).chunk(2, 1)
         return torch.istft(
             torch.polar(magnitude.exp().clamp_max(1e2), phase.sin()), c.n_fft, c.hop, window=window

@@ -105,9 +105,9 @@ def load_codec(
 ) -> SpeechTokenizer:
     "Load a codec by its name"
     if ":" in str(name):
-        return load_tokenizer(name)
+        return load_tokenizer(str(name))
     if is_cosyvoice(name):
-        return CosyVoice.from_pretrained(*([] if str(name) == "paper" else [name]))
+        return CosyVoice.from_pretrained() if str(name) == "paper" else CosyVoice.from_pretrained(name)
     return SpeechCodec.from_pretrained(name)
 
 # %% ../../nbs/voice/jobs.ipynb #53e05976
@@ -149,7 +149,7 @@ def encode_utterance(
             found = ids.new_empty(int((u.duration + CHUNK) * tokenizer.frame_rate), *ids.shape[1:])
         found[done : done + len(ids)] = ids
         done += len(ids)
-    if not replace_silence:
+    if found is None or not replace_silence:
         raise ValueError(f"{where}: silent from beginning to end; there is nothing to encode, so drop it")
     return found[:done]
 
@@ -201,7 +201,7 @@ def decode_all(
     try:
         lines = tokens.read_bytes().splitlines()
     except OSError as e:
-        raise ValueError(f"{tokens}: {e.strerror.lower()}") from None
+        raise ValueError(f"{tokens}: {(e.strerror or str(e)).lower()}") from None
     for n, line in enumerate(progress(lines, unit="clip", disable=None if len(lines) > 1 else True), 1):
         try:
             wave = decode_line(line, codec, reference, **options)

@@ -233,19 +233,19 @@ class PreparedCorpus:
 
     def batch(self, rows: Sequence[int]) -> PreparedBatch:
         "A batch of some rows"
-        rows = [self.rows[i] for i in rows]
-        waves = [self.tensor(r, "wave") / 32767 for r in rows]
-        features = None if self.vocoder == "none" else [self.tensor(r, "features") for r in rows]
+        chosen = [self.rows[i] for i in rows]
+        waves = [self.tensor(row, "wave") / 32767 for row in chosen]
+        features = None if self.vocoder == "none" else [self.tensor(row, "features") for row in chosen]
         pad = lambda xs: torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
         count = lambda xs: torch.tensor([len(x) for x in xs])
         return PreparedBatch(
-            [r["id"] for r in rows],
-            [r["text"] for r in rows],
-            [r["speaker"] for r in rows],
+            [row["id"] for row in chosen],
+            [row["text"] for row in chosen],
+            [row["speaker"] for row in chosen],
             pad(waves),
             count(waves),
-            features and pad(features),
-            features and count(features),
+            pad(features) if features else None,
+            count(features) if features else None,
         )
 
     def batches(self, seconds: float, seed: int = 0, epoch: int = 0) -> batches.LazyMap:  # of PreparedBatch

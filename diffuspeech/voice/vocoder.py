@@ -9,10 +9,9 @@ __all__ = ['MAX_FRAMES', 'F0_MIN', 'F0_MAX', 'F0_DEFAULT', 'HOP', 'MAX_POWER', '
 
 # %% ../../nbs/voice/vocoder.ipynb #420697a3
 import math
-import warnings
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +29,9 @@ class Vocoder(Protocol):
     frame_rate: float  # feature vectors a second
     dim: int  # numbers in each
     spectral_slice: slice  # those of the spectrum, whose variance `voice.codec` restores
-    precise: "Vocoder"  # the same with slower, more exact analysis, for corpora
+
+    @property
+    def precise(self) -> "Vocoder": ...  # the same with slower, more exact analysis, for corpora
 
     def analyze(self, wave: Tensor) -> Tensor: ...  # (samples,) -> (frames, dim) float32
 
@@ -63,16 +64,12 @@ def check_features(
 
 # %% ../../nbs/voice/vocoder.ipynb #2a529a19
 @cache
-def import_pyworld():
+def import_pyworld() -> Any:
     "Import the WORLD library"
     try:
-        with warnings.catch_warnings():  # it asks pkg_resources for its version, which warns
-            warnings.simplefilter("ignore")
-            import pyworld
+        import pyworld
     except ImportError as e:
-        raise ImportError(
-            f"WORLD needs the package pyworld ({e}): pip install pyworld 'setuptools<81'"
-        ) from None
+        raise ImportError(f"WORLD needs the package pyworld ({e}): pip install pyworld-prebuilt") from None
     return pyworld
 
 # %% ../../nbs/voice/vocoder.ipynb #c9747b20
@@ -244,9 +241,10 @@ def load_hifigan(
     if not Path(source).is_dir() and not is_hub_id(source):
         raise ValueError(f"{source}: no such folder, and no hub id (owner/model)")
     try:
-        model, found = SpeechT5HifiGan.from_pretrained(  # mismatched sizes are an error below
+        loaded: Any = SpeechT5HifiGan.from_pretrained(  # mismatched sizes are an error below
             str(source), output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, found = loaded
     except Exception as e:
         raise ValueError(
             f"{source}: no HiFi-GAN could be loaded ({type(e).__name__}); give a folder with config.json and "
@@ -272,8 +270,8 @@ class HifiGan:
         self,
         source,  # a folder, an id on the hub, or a SpeechT5HifiGan
     ):
-        self.model = (source if isinstance(source, torch.nn.Module) else load_hifigan(source)).eval()
-        config = self.model.config
+        self.model: Any = (source if isinstance(source, torch.nn.Module) else load_hifigan(source)).eval()
+        config: Any = self.model.config
         if config.sampling_rate != SAMPLE_RATE:
             raise ValueError(f"{source}: a vocoder for {config.sampling_rate} Hz, not {SAMPLE_RATE} Hz")
         self.name = "hifigan" if isinstance(source, torch.nn.Module) else f"hifigan-{Path(source).name}"
@@ -282,7 +280,7 @@ class HifiGan:
         self.spectral_slice = slice(0)  # none: not measured
         self.source = "a SpeechT5HifiGan" if isinstance(source, torch.nn.Module) else str(source)
         self.precise = self
-        self.mel = MEL_CONFIG | (getattr(config, "mel", None) or {})
+        self.mel: dict[str, Any] = MEL_CONFIG | (getattr(config, "mel", None) or {})
 
     def __repr__(self) -> str:
         return f"HifiGan({self.source})"
