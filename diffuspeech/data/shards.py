@@ -115,7 +115,8 @@ def read_tables(
     for path in (folder / f"{i:05d}.npz" for i in range(ranges)):
         if (table := read_table(path)) is None:
             raise ManifestError(
-                f"{path}: missing or damaged; copy it again, or run pack again, which makes only what is missing"
+                f"{path}: missing or damaged; copy it again, or run pack again, "
+                "which makes only what is missing"
             )
         tables.append(table)
     return tables
