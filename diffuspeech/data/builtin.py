@@ -508,7 +508,7 @@ def build(
             errors += failed
             bar.update(len(jobs[i][0]))
     if errors:
-        raise RuntimeError(
+        raise OSError(
             f"{len(errors)} clips could not be made; the same command tries them again:\n  "
             + "\n  ".join(errors[:5])
         )

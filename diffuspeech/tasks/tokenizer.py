@@ -118,7 +118,7 @@ def label_phones(
     "The phones of a prepared corpus, frame by frame"
 
     def make():
-        first = [row for row in corpus.rows if not row["id"].endswith("~")]
+        first = [row for row in corpus.rows if row["copy_of"] is None]
         parts = [first[k : k + 100] for k in range(0, len(first), 100)]
         known = {}
         jobs = [(r["id"], r["text"], r["shard"]) for r in first]
@@ -126,7 +126,7 @@ def label_phones(
             known |= {row["id"]: alignment for row, alignment in zip(parts[i], some)}
         seconds, tables = {row["id"]: row["seconds"] for row in first}, {}
         for row in corpus.rows:
-            id = row["id"].removesuffix("~")
+            id = row["copy_of"] or row["id"]
             tables[row["id"]] = frame_phones(
                 known[id], math.ceil(row["seconds"] * 25), seconds[id] / row["seconds"]
             )

@@ -169,7 +169,7 @@ def encode_all(
             for u in job.iterate(progress):
                 try:
                     ids = encode_utterance(tokenizer, u)
-                except (ValueError, RuntimeError) as e:
+                except (ValueError, OSError) as e:
                     job.errors.append(str(e))
                     continue
                 line = dict(
@@ -214,7 +214,7 @@ def decode_all(
                 ),
             )
             done += 1
-        except (ValueError, RuntimeError) as e:
+        except (ValueError, OSError) as e:
             errors.append(f"{tokens}:{n}: {e}")
     return done, errors
 

@@ -72,6 +72,7 @@ def make_shard(
         analysis=repr(precise),
         speed_copies=str(speed_copies),
         clips=str(random.key(*map(describe_utterance, utterances))),
+        format="2",  # rows name the recording that they are a copy of
     )
     if path.exists() and safe_open(path, "pt").metadata() == metadata:
         return json.loads(path.with_suffix(".json").read_text())
@@ -98,6 +99,7 @@ def make_shard(
                     text=u.text,
                     speaker=u.speaker + "~" * (id != u.id),
                     split=u.split,
+                    copy_of=u.id if id != u.id else None,  # an id of its own may end in ~, too
                 )
             )
     write_json(path.with_suffix(".json"), [found, errors])
@@ -211,11 +213,13 @@ class PreparedCorpus:
                 "(manifests of the built-in corpus: diffuspeech corpus build small)"
             )
         index = json.loads((folder / "index.json").read_text())
+        if any("copy_of" not in row for rows in index["shards"].values() for row in rows):
+            raise ValueError(f"{folder}: prepared by an older version; run diffuspeech corpus prepare again")
         self.rows = [
             dict(row, shard=folder / name)
             for name, rows in index["shards"].items()
             for row in rows
-            if speed_copies or not row["id"].endswith("~")
+            if speed_copies or row["copy_of"] is None
         ]
         reject_test_clips(self.rows, folder)
         self.seconds = np.array([row["seconds"] for row in self.rows])

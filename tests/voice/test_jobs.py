@@ -20,6 +20,7 @@ from diffuspeech.cli import main
 from diffuspeech.data import audio, builtin, texts
 from diffuspeech.data.batches import check_waves
 from diffuspeech.data.manifest import Manifest
+from diffuspeech.tasks import tokenizer
 from diffuspeech.tokenizers.public import tiny_tokenizer
 from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
 from diffuspeech.voice import prepared
@@ -376,6 +377,35 @@ def test_splits_share_no_texts_and_no_test_voices():
     assert len(read_by_four) == 100
 
 
+def test_an_id_may_end_as_it_likes(tmp_path):
+    "Copies are known by a field: no utterance is dropped because of its name, with any share of copies"
+    ids = ["a", "b~", "~", "c~~", "d~/e", "~f"]
+    audio.save(tmp_path / "a.flac", audio.load_clip()[:16_000])
+    line = dict(audio_filepath="a.flac", text="hello", duration=1.0)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line | dict(id=id)) + "\n" for id in ids))
+    for share in (0, 0.5, 1):
+        folder = prepared.prepare_corpus(
+            tmp_path / "train.jsonl", speed_copies=share, vocoder="none", workers=1
+        )
+        corpus, plain = prepared.PreparedCorpus(folder), prepared.PreparedCorpus(folder, speed_copies=False)
+        assert [row["id"] for row in plain.rows] == ids and all(row["copy_of"] is None for row in plain.rows)
+        copies = [row["copy_of"] for row in corpus.rows if row["copy_of"] is not None]
+        assert len(copies) == len(corpus) - len(ids) and set(copies) <= set(ids)
+        assert len(copies) == {0: 0, 1: len(ids)}.get(share, len(copies))
+        labels = tokenizer.label_phones(corpus, tmp_path / f"phones-{share}.safetensors")
+        assert labels.keys() == {row["id"] for row in corpus.rows}
+
+
+def test_a_copy_and_an_utterance_of_one_name_are_refused(tmp_path):
+    audio.save(tmp_path / "a.flac", audio.load_clip()[:16_000])
+    line = dict(audio_filepath="a.flac", text="hello", duration=1.0)
+    lines = "".join(json.dumps(line | dict(id=id)) + "\n" for id in ("a", "a~"))
+    (tmp_path / "train.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="a~ is the id of 2 clips"):
+        prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=1, vocoder="none", workers=1)
+    prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=0, vocoder="none", workers=1)
+
+
 def test_training_refuses_test_clips(tmp_path):
     "A prepared corpus with a test clip is an error, since choices come from train and dev alone"
     from diffuspeech.voice.prepared import PreparedCorpus
@@ -387,7 +417,13 @@ def test_training_refuses_test_clips(tmp_path):
                 "features": True,
                 "shards": {
                     "shard-0000.safetensors": [
-                        {"id": "test-clean-allison-00001", "seconds": 1.0, "text": "x", "speaker": "allison"}
+                        {
+                            "id": "test-clean-allison-00001",
+                            "seconds": 1.0,
+                            "text": "x",
+                            "speaker": "allison",
+                            "copy_of": None,
+                        }
                     ]
                 },
             }
