@@ -218,7 +218,7 @@ def test_words_behind_two_dashes_are_no_options(capsys):
         ("judge gone.wav", "1 skipped"),
         ("plan ddn", "the nearest is ddm"),
         ("plan ddm --gpu-type h10", "the nearest is h100"),
-        ("plan ddm --set options.taste.quantizer.dim=3", "options.taste.quantizer.dim"),
+        ("plan ddm --set options.taste.quantizer.dmi=3", "the nearest is options.taste.quantizer.dim"),
         ("plan ddm --set model.dmi=3", "dmi"),
         ("convert nothing.nemo -o x", "nothing.nemo"),
     ],
