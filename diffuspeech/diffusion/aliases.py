@@ -32,7 +32,7 @@ SAME = dict(num_inference_steps="num_steps", max_new_tokens="gen_length")  # two
 REMASKING = dict(low_confidence="low_confidence", random="random")
 ALGORITHMS = dict(origin="ancestral", maskgit_plus="low_confidence", topk_margin="margin", entropy="entropy")
 
-
+# %% ../../nbs/diffusion/aliases.ipynb #222d9027
 def check_aliases(
     aliases: dict,  # options that are not in the signature of `sample`
     function: Callable,  # `sample`
@@ -53,7 +53,7 @@ def check_aliases(
         raise TypeError("alg_temp is Dream's, and needs alg; for other rules there is position_temperature")
     return found
 
-
+# %% ../../nbs/diffusion/aliases.ipynb #e01a1e93
 def rule_of(
     rule: "Rule | str",  # as the caller gave it
     aliases: dict,
@@ -71,7 +71,7 @@ def rule_of(
         rule = ConfTopK(rule.score, log_scores=False)
     return rule
 
-
+# %% ../../nbs/diffusion/aliases.ipynb #29b823eb
 def append_masks(
     canvas: Tensor,  # (B, L) or (B, L, Q)
     lengths: Tensor,  # (B,)
@@ -85,7 +85,7 @@ def append_masks(
     behind = (place >= lengths[:, None]).view(*longer.shape[:2], *[1] * (canvas.ndim - 2))
     return longer.masked_fill(behind, mask_id), lengths + number
 
-
+# %% ../../nbs/diffusion/aliases.ipynb #fb5a3acd
 def translate_aliases(
     aliases: dict,  # as `check_aliases` gives them
     options: dict,  # of `sample`
