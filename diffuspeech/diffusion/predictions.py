@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'EOS_PENALTY', 'SCORES', 'sampling_probs', 'sample_categorical', 'SamplingConfig', 'apply_guidance',
-           'concat_parts', 'MaskedLogits', 'Predictions', 'entropy', 'score_positions', 'take_tokens']
+           'concat_parts', 'MaskedLogits', 'Predictions', 'entropy', 'map_probs', 'position_entropy', 'score_positions',
+           'take_tokens']
 
 # %% ../../nbs/diffusion/predictions.ipynb #c2dda5d3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -149,7 +150,7 @@ class Predictions:
         self.logits, self.where, self.shape = MaskedLogits(logits, suppressed), where, shape
         self.config, self.score_mask, self.u = config, score_mask, u.flatten()[where]
         # kept once asked for (functools.cached_property takes a lock, which no compiled graph can hold)
-        self._probs = self._candidate = None
+        self._probs = self._candidate = self._entropies = None
 
     @property
     def probs(self) -> Tensor:
@@ -158,7 +159,7 @@ class Predictions:
             shape, device = self.logits.logits.shape, self.logits.logits.device
             self._probs = torch.empty(shape, dtype=torch.float32, device=device)
             for part in self.logits.chunks():
-                self._probs[part] = self.logits.read(part).softmax(-1)
+                torch.softmax(self.logits.read(part), -1, out=self._probs[part])
         return self._probs
 
     @property
@@ -206,6 +207,29 @@ def entropy(
         terms = terms.repeat(2, 1)
     return -terms.sum(-1)[: len(p)]
 
+# %% ../../nbs/diffusion/predictions.ipynb #a3b0bcf3
+def map_probs(
+    predictions: Predictions,
+    function: Callable,  # of probabilities (m, V), and of which positions they are: a slice of the n asked ones
+) -> "Tensor | tuple[Tensor, ...]":  # (n, ...), as many as the function returns
+    "What a function makes of the network's probabilities, a few positions at a time"
+    r, parts = predictions, []
+    for part in r.logits.chunks():
+        p = r.logits.read(part).softmax(-1) if r._probs is None else r._probs[part]
+        parts.append(function(p, part))
+    if isinstance(parts[0], tuple):
+        return tuple(concat_parts(list(values)) for values in zip(*parts))
+    return concat_parts(parts)
+
+
+def position_entropy(
+    predictions: Predictions,
+) -> Tensor:  # (n,) nats
+    "The entropy of the network's distribution at each asked position"
+    if predictions._entropies is None:
+        predictions._entropies = map_probs(predictions, lambda p, part: entropy(p))
+    return predictions._entropies
+
 # %% ../../nbs/diffusion/predictions.ipynb #8923439a
 EOS_PENALTY = 1e4  # how far below any other score an end that waits is put
 
@@ -223,14 +247,20 @@ def score_positions(
     kind: str,  # a name of `SCORES`
 ) -> Tensor:  # (B, N) -inf where nothing was asked
     "How sure the network is at each place, larger is surer"
-    r, k, parts = predictions, predictions.config, []
-    for part in r.logits.chunks():
-        if k.tempered_scores:
-            p = sampling_probs(r.logits.read(part), k.temperature or 1.0, k.top_k, k.top_p)
-        else:
-            p = r.logits.read(part).softmax(-1) if r._probs is None else r._probs[part]
-        parts.append(SCORES[kind](p, r.candidate[part] if kind == "candidate" else None))
-    values = concat_parts(parts)
+    r, k = predictions, predictions.config
+    candidate = r.candidate if kind == "candidate" else None
+
+    def score(p, part):
+        return SCORES[kind](p, None if candidate is None else candidate[part])
+
+    if k.tempered_scores:
+        options = (k.temperature or 1.0, k.top_k, k.top_p)
+        parts = r.logits.chunks()
+        values = concat_parts([score(sampling_probs(r.logits.read(part), *options), part) for part in parts])
+    elif kind == "entropy":
+        values = -position_entropy(r)
+    else:
+        values = map_probs(r, score)
     if k.eos == "last":
         values = torch.where(r.candidate == k.eos_id, values - EOS_PENALTY, values)
     table = r.scatter(values)

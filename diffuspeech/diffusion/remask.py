@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.random import Stream
-from .predictions import Predictions
+from .predictions import Predictions, map_probs
 from .rules import check_choice, check_unit_interval, topk_mask
 from .step import Rule, StepState
 
@@ -155,7 +155,11 @@ class P2(Rule):
         held = state.x.flatten()[predictions.where]
         visible = held != state.mask_id
         token = torch.where(visible, held, predictions.candidate)
-        score = predictions.probs.gather(1, token[:, None]).squeeze(1).clamp_min(1e-38).log()
+
+        def of_token(p, part):
+            return p.gather(1, token[part, None]).squeeze(1)
+
+        score = map_probs(predictions, of_token).clamp_min(1e-38).log()
         score = predictions.scatter(torch.where(visible, self.eta * score, score)).masked_fill(
             ~state.maskable, -torch.inf
         )

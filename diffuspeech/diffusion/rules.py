@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import random
 from ..base.random import Stream
-from .predictions import SCORES, Predictions, entropy
+from .predictions import SCORES, Predictions, entropy, map_probs, position_entropy
 from .step import Rule, StepState
 
 # %% ../../nbs/diffusion/rules.ipynb #cf5afe0c
@@ -191,7 +191,7 @@ class EntropyBound(Rule):
 
     def choose(self, state: StepState, predictions: Predictions | None):
         score = predictions.score(self.order)
-        h = predictions.scatter(entropy(predictions.probs), fill=torch.inf)
+        h = predictions.scatter(position_entropy(predictions), fill=torch.inf)
         order = score.argsort(dim=1, descending=True, stable=True)
         h = h.gather(1, order)
         inside = (h.cumsum(1) - h.cummax(1).values <= self.gamma).long().cumprod(1).sum(1)
@@ -265,8 +265,8 @@ class PC(Rule):
         return state.masked & (state.num_commit > 0)[:, None]
 
     def choose(self, state: StepState, predictions: Predictions | None):
-        p, token = predictions.probs.max(-1)
-        weighted = p * self.rarity(token, predictions.probs.shape[1])
+        p, token = map_probs(predictions, lambda p, part: p.max(-1))
+        weighted = p * self.rarity(token, predictions.logits.logits.shape[1])
         score = predictions.scatter(weighted.clamp(max=self.cap).clamp_min(1e-30).log())
         place = torch.arange(state.x.shape[1], device=state.x.device) // state.codebooks
         return topk_mask(add_gumbel_noise(state, score - self.decay * place, False), state.num_commit), None
