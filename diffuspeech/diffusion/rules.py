@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import random
 from ..base.random import Stream
-from .predictions import SCORES, Predictions, entropy, map_probs, position_entropy
+from .predictions import SCORES, Predictions, map_probs, position_entropy
 from .step import Rule, StepState
 
 # %% ../../nbs/diffusion/rules.ipynb #cf5afe0c
