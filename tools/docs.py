@@ -128,18 +128,21 @@ class link(Processor):
 
 
 class fold_source(Processor):
-    "Source stands after its documentation and closed; a cell that only names values is open, for nothing else shows them"
+    """The story first: source stands closed where it was, and what documents its functions moves to the end of the page. A cell that
+    only names values is open, for nothing else shows them"""
 
     def begin(self):
-        cells = self.nb.cells
-        for i in range(1, len(cells)):
-            if getattr(cells[i], "has_sd", False) and "exports" in cells[i - 1].directives_:
-                cells[i - 1], cells[i] = cells[i], cells[i - 1]
+        documentation = [cell for cell in self.nb.cells if getattr(cell, "has_sd", False)]
+        if documentation:
+            heading = dict2obj(dict(cell_type="markdown", metadata={}, source="## Reference", directives_={}))
+            self.nb.cells[:] = [c for c in self.nb.cells if c not in documentation] + [heading, *documentation]
 
     def cell(self, cell):
         if cell.cell_type == "code" and "exports" in cell.directives_:
-            if any(isinstance(o, (ast.FunctionDef, ast.ClassDef)) for o in cell.parsed_()):
-                cell.source = f"#| code-fold: true\n#| code-summary: Source\n{cell.source}"
+            names = [o.name for o in cell.parsed_() if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
+            if names:
+                summary = f"Source of {', '.join(names)}"
+                cell.source = f"#| code-fold: true\n#| code-summary: {summary}\n{cell.source}"
 
 
 class Page(FilterDefaults):
