@@ -91,7 +91,11 @@ class document(Processor):
     def begin(self):
         self.names = {"show_doc": show_doc}
         if (name := module(self.nb)) and any("show_doc(" in cell.source for cell in self.nb.cells):
-            self.names |= vars(importlib.import_module(name))
+            imported = importlib.import_module(name)
+            for node in ast.parse(Path(imported.__file__).read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                    exec(ast.unparse(ast.Module(node.body, [])), vars(imported))  # what only annotations name
+            self.names |= vars(imported)
 
     def cell(self, cell):
         if cell.cell_type == "code" and re.search("^show_doc", cell.source, re.M):
@@ -135,7 +139,10 @@ class fold_source(Processor):
         documentation = [cell for cell in self.nb.cells if getattr(cell, "has_sd", False)]
         if documentation:
             heading = dict2obj(dict(cell_type="markdown", metadata={}, source="## Reference", directives_={}))
-            self.nb.cells[:] = [c for c in self.nb.cells if c not in documentation] + [heading, *documentation]
+            self.nb.cells[:] = [c for c in self.nb.cells if c not in documentation] + [
+                heading,
+                *documentation,
+            ]
 
     def cell(self, cell):
         if cell.cell_type == "code" and "exports" in cell.directives_:
