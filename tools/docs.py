@@ -150,6 +150,9 @@ class fold_source(Processor):
             if names:
                 summary = f"Source of {', '.join(names)}"
                 cell.source = f"#| code-fold: true\n#| code-summary: {summary}\n{cell.source}"
+        elif cell.cell_type == "code" and not cell.outputs and (parsed := cell.parsed_()):
+            if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in parsed):
+                cell.source = f"#| code-fold: true\n#| code-summary: Imports\n{cell.source}"
 
 
 class Page(FilterDefaults):
