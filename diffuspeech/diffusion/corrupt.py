@@ -78,16 +78,14 @@ def corrupt(
     row_keys: Tensor,  # (B,) as `utterance_keys` gives them
     mask_id: int,
     t: Tensor
-    | None = None,  # (B,), one time a row, perhaps from `schedule.stratified_times`; when not given, each row draws its own from its key
+    | None = None,  # (B,) as from `schedule.stratified_times`; each row draws its own when not given
     lengths: Tensor | None = None,  # (B,); the whole width when not given
-    maskable: Tensor
-    | None = None,  # bool, (B, L) or as tokens: False for prompts and conditions, which stay clean
+    maskable: Tensor | None = None,  # bool, (B, L) or as tokens: False for what stays clean, such as prompts
     masking: str = "bernoulli",  # or count
     span: float = 1.0,  # mean length of the spans that fall together
     never_empty: bool = False,  # mask at least one (counts always do)
     codebooks: str = "full",  # full: each place for itself; one: one level partly, finer_levels ones wholly
-    level_weights: Sequence[float]
-    | None = None,  # how often each level is the one; equally often when not given
+    level_weights: Sequence[float] | None = None,  # how often each level is the one; None: equally often
     schedule: Schedule = linear,
 ) -> CorruptedBatch:
     "x_t ~ q(x_t | x_0): each maskable place is hidden with chance 1 - alpha(t)"
@@ -108,7 +106,8 @@ def corrupt(
     if maskable is not None:
         if maskable.shape not in (tokens.shape, tokens.shape[:2]) or maskable.dtype != torch.bool:
             raise ValueError(
-                f"maskable is {maskable.dtype} of shape {tuple(maskable.shape)}; bool of {tuple(tokens.shape)} is wanted"
+                f"maskable is {maskable.dtype} of shape {tuple(maskable.shape)}; "
+                f"it must be bool of {tuple(tokens.shape)}"
             )
         inside = inside & maskable.to(device).view(B, L, -1)
     if (inside & (x == mask_id)).any():

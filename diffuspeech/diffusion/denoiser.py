@@ -119,8 +119,8 @@ def check_logits(
         raise TypeError(f"the denoiser returned {type(logits).__name__}, not a tensor of logits: {CONTRACT}")
     if logits.ndim != 2 or logits.shape[0] != n:
         raise ValueError(
-            f"the denoiser returned logits of shape {tuple(logits.shape)} for {n} positions; they must be (n, V), "
-            f"a row for each position of `where`, which indexes the flattened tokens: {CONTRACT}"
+            f"the denoiser returned logits of shape {tuple(logits.shape)} for {n} positions; they must be "
+            f"(n, V), a row for each position of `where`, which indexes the flattened tokens: {CONTRACT}"
         )
     if mask_id >= logits.shape[1]:
         raise ValueError(

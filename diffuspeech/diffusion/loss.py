@@ -57,7 +57,8 @@ def diffusion_loss(
             raise ValueError(f"{name}={given!r} is not one of {', '.join(known)}")
     if weight == "elbo" and c.weight is None:
         raise ValueError(
-            "weight='elbo', but this draw has no exact weight: never_empty, the complement of a count, or a count of spans"
+            "weight='elbo', but this draw has no exact weight: never_empty, the complement of a count, "
+            "or a count of spans"
         )
     B, Q = len(c.x_0), c.x_0[0, 0].numel()
     ce, where = cross_entropy(denoiser, c)

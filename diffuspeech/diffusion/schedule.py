@@ -121,7 +121,8 @@ def get_masking_schedule(
     )
     if not callable(g):
         raise ValueError(
-            f"masking_schedule={masking_schedule!r} is not one of {', '.join(MASKING_SCHEDULES)}, nor a function"
+            f"masking_schedule={masking_schedule!r} is not one of {', '.join(MASKING_SCHEDULES)}, "
+            "nor a function"
         )
     start, end = g(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     if abs(start - 1) > 1e-6 or abs(end) > 1e-6:

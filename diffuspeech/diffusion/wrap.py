@@ -161,7 +161,8 @@ def known_mask_id(model: nn.Module, name: str, given: int | None) -> int:
     found = getattr(getattr(model, "config", None), name, None) if given is None else given
     if found is None:
         raise ValueError(
-            f"the config of {type(model).__name__} holds no {name}: pass mask_token_id=tokenizer.mask_token_id"
+            f"the config of {type(model).__name__} holds no {name}: "
+            "pass mask_token_id=tokenizer.mask_token_id"
         )
     return int(found)
 
@@ -277,7 +278,7 @@ def wrap(
 ) -> Denoiser:
     """A masked model as a denoiser, which every rule of the catalogue can sample from
 
-    Presets: `bert` (any encoder or decoder of transformers, seen both ways), `modernbert` (with local layers),
+    Presets: `bert` (any encoder or decoder of transformers, attending both ways), `modernbert` (local layers),
     `llada`, `dream` (the output at i - 1 predicts position i), `mdlm` (conditioned on noise), `omnivoice`
     (several codebooks; `.bind(prompt, is_audio)`), `maskgct` (codebook by codebook; `.bind(condition)`).
     """

@@ -1,4 +1,6 @@
-"Options by other names give what the original gives: token for token where nothing is drawn, in law where something is"
+"""Options by other names give what the original gives
+
+Token for token where nothing is drawn, in law where something is."""
 
 import pytest
 import torch
