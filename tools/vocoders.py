@@ -10,6 +10,7 @@ from diffuspeech.base.pretrained import home
 from diffuspeech.cli.output import print_table
 from diffuspeech.data.manifest import Manifest
 from diffuspeech.evaluate.speech import speech_table
+from diffuspeech.evaluate.systems import CodecOracle, Recording
 from diffuspeech.voice.vocoder import HifiGan, World
 
 COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos distillmos_low distillmos_high spksim rtf"
@@ -18,10 +19,8 @@ COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos dis
 def rows(vocoder: World | HifiGan, clips: list) -> list[dict]:
     "The recordings, and what the vocoder makes of their features"
     name = repr(vocoder) if isinstance(vocoder, World) else vocoder.name
-    table = speech_table(
-        SimpleNamespace(vocoder=vocoder), clips, ("Original", "Vocoder"), mos_clips=len(clips)
-    )
-    return [dict(vocoder=name) | row for row in table]
+    systems = [Recording(), CodecOracle(SimpleNamespace(vocoder=vocoder), "Vocoder", "features")]
+    return [dict(vocoder=name) | row for row in speech_table(systems, clips, mos_clips=len(clips))]
 
 
 def main():

@@ -188,6 +188,7 @@ class PocketSphinx:
                 "the clip is truncated, or this is the text of another clip"
             )
         sound = (wave.detach().cpu().clamp(-1, 1) * 32767).short().numpy().tobytes()
+        self.decoder.reinit_feat()  # it would carry statistics of the noise over from the clips before
         out = Alignment([], [], seconds)
 
         def time(frames: int) -> float:

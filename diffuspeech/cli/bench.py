@@ -56,9 +56,9 @@ DECODER = Command(
 def bench_training(args: argparse.Namespace) -> int:
     "What a training step costs"
     device = resolve_device(args.device)
-    from diffuspeech.evaluate import speech, speed
+    from diffuspeech.evaluate import clips, speed
 
-    seconds = [u.duration for u in speech.load_bundled_clips()] * 8
+    seconds = [u.duration for u in clips.load_bundled_clips()] * 8
     output_rows(speed.training_table(seconds, device=device), args.json)
     return 0
 

@@ -41,17 +41,18 @@ CACHE_DIR = Option(
 
 def load_clips(args: argparse.Namespace):
     "The utterances that are evaluated"
-    from diffuspeech.evaluate import speech
+    from diffuspeech.evaluate import clips
 
-    return speech.load_bundled_clips() if args.bundled else speech.load_test_splits()
+    return clips.load_bundled_clips() if args.bundled else clips.load_test_splits()
 
 # %% ../../nbs/cli/evaluate.ipynb #40bae4b0
 def evaluate_speech(args: argparse.Namespace) -> int:
     "What the codec keeps"
-    from diffuspeech.evaluate.speech import speech_table
+    from diffuspeech.evaluate.speech import codec_systems, speech_table
     from diffuspeech.voice.jobs import load_codec
 
-    output_rows(speech_table(load_codec(args.codec), load_clips(args), mos_clips=args.mos_clips), args.json)
+    systems = codec_systems(load_codec(args.codec))
+    output_rows(speech_table(systems, load_clips(args), mos_clips=args.mos_clips), args.json)
     return 0
 
 
@@ -83,24 +84,22 @@ def output_table(
 
 def evaluate_reconstruct(args: argparse.Namespace) -> int:
     "What the decoders make of text and codes"
-    from diffuspeech.evaluate.metrics import all_judges
+    from diffuspeech.evaluate.metrics import default_judges
     from diffuspeech.evaluate.reconstruct import default_systems, reconstruct_table
     from diffuspeech.evaluate.report import EvalProtocol
-    from diffuspeech.voice.jobs import load_codec
 
     names = (args.ddm, args.ar, args.student)
     ddm, ar, student = (name and load_reconstructor(args, name) for name in names)
-    systems, clips, judges = default_systems(ddm, ar, student), load_clips(args), all_judges()
+    systems, clips, judges = default_systems(ddm, ar, student), load_clips(args), default_judges()
     if not ddm.duration:
         print(
             "note: no duration predictor fits this ddm; rows that need one are left out (--duration-model)",
             file=sys.stderr,
         )
     if args.protocol:
-        EvalProtocol.from_clips(clips, judges, [s.length for s in systems]).check_or_save(args.protocol)
-    rows = reconstruct_table(
-        systems, load_codec(args.codec), clips, judges, mos_clips=args.mos_clips, cache_dir=args.cache_dir
-    )
+        lengths = [system.length for system in systems if system.length]
+        EvalProtocol.from_clips(clips, judges, lengths).check_or_save(args.protocol)
+    rows = reconstruct_table(systems, clips, judges, mos_clips=args.mos_clips, cache_dir=args.cache_dir)
     return output_table(args, rows)
 
 
@@ -135,22 +134,18 @@ RECONSTRUCT = Command(
 # %% ../../nbs/cli/evaluate.ipynb #639a1fd4
 def evaluate_external(args: argparse.Namespace) -> int:
     "Waves that another system made of the same clips"
-    from diffuspeech.evaluate.metrics import all_judges
-    from diffuspeech.evaluate.reconstruct import System, reconstruct_table
+    from diffuspeech.evaluate.metrics import default_judges
+    from diffuspeech.evaluate.reconstruct import external_systems, reconstruct_table
     from diffuspeech.evaluate.report import EvalProtocol
     from diffuspeech.voice.jobs import load_codec
 
-    clips, judges = load_clips(args), all_judges()
-    systems = [
-        System("Original"),
-        System("S3-Oracle"),
-        System(args.waves, length=args.length, waves=args.waves),
-    ]
+    clips, judges = load_clips(args), default_judges()
+    systems = external_systems(args.waves, load_codec(args.codec), args.length)
     if args.protocol:
         if not args.length:
             raise ValueError("--protocol needs --length, too: how the lengths of the waves were chosen")
         EvalProtocol.load(args.protocol).check(EvalProtocol.from_clips(clips, judges, [args.length]))
-    rows = reconstruct_table(systems, load_codec(args.codec), clips, judges, mos_clips=args.mos_clips)
+    rows = reconstruct_table(systems, clips, judges, mos_clips=args.mos_clips)
     return output_table(args, rows)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['require_package', 'validate_waves', 'replace_silence', 'normaliser', 'Errors', 'normalise_words', 'wer', 'Whisper',
-           'wer_by_reference', 'DistillMos', 'Resemblyzer', 'all_judges', 'cosine', 'speaker_floor', 'f0', 'f0_error',
+           'DistillMos', 'Resemblyzer', 'Judges', 'default_judges', 'cosine', 'speaker_floor', 'f0', 'f0_error',
            'duration_error', 'Cache']
 
 # %% ../../nbs/evaluate/metrics.ipynb #85aefdd5
@@ -207,20 +207,6 @@ class Whisper:
             texts[i] = "".join(segment.text for segment in segments)
         return [text.strip() for text in texts]
 
-# %% ../../nbs/evaluate/metrics.ipynb #cfd00fd0
-def wer_by_reference(
-    texts: Sequence[str],  # what should be said
-    transcripts: Sequence[str],  # the judge on the clips
-    original_transcripts: Sequence[str],  # the judge on the originals
-) -> dict[str, Errors | None]:  # text, asr (none where no original has any), floor
-    "Word errors against the text, against the judge's own transcript of the original (of originals in which it heard any words), and its floor"
-    own = [pair for pair in zip(original_transcripts, transcripts) if normalise_words(pair[0])]
-    return dict(
-        text=wer(texts, transcripts),
-        asr=wer(*zip(*own)) if own else None,
-        floor=wer(texts, original_transcripts),
-    )
-
 # %% ../../nbs/evaluate/metrics.ipynb #4483eb8d
 class DistillMos:
     "DistillMOS: the grade that listeners would give, from 1 to 5"
@@ -304,9 +290,24 @@ class Resemblyzer:
         return torch.nn.functional.normalize(sums, dim=1).tolist()
 
 # %% ../../nbs/evaluate/metrics.ipynb #a11b0ca5
-def all_judges() -> dict:  # what a table asks for when it is given none
-    "Who hears the words, who grades the sound, who knows the voice"
-    return dict(wer=Whisper(), mos=DistillMos(), speaker=Resemblyzer())
+@dataclass(frozen=True)
+class Judges:
+    "Who judges a table"
+
+    recognisers: dict[str, Callable]  # waves to texts, by the column of their word errors
+    mos: Callable | None = None  # waves to grades
+    speaker: Callable | None = None  # waves to embeddings
+
+    @property
+    def names(self) -> dict[str, str]:
+        "The name of each judge, with version and weights"
+        others = dict(mos=self.mos, speaker=self.speaker)
+        return {k: judge.name for k, judge in (self.recognisers | others).items() if judge}
+
+
+def default_judges() -> Judges:
+    "The judges of a table that names no others"
+    return Judges(dict(wer=Whisper()), DistillMos(), Resemblyzer())
 
 # %% ../../nbs/evaluate/metrics.ipynb #f192c6b4
 def cosine(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Tensor:  # (rows,)

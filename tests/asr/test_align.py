@@ -23,6 +23,8 @@ from diffuspeech.asr.align import (
     word_durations,
 )
 from diffuspeech.data import audio
+from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate.clips import load_bundled_clips
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 needs_pocketsphinx = pytest.mark.skipif(
@@ -222,3 +224,12 @@ def test_refuses_what_cannot_be_aligned():
         with pytest.raises(ValueError, match=words) as error:
             align(bad, text)
         assert "\n" not in str(error.value)
+
+
+@needs_pocketsphinx
+def test_an_alignment_does_not_depend_on_the_clips_before_it():
+    "The decoder's estimate of the noise was carried from clip to clip"
+    clips = sorted(load_bundled_clips(), key=lambda u: u.duration)[:12]
+    pairs = [(load_audio(u), u.text) for u in clips]
+    forward, backward = [align(*pair) for pair in pairs], [align(*pair) for pair in reversed(pairs)]
+    assert forward == backward[::-1]

@@ -12,6 +12,7 @@ from diffuspeech.data import audio
 from diffuspeech.data.manifest import Utterance, write_manifest
 from diffuspeech.diffusion import trajectory
 from diffuspeech.evaluate.reconstruct import default_systems
+from diffuspeech.evaluate.systems import Decoder
 from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.tokenizers.s3 import load_builtin_tokenizer
@@ -374,14 +375,17 @@ def test_python_refuses_what_a_decoder_cannot_do(models):
     assert {row.length for row in few} - {row.length for row in default_systems(ddm, ar)} == {
         "predicted"
     } and ("eos", False) not in {
-        (row.length, row.model.decoder.config.causal) for row in default_systems(ddm, ar) if row.model
+        (row.length, row.model.decoder.config.causal)
+        for row in default_systems(ddm, ar)
+        if isinstance(row, Decoder)
     }
-    assert [row.name for row in few if row.model is ar] == [
+    rows = [row for row in few if isinstance(row, Decoder) and row.model is ar]
+    assert [row.name for row in rows] == [
         "AR-4L-FSQ",
         "AR-4L-FSQ",
         "AR-4L-FSQ, text only",
         "AR-4L-FSQ, shuffled",
-    ] and {row.length for row in few if row.model is ar} == {"eos", "given"}
+    ] and {row.length for row in rows} == {"eos", "given"}
     with pytest.raises(ValueError, match="a diffusion decoder is expected here"):
         default_systems(ar, ddm)
 

@@ -10,8 +10,8 @@ from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
 from diffuspeech.data import text
 from diffuspeech.data.audio import load_clip
 from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate.clips import load_bundled_clips
 from diffuspeech.evaluate.metrics import Whisper, wer
-from diffuspeech.evaluate.speech import load_bundled_clips
 from diffuspeech.tasks.tokenizer import edit_distance
 from diffuspeech.voice.codec import SpeechCodec
 from diffuspeech.voice.flow import speaker_embedding

@@ -452,7 +452,7 @@ def test_a_shard_of_another_analysis_is_made_again(tmp_path):
 
 
 def test_bundled_clips_are_test_clips_with_licenses():
-    from diffuspeech.evaluate.speech import load_bundled_clips
+    from diffuspeech.evaluate.clips import load_bundled_clips
 
     clips = load_bundled_clips()
     folder = clips[0].audio.parent.parent

@@ -1,0 +1,177 @@
+"One way from systems to rows: no meaning in their order or names, rendered once, recognisers and clusters as data"
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate.clips import ClipSet, load_bundled_clips
+from diffuspeech.evaluate.metrics import Cache, Judges
+from diffuspeech.evaluate.score import judge_clips, score_row, word_rows
+from diffuspeech.evaluate.systems import Recording, System, SystemResult
+from diffuspeech.evaluate.table import evaluate_systems, render
+
+CLIPS = load_bundled_clips()[::4]
+
+
+@dataclass(frozen=True)
+class Share(System):
+    "A system that says this share of each clip's words, as `Reader` hears it"
+
+    name: str
+    share: float
+    baseline: str = ""
+    compare_with: tuple = ("oracle", "ar")
+    graded_only: bool = False
+
+    def identity(self):
+        return dict(share=self.share)
+
+    def render(self, clips, batch_size=8, seed=0):
+        return SystemResult(
+            [torch.full_like(w, self.share) for w in clips.waves], seconds=1.0, nfe=[3] * len(CLIPS)
+        )
+
+
+class Reader:
+    "A recogniser that knows the clips by their length, and how much was said by the level"
+
+    def __init__(self, name="reader"):
+        self.name, self.asked = name, 0
+        self.words = {len(load_audio(u)): u.text.split() for u in CLIPS}
+
+    def __call__(self, waves):
+        self.asked += len(waves)
+        shares = [w[0].item() if w.std() == 0 else 1.0 for w in waves]
+        words = [self.words[len(w)] for w in waves]
+        return [" ".join(w[: round(share * len(w))]) for w, share in zip(words, shares)]
+
+
+class Constant:
+    def __init__(self, answer):
+        self.name, self.answer = f"constant-{answer}", answer
+
+    def __call__(self, waves):
+        return [self.answer] * len(waves)
+
+
+JUDGES = Judges(dict(wer=Reader()), Constant(3.0), Constant([1.0, 0.0]))
+SYSTEMS = [
+    Recording(),
+    Share("tokens", 0.9, baseline="oracle", compare_with=()),
+    Share("left to right", 0.3, baseline="ar"),
+    Share("ten steps", 0.6),
+    Share("a part", 0.7, graded_only=True, compare_with=()),
+]
+
+
+def table(systems, folder, judges=JUDGES, **options):
+    return evaluate_systems(
+        systems,
+        CLIPS,
+        lambda u: dict(split=u.split),
+        ("oracle", "ar"),
+        lambda system, result, clips, rows, graded: dict(rendered=len(result.waves), judged=len(rows)),
+        judges,
+        3,
+        Cache(folder / "judged"),
+        lambda **how: tqdm(disable=True, **how),
+        **options,
+    )
+
+
+def test_rows_do_not_depend_on_their_order_or_on_names(tmp_path):
+    "The defect: a comparison was empty for every row above its baseline, and a baseline was known by its name"
+    expected = {(r["split"], r["system"]): r for r in table(SYSTEMS, tmp_path)}
+    for order in list(permutations(SYSTEMS))[::7]:
+        assert {(r["split"], r["system"]): r for r in table(order, tmp_path)} == expected
+    empty = {r["system"] for r in expected.values() if r["wer_over_ar"] is None}
+    assert empty == {"Original", "tokens", "left to right", "a part"}
+    for (_, name), r in expected.items():
+        assert (r["wer_over_oracle"] is None) == (name in ("Original", "tokens", "a part"))
+        assert r["rendered"] == r["judged"] == (3 if name == "a part" else r["clips"])
+        if name == "ten steps":
+            assert r["wer_over_oracle"] > 0 > r["wer_over_ar"] and r["wer_detectable"] > 0
+    named = [replace(s, name=f"AR-{i} S3-Oracle Original") for i, s in enumerate(SYSTEMS)]
+    for r, (_, other) in zip(table(named, tmp_path), expected.items()):
+        assert {k: v for k, v in r.items() if k != "system"} == {
+            k: v for k, v in other.items() if k != "system"
+        }
+
+
+def test_one_baseline_of_a_comparison(tmp_path):
+    with pytest.raises(ValueError, match="baseline ar: left to right and another both say"):
+        table([*SYSTEMS, Share("another", 0.1, baseline="ar")], tmp_path)
+    without = table([s for s in SYSTEMS if s.baseline != "ar"], tmp_path)
+    assert all(r["wer_over_ar"] is None for r in without), "the columns are there, and empty"
+
+
+def test_too_few_clips_are_refused_before_anything_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(Share, "render", lambda *args, **options: 1 / 0)
+    with pytest.raises(ValueError, match="mos_clips=1: at least two clips"):
+        evaluate_systems(SYSTEMS, CLIPS, lambda u: dict(split=u.split), (), None, JUDGES, 1)
+    with pytest.raises(ValueError, match="need at least two clips"):
+        evaluate_systems(SYSTEMS, CLIPS, lambda u: dict(id=u.id), (), None, JUDGES)
+
+
+def test_recognisers_and_clusters_are_data(tmp_path):
+    two = Judges(dict(wer=Reader(), wer_second=Constant("")), *(JUDGES.mos, JUDGES.speaker))
+    one = table(SYSTEMS, tmp_path)
+    for r, alone in zip(table(SYSTEMS, tmp_path, two), one):
+        assert {name: r[name] for name in alone} == alone, "the first recogniser's columns stay"
+        assert r["wer_second"] == r["wer_second_del"] == 1 and r["wer_second_vs_asr"] is None
+        assert (r["wer_second_over_ar"] is None) == (r["wer_over_ar"] is None)
+    assert two.names == dict(wer="reader", wer_second="constant-") | dict(mos="constant-3.0") | dict(
+        speaker="constant-[1.0, 0.0]"
+    )
+    voices, sentences = (table(SYSTEMS, tmp_path, clusters={k: k}) for k in ("speaker", "text"))
+    assert [r["wer"] for r in voices] == [r["wer"] for r in sentences] == [r["wer"] for r in one]
+    assert all(
+        a["wer_high"] != b["wer_high"] for a, b in zip(voices, sentences) if a["system"] == "ten steps"
+    )
+
+
+def test_rendered_once(tmp_path):
+    clips, system, calls = ClipSet.load(CLIPS[:3]), SYSTEMS[3], []
+    render_again = lambda own, *args, **how: calls.append(own) or Share.render(own, *args, **how)
+
+    class Counted(Share):
+        render = render_again
+
+    system = Counted("ten steps", 0.8)
+    first = render(system, clips, tmp_path)
+    again = render(replace(system, baseline="ar", compare_with=()), clips, tmp_path)
+    assert len(calls) == 1 and all(map(torch.equal, first.waves, again.waves)), "its role is no part of it"
+    assert {k: v for k, v in vars(first).items() if k != "waves"} == {
+        k: v for k, v in vars(again).items() if k != "waves"
+    }
+    render(replace(system, share=0.7), clips, tmp_path)
+    render(system, clips, tmp_path, seed=1)
+    render(system, clips.subset([0, 1]), tmp_path)
+    assert len(calls) == 4, "other options, another seed, other clips"
+    render(Recording(), clips, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4 and all(f.name.startswith("ten steps ") for f in files)
+    for file in files:
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match="delete it, and the clips are rendered again"):
+        render(system, clips, tmp_path)
+
+
+def test_words_against_the_text_and_against_the_recording():
+    rows = word_rows(["a b", "c"], ["a", "c"], ["a b", "[noise]"])
+    assert [(r["errors"], r["words"]) for r in rows] == [(1, 2), (0, 1)] and rows[0]["deletions"] == 1
+    assert (rows[0]["asr_errors"], rows[0]["asr_words"]) == (1, 2) and "asr_words" not in rows[1]
+
+
+def test_clips_that_were_not_graded_count_for_words_alone(tmp_path):
+    clips = ClipSet.load(CLIPS)
+    rows = judge_clips(clips.waves, clips, JUDGES, Cache(tmp_path), graded=[1, 4])
+    assert [i for i, row in enumerate(rows) if "distillmos" in row] == [1, 4]
+    row = score_row(rows)
+    assert row["clips"] == len(CLIPS) and row["mos_clips"] == 2 and row["wer"] == 0 == row["wer_vs_asr"]
+    words_only = judge_clips(clips.waves, clips, Judges(JUDGES.recognisers), Cache(tmp_path))
+    assert "distillmos" not in score_row(words_only) and score_row(words_only)["mos_clips"] == 0
