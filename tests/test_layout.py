@@ -109,8 +109,6 @@ LONG_FUNCTIONS = {
     "diffusion/corrupt.py",
     "evaluate/judges.py",
     "evaluate/law.py",
-    "evaluate/reconstruct.py",
-    "evaluate/report.py",
     "evaluate/speed.py",
 }
 # Notebooks with longer export cells; names leave this list, none is added
@@ -119,10 +117,6 @@ LONG_CELLS = {
     "cli/options.ipynb",
     "diffusion/corrupt.ipynb",
     "diffusion/wrap.ipynb",
-    "evaluate/bench.ipynb",
-    "evaluate/reconstruct.ipynb",
-    "evaluate/report.ipynb",
-    "evaluate/speech.ipynb",
     "evaluate/speed.ipynb",
 }
 MAX_LINES = 60

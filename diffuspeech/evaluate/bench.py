@@ -227,7 +227,7 @@ def peak_bytes(fn: Callable[[], object]) -> int:
             peak = max(peak, now)
     return peak
 
-
+# %% ../../nbs/evaluate/bench.ipynb #274d4108
 def vocabulary_table(
     V: int = 152_000,
     rows: int = 4,

@@ -96,9 +96,8 @@ class ClipSet:
         indices: Sequence[int],
     ) -> "ClipSet":
         "Some of the clips, in this order"
-        return ClipSet(
-            *([values[i] for i in indices] for values in (self.utterances, self.waves, self.other_waves))
-        )
+        pick = lambda values: [values[i] for i in indices]
+        return ClipSet(pick(self.utterances), pick(self.waves), pick(self.other_waves))
 
     def spread(
         self,

@@ -79,13 +79,15 @@ CLUSTERS = {"voice": "speaker", "sentence": "text"}  # kind: the column of a cli
 
 def labels(rows: Sequence[dict], clusters: dict[str, str]) -> dict[str, list]:
     "Which cluster of each kind the clips belong to"
-    return {kind: [row[name] for row in rows] for kind, name in clusters.items()}
+    column = lambda name: [row[name] for row in rows]
+    return {kind: column(name) for kind, name in clusters.items()}
 
 
 def word_errors(rows: Sequence[dict], column: str = "wer") -> Errors:
     "One recogniser's word errors of each clip"
     names = [prefix(column) + name for name in ("insertions", "deletions", "substitutions", "words")]
-    return Errors(*torch.tensor([[row[name] for name in names] for row in rows]).T)
+    column = lambda name: torch.tensor([row[name] for row in rows])
+    return Errors(*map(column, names))
 
 
 def interval_columns(

@@ -68,7 +68,7 @@ def with_threads(
 
     return run
 
-
+# %% ../../nbs/evaluate/speed.ipynb #fc80886f
 def build_decoders(
     config: DecoderConfig,
     device: str,
@@ -144,7 +144,7 @@ def make_binder(
         else None,
     )
 
-
+# %% ../../nbs/evaluate/speed.ipynb #e507340c
 @torch.no_grad()
 def decoder_table(
     seconds: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0),  # of speech
@@ -289,7 +289,7 @@ SIZES = (
     ),
 )  # the last one is the paper's, with its tokens
 
-
+# %% ../../nbs/evaluate/speed.ipynb #9159fa4d
 def size_table(
     sizes: Sequence[dict] = SIZES,
     voice: Callable | None = None,  # as in `decoder_table`, but not for a size with tokens of its own
@@ -347,7 +347,7 @@ def train_epoch(
                 )
         optimizer.zero_grad(), loss.backward(), optimizer.step()
 
-
+# %% ../../nbs/evaluate/speed.ipynb #98333bd7
 def training_table(
     durations: Sequence[float],  # seconds of each utterance
     seconds: float = 160.0,  # padded, of a batch

@@ -235,8 +235,8 @@ class Decoder(System):
                 excluded += time.perf_counter() - since  # no part of what the decoder costs
             rendered |= zip(batch, synthesize_batch(self, condition, some, seed))
         seconds = time.perf_counter() - start - excluded
-        columns = [list(values) for values in zip(*(rendered[i] for i in range(len(clips.waves))))]
-        waves, decoder_seconds, nfe, tokens, looped, ended = columns
+        in_order = [rendered[i] for i in range(len(clips.waves))]
+        waves, decoder_seconds, nfe, tokens, looped, ended = map(list, zip(*in_order))
         bits = 0 if self.control == "text only" else self.model.taste.quantizer.bits
         return SystemResult(
             waves,
