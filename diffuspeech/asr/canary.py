@@ -16,7 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..base.checkpoint import PretrainedModel, find_checkpoint, builtin_checkpoint, atomic_write
+from ..base.checkpoint import PretrainedModel, find_checkpoint, builtin_checkpoint
+from ..base.files import atomic_write
 from ..data import text
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 from ..data.batches import check_waves

@@ -29,7 +29,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..base.checkpoint import atomic_write
+from ..base.files import atomic_write
 
 # %% ../../nbs/data/audio.ipynb #79800689
 def import_torchaudio():

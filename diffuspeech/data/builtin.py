@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import atomic_write
+from ..base.files import atomic_write
 from ..base.pretrained import MissingDependency, home, local_folder, make_folder
 from ..base.workers import run_jobs
 from .audio import SAMPLE_RATE

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..base import random
-from ..base.checkpoint import atomic_write
+from ..base.files import atomic_write
 from . import audio
 
 # %% ../../nbs/data/manifest.ipynb #d8326f71

@@ -15,9 +15,7 @@ import tarfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,7 +25,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.checkpoint import atomic_write, write_json
+from ..base.checkpoint import write_json
+from ..base.files import atomic_write
+from ..base.workers import WorkerPool
 from . import audio
 from .manifest import ManifestError, Skipped, Utterance, load_audio
 
@@ -283,7 +283,7 @@ def _run_ranges(jobs: Iterable[tuple], total: int, workers: int, progress: Calla
     if workers == 1:
         written = sum(count(pack_range(*job)) for job in jobs)
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a forked torch may hang
+        with WorkerPool(workers) as pool:
             written, waiting = 0, deque()
             try:
                 for job in jobs:

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checkpoint import atomic_write, write_tensors
+from ..base.checkpoint import write_tensors
+from ..base.files import atomic_write
 
 # %% ../../nbs/diffusion/trajectory.ipynb #d1136e07
 def concat_rows(

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, pad
 
 from ..base import random
-from ..base.checkpoint import atomic_write, write_json, write_tensors
+from ..base.checkpoint import write_json, write_tensors
+from ..base.files import atomic_write
 from ..base.pretrained import expand_home
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 from ..data.batches import LazyMap

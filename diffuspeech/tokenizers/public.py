@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import checkpoint
+from ..base.files import atomic_write
 from ..data import audio
 from diffuspeech.tokenizers.codecs import (
     CodecTokenizer,
@@ -121,7 +122,7 @@ class S3Tokenizer(CodecTokenizer):
         weights = {
             name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()
         }
-        checkpoint.atomic_write(
+        atomic_write(
             folder / "model.safetensors",
             lambda temp_path: checkpoint.write_tensors(temp_path, weights, {"format": "pt"}),
         )

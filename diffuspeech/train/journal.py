@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..base.checkpoint import atomic_write
+from ..base.files import atomic_write
 from ..data.audio import SAMPLE_RATE, save
 from . import state
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base import random
-from ..base.checkpoint import find_checkpoint, load_tensors, atomic_write
+from ..base.checkpoint import find_checkpoint, load_tensors
+from ..base.files import atomic_write
 from ..tokenizers.public import S3Tokenizer
 from ..data.audio import SAMPLE_RATE, import_torchaudio, resample, check_speech
 from .cosyvoice_flow import CosyFlow, CosyFlowConfig

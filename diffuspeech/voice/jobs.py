@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..base.checkpoint import safe_join, atomic_write
+from ..base.checkpoint import safe_join
+from ..base.files import atomic_write
 from ..data import audio
 from ..tokenizers.public import load_tokenizer
 from ..data.audio import SAMPLE_RATE, check_speech

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
-from ..base.checkpoint import atomic_write, write_json, write_tensors
+from ..base.checkpoint import write_json, write_tensors
+from ..base.files import atomic_write
 from ..base.workers import run_jobs
 from ..data import batches
 from ..data.audio import SAMPLE_RATE, resample
