@@ -7,19 +7,11 @@ from playwright.sync_api import sync_playwright
 
 from diffuspeech.evaluate.metrics import MissingDependency
 
-BROWSER = {"lab", "chromium"}  # fixtures
-
 
 def pytest_configure(config):
     config.addinivalue_line(
         "markers", "needs(*names): skipped where one of these of tools/packages.py is not here"
     )
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if BROWSER & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.needs("chromium"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -183,6 +183,7 @@ KINDS = {
 }
 
 
+@pytest.mark.needs("chromium")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_browser_shows(kind, site, pages, tab):
     mark, script = KINDS[kind]
@@ -200,6 +201,7 @@ def test_a_browser_shows(kind, site, pages, tab):
     assert not tab.errors, f"the pages had errors: {tab.errors}"
 
 
+@pytest.mark.needs("chromium")
 def test_the_reader_can_search_and_turn_the_light_off(site, tab):
     tab.goto((site / "index.html").as_uri())
     dark = "document.documentElement.classList.contains('quarto-dark')"

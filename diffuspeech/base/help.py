@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 # %% ../../nbs/base/help.ipynb #0ef3aa45
 def parameter_comments(
@@ -30,7 +31,8 @@ def parameter_comments(
     if node.args.kwarg:
         pairs.append((node.args.kwarg, None))
     for argument, default in pairs:
-        line = lines[(default or argument).end_lineno - 1][(default or argument).end_col_offset :]
+        last: Any = default or argument
+        line = lines[last.end_lineno - 1][last.end_col_offset :]
         if comment := re.search(r"#\s*(.+)$", line):
             found[argument.arg] = comment[1]
     return found

@@ -8,6 +8,8 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
+pytestmark = pytest.mark.needs("chromium")
+
 FOLLOWS = """
 import ipywidgets as W, numpy as np, plotly.graph_objects as go
 from IPython.display import Audio, display
