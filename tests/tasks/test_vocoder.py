@@ -172,8 +172,8 @@ def test_hifigan_from_a_folder_and_from_nowhere(tmp_path, clip, monkeypatch):
         "huggingface_hub.constants.HF_HUB_OFFLINE", True
     )  # a network that is absent, without waiting for it
     for nowhere, words in (
-        ("nobody/nothing-here", "nobody/nothing-here: no HiFi-GAN can be read"),
-        (tmp_path, "no HiFi-GAN can be read"),
+        ("nobody/nothing-here", "nobody/nothing-here: no HiFi-GAN could be loaded"),
+        (tmp_path, "no HiFi-GAN could be loaded"),
     ):
         with pytest.raises(ValueError, match=words):
             HifiGan(nowhere)
