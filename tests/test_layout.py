@@ -107,9 +107,6 @@ LONG_FUNCTIONS = {
     "cli/evaluate.py",
     "cli/output.py",
     "diffusion/corrupt.py",
-    "evaluate/judges.py",
-    "evaluate/law.py",
-    "evaluate/speed.py",
 }
 # Notebooks with longer export cells; names leave this list, none is added
 LONG_CELLS = {
@@ -117,7 +114,6 @@ LONG_CELLS = {
     "cli/options.ipynb",
     "diffusion/corrupt.ipynb",
     "diffusion/wrap.ipynb",
-    "evaluate/speed.ipynb",
 }
 MAX_LINES = 60
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp

@@ -19,7 +19,7 @@ COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos dis
 def rows(vocoder: World | HifiGan, clips: list) -> list[dict]:
     "The recordings, and what the vocoder makes of their features"
     name = repr(vocoder) if isinstance(vocoder, World) else vocoder.name
-    systems = [Recording(), CodecOracle(SimpleNamespace(vocoder=vocoder), "Vocoder", "features")]
+    systems = [Recording(), CodecOracle(SimpleNamespace(vocoder=vocoder), name="Vocoder", source="features")]
     return [dict(vocoder=name) | row for row in speech_table(systems, clips, mos_clips=len(clips))]
 
 

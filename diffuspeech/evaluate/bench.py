@@ -153,7 +153,7 @@ def sampler_table(
                     "pc": lambda: PC(torch.ones(V)),
                     "wino": lambda: WINO(0.01, 0.02),
                     "remdm_cap": lambda: ReMDM("cap", eta=0.04),
-                }  # its authors' advice for few steps; the default remasks_per_token = 2 re-masks three times as often here
+                }  # ReMDM as its authors advise for few steps: the default re-masks three times as often here
                 rule = special.get(name, CATALOGUE[name].factory)()
                 greedy = rule.uses_predictions and name != "low_confidence"
                 r = sampler_overhead(rule, denoiser, B, L, V, temperature=0.0 if greedy else 1.0, repeats=few)

@@ -47,7 +47,7 @@ def align_text(
     texts: Sequence[str],
 ) -> list[Alignment | None]:  # none where it cannot be aligned
     "The times of each text's words in its wave"
-    found = []
+    found: list[Alignment | None] = []
     for wave, text in zip(waves, texts):
         try:
             found.append(align(wave, text))

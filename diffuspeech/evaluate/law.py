@@ -93,7 +93,8 @@ def exact_law_conf(
         list(itertools.product(range(1 + V * contexts), repeat=n))
     )  # 0, or 1 + symbol * contexts + context
     canvas = torch.where(states == 0, M, (states - 1) // contexts)
-    others = [torch.tensor([j for j in range(n) if j != i]) for i in range(n)]
+    places = torch.arange(n)
+    others = [places[places != i] for i in range(n)]
     power = (V + 1) ** torch.arange(n - 2, -1, -1)
     context = torch.stack([(canvas[:, others[i]] * power).sum(1) for i in range(n)], 1)
     chance = torch.zeros(

@@ -31,7 +31,7 @@ def require_package(
     judge: str,  # who needs it
     get: str,  # how to get it
 ):
-    "An optional package, or a clear word on who misses it"
+    "An optional package, or an error that names who needs it and how to get it"
     if find_spec(module.split(".")[0]) is None:
         raise MissingDependency(
             f"{judge} needs the package {module.split('.')[0]}, which is not installed: {get}"
@@ -48,7 +48,7 @@ def validate_waves(
     for i, wave in enumerate(waves):
         if wave.ndim != 1 or not wave.is_floating_point():
             raise ValueError(
-                f"wave {i}: a one-dimensional float tensor is wanted, not {tuple(wave.shape)} of {wave.dtype}"
+                f"wave {i}: a one-dimensional float tensor is needed, not {tuple(wave.shape)} of {wave.dtype}"
             )
         if len(wave) == 0:
             raise ValueError(f"wave {i} is empty")
@@ -56,7 +56,8 @@ def validate_waves(
             raise ValueError(f"wave {i} holds values that are not finite")
         if not wave.any():
             raise ValueError(
-                f"wave {i} is silent, and no judge can say anything of silence; as a transcript, count it as ''"
+                f"wave {i} is silent, and no judge can say anything of silence; "
+                "as a transcript, count it as ''"
             )
     return [wave.detach().float().cpu() for wave in waves]
 
@@ -123,7 +124,8 @@ def wer(
     "Word errors after Whisper's normaliser"
     if len(references) != len(hypotheses) or not references:
         raise ValueError(
-            f"{len(references)} references and {len(hypotheses)} hypotheses: as many of each are wanted, and at least one"
+            f"{len(references)} references and {len(hypotheses)} hypotheses: "
+            "one of each is needed for every clip, and at least one"
         )
     process = require_package("jiwer", "WER", "pip install jiwer").process_words
     rows = []
@@ -141,7 +143,7 @@ class Whisper:
 
     def __init__(
         self,
-        source: str = "whisper-tiny.en",  # a name in `PRETRAINED`, a folder in CTranslate2's format, or a hub id such as `Systran/faster-whisper-large-v3`
+        source: str = "whisper-tiny.en",  # a name in `PRETRAINED`, a CTranslate2 folder, or a hub id
         device: str = "cpu",  # or cuda
         compute_type: str = "int8",  # or float32; float16 on cuda
         beam_size: int = 1,
@@ -158,15 +160,16 @@ class Whisper:
                 folder = Path(fw.download_model(str(source), revision=revision))
             except Exception as e:
                 raise MissingDependency(
-                    f"{source}: neither a folder here nor an id that the hub hands over ({type(e).__name__})"
+                    f"{source}: neither a folder here nor an id that the hub knows ({type(e).__name__})"
                 ) from e
         else:
             raise ValueError(
-                f"{source!r} is no recogniser: name one of {', '.join(PRETRAINED)}, a folder, or a hub id (owner/model)"
+                f"{source!r} is no recogniser: name one of {', '.join(PRETRAINED)}, "
+                "a folder, or a hub id (owner/model)"
             )
         if not (folder / "model.bin").is_file():
             raise MissingDependency(
-                f"{source}: the folder holds no model.bin; a CTranslate2 copy of Whisper is wanted"
+                f"{source}: the folder holds no model.bin; a CTranslate2 copy of Whisper is needed"
             )
         self.model = fw.WhisperModel(
             str(folder), device=device, compute_type=compute_type, cpu_threads=torch.get_num_threads()
@@ -183,7 +186,8 @@ class Whisper:
             ),
         )
         title = source if source in PRETRAINED else Path(source).name
-        self.name = f"{title}-{sha256(folder / 'model.bin')[:8]}-{compute_type}-beam{beam_size}-fw{metadata.version('faster-whisper')}"
+        weights, version = sha256(folder / "model.bin")[:8], metadata.version("faster-whisper")
+        self.name = f"{title}-{weights}-{compute_type}-beam{beam_size}-fw{version}"
 
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is said in each wave"
@@ -318,8 +322,8 @@ def cosine(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Tensor
 def speaker_floor(
     embeddings: Sequence[Sequence[float]],  # voices of the originals
     voice: Sequence,  # who speaks in each
-) -> dict:  # mean cosines: `same` between clips of one voice, `different` between voices; nan where there is no such pair
-    "What a speaker similarity must be compared with"
+) -> dict:  # mean cosines `same` and `different`; nan where there is no such pair
+    "What a speaker similarity must be compared with: that of clips of one voice, and of different voices"
     x = torch.nn.functional.normalize(torch.tensor(embeddings), dim=1)
     i, j = torch.triu_indices(len(x), len(x), 1)
     same = torch.tensor([voice[a] == voice[b] for a, b in zip(i.tolist(), j.tolist())], dtype=torch.bool)
@@ -357,8 +361,14 @@ def f0(
 # %% ../../nbs/evaluate/metrics.ipynb #275d196b
 def f0_error(
     wave: Tensor, original: Tensor
-) -> dict:  # `semitones`: root mean square over frames voiced in both (nan if none); `correlation` there (nan where one does not move); `voicing`: share of frames where only one is
-    "How far the tune is from the original's, after stretching one to the other's length"
+) -> (
+    dict
+):  # semitones (nan if no frame is voiced in both), correlation (nan where one does not move), voicing
+    """How far the pitch is from the original's, after stretching one to the other's length
+
+    `semitones` is the root mean square and `correlation` Pearson's, over frames voiced in both; `voicing` is
+    the share of frames where only one is voiced.
+    """
     a, b = f0(wave), f0(original)
     a = a[torch.linspace(0, len(a) - 1, len(b)).round().long()]
     both = ~a.isnan() & ~b.isnan()

@@ -42,9 +42,11 @@ def student_systems(
 ) -> list[System]:
     "Few steps, of the teacher and of the student"
     name, student_name = decoder_label(ddm, False), f"{decoder_label(student, False)}, distilled"
-    systems = [Decoder(student_name, student, 1)]  # the teacher's one step stands in every table
+    systems: list[System] = [
+        Decoder(student_name, student, steps=1)
+    ]  # the teacher's one step stands in every table
     for steps in (2, 4):
-        systems += [Decoder(name, ddm, steps), Decoder(student_name, student, steps)]
+        systems += [Decoder(name, ddm, steps=steps), Decoder(student_name, student, steps=steps)]
     return systems
 
 
@@ -57,7 +59,7 @@ def default_systems(
     name, ar_name = decoder_label(ddm, False), decoder_label(ar, True)
     modes = ("ratio", "predicted", "eos") if ddm.duration else ("ratio",)
     controls = [
-        Decoder(f"{label}, {control}", model, steps, control=control)
+        Decoder(f"{label}, {control}", model, steps=steps, control=control)
         for label, model, steps in ((name, ddm, 10), (ar_name, ar, None))
         for control in ("text only", "shuffled")
     ]
@@ -66,8 +68,8 @@ def default_systems(
         CodecOracle(ddm.codec, baseline="oracle"),
         Decoder(ar_name, ar, length="eos", baseline="ar"),
         Decoder(ar_name, ar),
-        *(Decoder(name, ddm, steps) for steps in (1, 10, 50)),
-        *(Decoder(name, ddm, 10, mode) for mode in modes),
+        *(Decoder(name, ddm, steps=steps) for steps in (1, 10, 50)),
+        *(Decoder(name, ddm, steps=10, length=mode) for mode in modes),
         *controls,
         *(student_systems(ddm, student) if student else []),
     ]
@@ -79,7 +81,7 @@ def external_systems(
     length: str | None = None,  # where the lengths of the waves came from
 ) -> list[System]:
     "Somebody else's waves, beside what they are compared with"
-    theirs = External(str(folder), folder, length)
+    theirs = External(str(folder), folder, length=length)
     return [Recording(), CodecOracle(codec, baseline="oracle"), theirs]
 
 # %% ../../nbs/evaluate/reconstruct.ipynb #84e4322a
@@ -105,7 +107,7 @@ def nanmean(
 # %% ../../nbs/evaluate/reconstruct.ipynb #b8d1481b
 def voice_columns(rows: Sequence[dict]) -> dict:
     "Word errors of each kind of voice"
-    row = {}
+    row: dict[str, float | None] = {}
     for kind in VOICE_KINDS:
         some = [own for own in rows if own["voices"] == kind]
         row[f"wer_{kind}"] = round(word_errors(some).rate, 4) if some else None
@@ -131,13 +133,14 @@ def cost_columns(result: SystemResult, clips: ClipSet) -> dict:
     "Seconds and network calls for each clip, failures to end, and bits"
     count, nfe = len(result.waves), result.nfe and sum(result.nfe)
     decoder = result.decoder_seconds and sum(result.decoder_seconds)
+    tokens = result.tokens and sum(result.tokens)
     ratio = lambda a, b, digits: None if a is None else round(a / b, digits)
     return dict(
         decoder_seconds=ratio(decoder, count, 4),
         total_seconds=ratio(result.seconds, count, 4),
         rtf=ratio(result.seconds, clips.seconds, 4),
         nfe=ratio(nfe, count, 2),
-        tokens_per_call=result.nfe and round(sum(result.tokens) / max(nfe, 1), 2),
+        tokens_per_call=ratio(tokens, nfe or 1, 2),
         runaways=result.ended and result.ended.count(False),
         loops=result.looped and sum(result.looped),
         bitrate=result.bitrate,

@@ -149,14 +149,13 @@ def config_rows(
     batch_size: int,
 ) -> list[dict]:
     "A row for each clip, with the settings and the cost"
-    options = asdict(config)
-    seed = options.pop("seed")
-    result = Decoder(config.name, model, **options).render(clips, batch_size, seed)
     settings = asdict(config)
+    options: dict = {name: value for name, value in settings.items() if name != "seed"}
+    result = Decoder(config.name, model, **options).render(clips, batch_size, config.seed)
     if model.decoder.config.causal:  # which has neither
         settings |= dict(rule="autoregressive", steps=None)
     rows = judge_clips(result.waves, clips, judges, cache)
-    costs = zip(result.nfe, result.tokens, result.decoder_seconds)
+    costs = zip(result.nfe or [], result.tokens or [], result.decoder_seconds or [])
     return [
         settings | row | dict(nfe=nfe, tokens=tokens, decoder_seconds=round(seconds, 5))
         for row, (nfe, tokens, seconds) in zip(rows, costs, strict=True)

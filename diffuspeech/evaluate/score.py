@@ -7,7 +7,7 @@ __all__ = ['CLUSTERS', 'prefix', 'word_rows', 'judge_clips', 'labels', 'word_err
            'error_columns', 'score_row']
 
 # %% ../../nbs/evaluate/score.ipynb #7deb4341
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -86,8 +86,7 @@ def labels(rows: Sequence[dict], clusters: dict[str, str]) -> dict[str, list]:
 def word_errors(rows: Sequence[dict], column: str = "wer") -> Errors:
     "One recogniser's word errors of each clip"
     names = [prefix(column) + name for name in ("insertions", "deletions", "substitutions", "words")]
-    column = lambda name: torch.tensor([row[name] for row in rows])
-    return Errors(*map(column, names))
+    return Errors(*map(lambda name: torch.tensor([row[name] for row in rows]), names))
 
 
 def interval_columns(
@@ -116,28 +115,28 @@ def compare(
 def error_columns(
     rows: Sequence[dict],
     column: str,
-    baselines: dict[str, Sequence[dict] | None],
+    baselines: Mapping[str, Sequence[dict] | None],
     clusters: dict[str, str],
 ) -> dict:
     "The word errors of one recogniser, and their differences from the baselines'"
     errors, row = word_errors(rows, column), {}
     row.update((prefix(column) + part, rate) for part, rate in errors.rates.items())
     row |= interval_columns(column, bootstrap(errors.count, labels(rows, clusters), errors.size))
-    differences = [other and compare(rows, other, column, clusters) for other in baselines.values()]
-    for name, difference in zip(baselines, differences):
+    detectable: list[float | None] = []
+    for name, other in baselines.items():
+        difference = None if other is None else compare(rows, other, column, clusters)
         row |= interval_columns(f"{column}_over_{name}", difference)
-    if baselines:
-        first = differences[0] and min_detectable_effect(differences[0])
-        row[f"{column}_detectable"] = first and round(first, 4)
-    name = f"{prefix(column)}asr_"
-    own = [r for r in rows if f"{name}words" in r]
-    rate = own and sum(r[f"{name}errors"] for r in own) / sum(r[f"{name}words"] for r in own)
-    return row | {f"{column}_vs_asr": round(rate, 4) if own else None}
+        detectable.append(None if difference is None else round(min_detectable_effect(difference), 4))
+    row |= {f"{column}_detectable": effect for effect in detectable[:1]}  # of the first comparison
+    errors, words = (f"{prefix(column)}asr_{name}" for name in ("errors", "words"))
+    own = [r for r in rows if words in r]
+    rate = round(sum(r[errors] for r in own) / sum(r[words] for r in own), 4) if own else None
+    return row | {f"{column}_vs_asr": rate}
 
 
 def score_row(
     rows: Sequence[dict],  # of the clips
-    baselines: dict[str, Sequence[dict] | None] = {},  # name: their rows; none: not compared with this one
+    baselines: Mapping[str, Sequence[dict] | None] = {},  # name: its rows; none: not to be compared with
     columns: Sequence[str] = ("wer",),  # of the recognisers
     clusters: dict[str, str] = CLUSTERS,
 ) -> dict:

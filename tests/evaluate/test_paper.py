@@ -188,7 +188,7 @@ def test_the_plan():
 
 
 def test_the_whole_path_on_fakes(tmp_path, monkeypatch, capsys):
-    "The hub gives a NeMo archive: it is converted, both stages take two steps over CosyVoice's tokens, and what comes out is judged"
+    "A NeMo archive is converted, both stages take two steps over CosyVoice's tokens, the result is judged"
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     try:
         import_s3tokenizer()
@@ -278,7 +278,7 @@ def test_the_whole_path_on_fakes(tmp_path, monkeypatch, capsys):
         save(tmp_path / "theirs" / f"{u.id}.wav", load_audio(u))
     systems = [
         External("theirs", tmp_path / "theirs"),
-        Decoder("DDM-4L-FSQ", model, 2),
+        Decoder("DDM-4L-FSQ", model, steps=2),
         CodecOracle(model.codec, baseline="oracle"),
     ]
     rows = reconstruct_table(

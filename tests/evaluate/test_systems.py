@@ -1,6 +1,6 @@
-"One way from systems to rows: no meaning in their order or names, rendered once, recognisers and clusters as data"
+"From systems to rows: no meaning in order or names, rendered once, recognisers and clusters as data"
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import permutations
 
 import pytest
@@ -23,9 +23,8 @@ class Share(System):
 
     name: str
     share: float
-    baseline: str = ""
-    compare_with: tuple = ("oracle", "ar")
-    graded_only: bool = False
+    _: KW_ONLY
+    compare_with: tuple[str, ...] = ("oracle", "ar")
 
     def identity(self):
         return dict(share=self.share)
@@ -84,7 +83,7 @@ def table(systems, folder, judges=JUDGES, **options):
 
 
 def test_rows_do_not_depend_on_their_order_or_on_names(tmp_path):
-    "The defect: a comparison was empty for every row above its baseline, and a baseline was known by its name"
+    "A comparison was empty for every row above its baseline, and a baseline was known by its name"
     expected = {(r["split"], r["system"]): r for r in table(SYSTEMS, tmp_path)}
     for order in list(permutations(SYSTEMS))[::7]:
         assert {(r["split"], r["system"]): r for r in table(order, tmp_path)} == expected

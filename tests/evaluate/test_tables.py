@@ -1,4 +1,4 @@
-"Tables from a shell: real judges and the built-in models on a few committed clips, and what a foreign system's waves are held to"
+"Tables from a shell: real judges and the built-in models on a few clips, and an external system's waves"
 
 import json
 
