@@ -5,22 +5,16 @@ import contextlib
 import importlib
 import io
 import json
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import diffuspeech
-
 REPO = Path(__file__).resolve().parent.parent
 LIBRARY = REPO / "diffuspeech"
 CARDS = sorted((LIBRARY / "assets/models").rglob("README.md"))
 PRESETS = sorted((LIBRARY / "assets/presets").glob("*.json"))
-
-# Parts whose words are still being replaced; nothing is ever added here
-NOT_YET = set("explore diffusion models train tasks evaluate presets".split())
 
 # Words that no name contains: `speaker_twin` and `TwinSpeaker` fail, `twine` does not
 IN_NAMES = {
@@ -125,12 +119,7 @@ def retired_phrases(text: str, patterns: list[str]) -> list[str]:
     return found
 
 
-def part_of(path: Path) -> str:
-    "`diffuspeech/data/audio.py` -> `data`"
-    return path.relative_to(LIBRARY).with_suffix("").parts[0]
-
-
-MODULES = [p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py" and part_of(p) not in NOT_YET]
+MODULES = [p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py"]
 
 
 def public_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -221,8 +210,7 @@ def headings(path: Path) -> list[str]:
 NOTEBOOKS = [
     p
     for p in sorted((REPO / "nbs").rglob("*.ipynb"))
-    if p.relative_to(REPO / "nbs").with_suffix("").parts[0] not in NOT_YET
-    and not {".ipynb_checkpoints", "index.ipynb"} & set(p.parts)
+    if not {".ipynb_checkpoints", "index.ipynb"} & set(p.parts)
 ]
 
 
@@ -234,19 +222,13 @@ def test_headings_of_the_docs(path):
 
 @pytest.mark.parametrize("kind", ["README", "cards", "presets"])
 def test_texts_of_readme_cards_and_presets(kind):
-    if kind in NOT_YET:
-        pytest.skip(f"{kind}: not yet clean")
     paths = {"README": [REPO / "README.md"], "cards": CARDS, "presets": PRESETS}[kind]
     assert paths
     for path in paths:
         assert not (found := retired_phrases(path.read_text(), IN_TEXTS)), f"{path.name}: {found}"
 
 
-TESTS = [
-    p
-    for p in sorted((REPO / "tests").rglob("test_*.py"))
-    if p.relative_to(REPO / "tests").parts[0] not in NOT_YET
-]
+TESTS = sorted((REPO / "tests").rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda p: p.relative_to(REPO / "tests").as_posix())
@@ -255,10 +237,3 @@ def test_names_of_tests(path):
     names = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
     found = [name for name in names if retired_phrases(name.replace("_", " "), IN_MESSAGES)]
     assert not found, f"{path.relative_to(REPO)}: {found}"
-
-
-def test_what_is_not_yet_clean_exists():
-    "A part that was renamed or finished leaves the list"
-    parts = {info.name for info in pkgutil.iter_modules(diffuspeech.__path__)}
-    parts |= {"presets", "cards", "README", "explore", "paper", "launch"}
-    assert parts >= NOT_YET, NOT_YET - parts

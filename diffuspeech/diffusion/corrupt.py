@@ -99,7 +99,7 @@ def corrupt(
     Q = x.shape[2]
     for name, given in (("t", t), ("row_keys", row_keys), ("lengths", lengths)):
         if given is not None and given.shape != (B,):
-            raise ValueError(f"{name} has shape {tuple(given.shape)}; one for each of {B} rows is wanted")
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; one for each of {B} rows is needed")
     t = random.uniform(random.fold_in(row_keys, Stream.TIME)) if t is None else t.to(device, torch.float64)
     lengths = torch.full((B,), L, device=device) if lengths is None else lengths.to(device)
     inside = (torch.arange(L, device=device) < lengths[:, None])[..., None].expand_as(x)

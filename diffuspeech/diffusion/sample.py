@@ -96,7 +96,7 @@ class BlockCaches:
         self.start, self.end = torch.zeros_like(state.lengths), torch.zeros_like(state.lengths)
         self.is_open = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
 
-    def _tell(self, event: str, rows: Tensor, start: Tensor) -> None:
+    def _notify(self, event: str, rows: Tensor, start: Tensor) -> None:
         for denoiser in self.denoisers:
             getattr(denoiser, event)(rows, self.state.canvas[rows], start, self.end[rows])
 
@@ -113,12 +113,12 @@ class BlockCaches:
             self.state.lengths[rows],
         )
         self.is_open[rows] = True
-        self._tell("open_blocks", rows, self.start[rows])
+        self._notify("open_blocks", rows, self.start[rows])
 
     def close(self, rows: Tensor) -> None:
         "After a step: these rows have finished their block"
         if len(rows):
-            self._tell("close_blocks", rows, self.start[rows])
+            self._notify("close_blocks", rows, self.start[rows])
             self.is_open[rows] = False
 
     def change(self, row: int, position: int, progress: GroupProgress) -> None:
@@ -126,7 +126,7 @@ class BlockCaches:
         rows = progress.group.new_tensor([row])
         block = progress.group[row] == progress.group[row, position * self.state.codebooks]
         final = self.start if self.is_open[row] else self.end  # what stands before it may be in the cache
-        self._tell("open_blocks", rows, torch.minimum(self.state.position[block].amin(), final[rows]))
+        self._notify("open_blocks", rows, torch.minimum(self.state.position[block].amin(), final[rows]))
         self.is_open[rows] = False
 
 # %% ../../nbs/diffusion/sample.ipynb #ed636c7f

@@ -138,7 +138,7 @@ def load(
         raise ValueError(f"{path}: not a safetensors file ({e})") from None
     if header.get("diffuspeech") != "trajectory 1":
         raise ValueError(
-            f"{path}: not a trajectory of this version (its header says {header.get('diffuspeech')!r})"
+            f"{path}: not a trajectory of this version (its header: {header.get('diffuspeech')!r})"
         )
     tensors = {
         "commit_step" if name == "committed" else name: tensor for name, tensor in tensors.items()

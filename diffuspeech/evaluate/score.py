@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .clips import ClipSet, voice_kind
 from .intervals import Interval, bootstrap, min_detectable_effect
-from .metrics import Cache, Errors, Judges, cosine, normalise_words, replace_silence, wer
+from .metrics import Cache, Errors, Judges, cosine, normalize_words, replace_silence, wer
 
 # %% ../../nbs/evaluate/score.ipynb #512a0ba5
 def prefix(
@@ -35,7 +35,7 @@ def word_rows(
     for transcript, (ins, dele, sub), words in zip(transcripts, parts, errors.size.tolist(), strict=True):
         row = dict(transcript=transcript, errors=ins + dele + sub, words=words)
         rows.append(row | dict(insertions=ins, deletions=dele, substitutions=sub))
-    if some := [i for i, text in enumerate(own) if normalise_words(text)]:
+    if some := [i for i, text in enumerate(own) if normalize_words(text)]:
         errors = wer([own[i] for i in some], [transcripts[i] for i in some])
         for i, count, words in zip(some, errors.count.tolist(), errors.size.tolist()):
             rows[i] |= dict(asr_errors=count, asr_words=words)
@@ -56,7 +56,7 @@ def judge_clips(
         | dict(seconds=round(u.duration, 3))
         for u in clips.utterances
     ]
-    for column, judge in judges.recognisers.items():
+    for column, judge in judges.transcribers.items():
         found = word_rows(clips.texts, cache(judge, waves), cache(judge, originals))
         for row, words in zip(rows, found, strict=True):
             row.update((prefix(column) + name, value) for name, value in words.items())
@@ -137,7 +137,7 @@ def error_columns(
 def score_row(
     rows: Sequence[dict],  # of the clips
     baselines: Mapping[str, Sequence[dict] | None] = {},  # name: its rows; none: not to be compared with
-    columns: Sequence[str] = ("wer",),  # of the recognisers
+    columns: Sequence[str] = ("wer",),  # of the transcribers
     clusters: dict[str, str] = CLUSTERS,
 ) -> dict:
     "The numbers of a system, with their intervals"

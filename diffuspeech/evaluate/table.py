@@ -60,7 +60,7 @@ def find_baselines(
     for i, system in enumerate(systems):
         if system.baseline in found:
             names = f"{systems[found[system.baseline]].name} and {system.name}"
-            raise ValueError(f"baseline {system.baseline}: {names} both say that they are it")
+            raise ValueError(f"baseline {system.baseline}: {names} both claim to be it")
         if system.baseline:
             found[system.baseline] = i
     return found
@@ -103,7 +103,7 @@ def evaluate_clips(
         advance(len(clips.waves))
     baselines = {name: rows[i] for name, i in at.items()}
     scores = [
-        score_row(own, compared_rows(system, comparisons, baselines), tuple(judges.recognisers), clusters)
+        score_row(own, compared_rows(system, comparisons, baselines), tuple(judges.transcribers), clusters)
         for system, own in zip(systems, rows)
     ]
     return [dict(system=s.name) | score | extra for s, score, extra in zip(systems, scores, more)]

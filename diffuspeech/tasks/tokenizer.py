@@ -191,13 +191,13 @@ def letter_targets(batch: PreparedBatch) -> list[Tensor]:  # of each row
 def ctc_loss(
     logp: Tensor,  # (B, T, letters)
     counts: Tensor,  # (B,) frames
-    letters: list[Tensor],
+    targets: list[Tensor],
 ) -> Tensor:  # ()
     "Nats for each letter, summed over rows; a row too short for its text counts as zero"
-    sizes = torch.tensor([len(t) for t in letters], device=logp.device)
+    sizes = torch.tensor([len(t) for t in targets], device=logp.device)
     each = torch.nn.functional.ctc_loss(
         logp.transpose(0, 1),
-        torch.cat(letters).to(logp.device),
+        torch.cat(targets).to(logp.device),
         counts,
         sizes,
         reduction="none",

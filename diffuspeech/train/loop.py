@@ -110,7 +110,7 @@ def stop_on_signal() -> Iterator[list[int]]:
     "A list that gets the first Ctrl-C or TERM signal; the second one ends the process at once"
     asked, before = [], {}
 
-    def ask(signum, frame):
+    def request_stop(signum, frame):
         asked.append(signum)
         restore()
 
@@ -120,7 +120,7 @@ def stop_on_signal() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():
         for s in (signal.SIGINT, signal.SIGTERM):
-            before[s] = signal.signal(s, ask)
+            before[s] = signal.signal(s, request_stop)
     try:
         yield asked
     finally:

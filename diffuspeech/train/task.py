@@ -116,7 +116,7 @@ def check_task(
     if missing:
         raise ValueError(
             f"task={name}: {cls.__name__} lacks {', '.join(missing)}, which the training loop needs; "
-            "train.task.Task says what each does, and has defaults for a class that derives from it"
+            "train.task.Task documents each, and has defaults for a class that derives from it"
         )
     for member, arguments in ARGUMENTS.items():
         given = ("self", *arguments) if inspect.isfunction(members[member]) else arguments

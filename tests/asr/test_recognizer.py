@@ -24,7 +24,7 @@ from diffuspeech.asr import nemo
 from diffuspeech.asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig, LogMelFeatures, repetition_length
 from diffuspeech.data import text
 from diffuspeech.data.audio import load_clip
-from diffuspeech.tasks.asr import RecogniserTask
+from diffuspeech.tasks.asr import ASRTask
 from diffuspeech.train.config import TrainConfig, load_preset
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
@@ -174,7 +174,7 @@ def test_both_losses_fall(tmp_path):
     )
     prepare_clips(tmp_path, second=4, dev=4)
     run = TrainConfig(
-        task="diffuspeech.tasks.asr:RecogniserTask",
+        task="diffuspeech.tasks.asr:ASRTask",
         data=str(tmp_path),
         model=shape,
         options={"augment_after": 20},
@@ -204,7 +204,7 @@ def test_the_preset():
     assert run.seed != tokenizer.seed and run.options["split"] == "second" != tokenizer.options.get(
         "split", "train"
     )  # they share no data
-    assert CanaryConfig(**run.model) == CanaryConfig() and run.task.endswith(f":{RecogniserTask.__name__}")
+    assert CanaryConfig(**run.model) == CanaryConfig() and run.task.endswith(f":{ASRTask.__name__}")
 
 
 # NeMo's archive

@@ -85,7 +85,7 @@ def test_texts_are_read_as_bare_words(judge_or_skip):
             judge.phonemize(["fine", bad])
 
 
-def test_what_is_heard_is_what_is_written(clip, judge_or_skip):
+def test_transcript_of_the_clip(clip, judge_or_skip):
     judge = judge_or_skip(Phonemes)
     noise = torch.randn(len(clip), generator=torch.Generator().manual_seed(0)) * clip.std()
     heard = judge([clip, clip[:40000], clip + noise])
@@ -119,7 +119,7 @@ def test_dnsmos_is_the_package(clip, judge_or_skip):
     )
 
 
-def test_plcmos_says_the_same_twice(clip, judge_or_skip):
+def test_plcmos_is_deterministic(clip, judge_or_skip):
     judge = judge_or_skip(Plcmos)
     lost = clip.clone()
     for start in range(0, len(clip), 3200):
@@ -425,7 +425,7 @@ def test_absent_packages_are_named(make, needs, monkeypatch):
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_judges_elsewhere_have_a_way_out(name):
+def test_unsupported_judges_name_an_alternative(name):
     with pytest.raises(MissingDependency, match=f"^{name}: .*Instead: "):
         raise_unsupported(name)
     with pytest.raises(ValueError, match=f"{name.lower()}.*known and missing: .*{name}"):

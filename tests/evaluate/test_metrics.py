@@ -257,7 +257,7 @@ def test_a_judge_that_fails_late_has_not_judged_in_vain(tmp_path):
     assert fresh.calls == 100 - 64
 
 
-def test_the_recogniser_hears_the_clip(judge_or_skip):
+def test_whisper_transcribes_the_clip(judge_or_skip):
     judge, clip = judge_or_skip(Whisper), audio.load_clip()
     long = torch.cat(
         [clip, torch.zeros(28 * audio.SAMPLE_RATE), clip]

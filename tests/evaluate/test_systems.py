@@ -1,4 +1,4 @@
-"From systems to rows: no meaning in order or names, rendered once, recognisers and clusters as data"
+"From systems to rows: no meaning in order or names, rendered once, transcribers and clusters as data"
 
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import permutations
@@ -116,7 +116,7 @@ def test_too_few_clips_are_refused_before_anything_is_rendered(tmp_path, monkeyp
         evaluate_systems(SYSTEMS, CLIPS, lambda u: dict(id=u.id), (), None, JUDGES)
 
 
-def test_recognisers_and_clusters_are_data(tmp_path):
+def test_transcribers_and_clusters_are_data(tmp_path):
     two = Judges(dict(wer=Reader(), wer_second=Constant("")), *(JUDGES.mos, JUDGES.speaker))
     one = table(SYSTEMS, tmp_path)
     for r, alone in zip(table(SYSTEMS, tmp_path, two), one):
@@ -172,5 +172,5 @@ def test_clips_that_were_not_graded_count_for_words_alone(tmp_path):
     assert [i for i, row in enumerate(rows) if "distillmos" in row] == [1, 4]
     row = score_row(rows)
     assert row["clips"] == len(CLIPS) and row["mos_clips"] == 2 and row["wer"] == 0 == row["wer_vs_asr"]
-    words_only = judge_clips(clips.waves, clips, Judges(JUDGES.recognisers), Cache(tmp_path))
+    words_only = judge_clips(clips.waves, clips, Judges(JUDGES.transcribers), Cache(tmp_path))
     assert "distillmos" not in score_row(words_only) and score_row(words_only)["mos_clips"] == 0

@@ -70,7 +70,7 @@ def test_vectors_are_listened_to(encoded):
     )
 
 
-def test_ten_steps_say_more_than_one(encoded, clips):
+def test_ten_steps_are_better_than_one(encoded, clips):
     "One look has more tokens right (each the likeliest alone), and they do not make words together"
     ddm, condition, ids = encoded
     lengths, wrong = (ids >= 0).sum(1), {}
@@ -93,7 +93,7 @@ def test_a_canvas_that_is_too_long_ends_where_the_speech_does(encoded):
     assert float(off.median()) < 0.25 and float(off.max()) < 0.6, off.tolist()
 
 
-def test_the_autoregressive_twin_says_it_too_and_finds_its_end(encoded, clips):
+def test_the_autoregressive_baseline_reconstructs_and_ends(encoded, clips):
     ddm, _, ids = encoded
     ar, true = Reconstructor.from_pretrained("ar"), (ids >= 0).sum(1)
     assert (

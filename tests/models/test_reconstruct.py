@@ -71,7 +71,7 @@ def run(capsys, *words):
     return status, output.out + output.err
 
 
-def test_a_recording_is_said_again(models, wav, tmp_path, capsys):
+def test_reconstructs_a_recording(models, wav, tmp_path, capsys):
     common = (
         "reconstruct",
         wav,
@@ -219,7 +219,7 @@ def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
         config.write_text(plain)
 
 
-def test_what_nobody_wrote_down_is_heard(wav, tmp_path, capsys):
+def test_a_missing_text_is_transcribed(wav, tmp_path, capsys):
     "The built-in recogniser, or another one, gives the transcript"
     status, output = run(capsys, "reconstruct", wav, "-o", tmp_path / "a.wav", "--steps", 2)
     text = output.split("in: transcript: ")[1].splitlines()[0]
@@ -305,7 +305,7 @@ def test_a_job_goes_on(models, wav, tmp_path, capsys):
     )
 
 
-def test_another_seed_says_something_else_and_an_end_at_once_is_told(models, wav, tmp_path, capsys):
+def test_seeds_differ_and_an_immediate_end_is_reported(models, wav, tmp_path, capsys):
     common = ("reconstruct", wav, "--text", TEXT, "--model", models / "ar")
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         assert run(capsys, *common, "--seed", seed, "-o", tmp_path / f"{name}.wav")[0] == 0
@@ -326,7 +326,7 @@ def test_another_seed_says_something_else_and_an_end_at_once_is_told(models, wav
     )
 
 
-def test_a_sentence_is_said(models, wav, tmp_path, capsys):
+def test_synthesizes_a_sentence(models, wav, tmp_path, capsys):
     status, output = run(
         capsys,
         "synthesize",

@@ -513,7 +513,7 @@ def test_clipping_and_decay(tmp_path):
 
 
 @pytest.mark.parametrize("name", config.list_presets())
-def test_a_preset_says_what_it_costs_and_what_it_should_reach(name):
+def test_a_preset_states_its_cost_and_target(name):
     doc = load_preset(name).description
     assert re.search(r"minute|hour", doc, re.I) and re.search(r"\bdev\b", doc), doc
 
