@@ -22,6 +22,7 @@ LOG = REPO / "_build" / "test.log"
 JUNIT = REPO / "_build" / "tests.xml"
 ENV = os.environ | {
     "OMP_NUM_THREADS": "1",
+    "KINETO_LOG_LEVEL": "6",  # torch's profiler logs each start and stop
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
 }

@@ -226,7 +226,7 @@ def open_index(
 
         try:
             atomic_write(stored, write)
-        except OSError:
+        except (OSError, ValueError):  # not without a folder to write to, nor over what is no file
             pass
     return index
 

@@ -102,7 +102,7 @@ def test_rows_do_not_depend_on_their_order_or_on_names(tmp_path):
 
 
 def test_one_baseline_of_a_comparison(tmp_path):
-    with pytest.raises(ValueError, match="baseline ar: left to right and another both say"):
+    with pytest.raises(ValueError, match="baseline ar: left to right and another both claim"):
         table([*SYSTEMS, Share("another", 0.1, baseline="ar")], tmp_path)
     without = table([s for s in SYSTEMS if s.baseline != "ar"], tmp_path)
     assert all(r["wer_over_ar"] is None for r in without), "the columns are there, and empty"

@@ -181,7 +181,7 @@ def test_hifigan_from_a_folder_and_from_nowhere(tmp_path, clip, monkeypatch):
     (tmp_path / "m" / "config.json").write_text(
         json.dumps(config | dict(resblock_kernel_sizes=[3, 5], resblock_dilation_sizes=[[1], [1]]))
     )
-    with pytest.raises(ValueError, match="these weights do not fit"):
+    with pytest.raises(ValueError, match="these weights do not match"):
         HifiGan(tmp_path / "m")
 
 
