@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'TEMPORARY', 'UNFINISHED', 'TIDIED', 'PROGRAMS', 'remove', 'is_running', 'remove_leftovers', 'temporary',
-           'atomic_write', 'sync', 'replace_folder', 'stop_program', 'run_program', 'clean_up']
+           'atomic_write', 'sync', 'stop_program', 'run_program', 'clean_up']
 
 # %% ../../nbs/base/files.ipynb #f7cb172b
 import hashlib
@@ -80,7 +80,9 @@ def temporary(
 # %% ../../nbs/base/files.ipynb #b3df034c
 def atomic_write(
     path: "str | Path",
-    write: Callable[[Path], Any],  # write(temp_path) writes the file under a temporary name
+    write: Callable[
+        [Path], Any
+    ],  # write(temp_path) writes the file under a temporary name; False: not at all
 ) -> None:
     "Write a file completely or not at all"
     path = Path(os.path.realpath(path))
@@ -90,7 +92,8 @@ def atomic_write(
     with temporary(path.parent) as temp_path:
         os.close(os.open(temp_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = stat.S_IMODE((path if path.exists() else temp_path).stat().st_mode)
-        write(temp_path)
+        if write(temp_path) is False:
+            return
         if stat.S_IMODE(temp_path.stat().st_mode) != mode:
             os.chmod(temp_path, mode)
         sync(temp_path)
@@ -106,20 +109,6 @@ def sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-# %% ../../nbs/base/files.ipynb #464bbf95
-def replace_folder(
-    path: Path,
-    write: Callable[[Path], Any],  # write(temp_path) fills a new folder under a temporary name
-) -> None:
-    "Write a folder completely or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(path.parent) as fresh, temporary(path.parent) as old:
-        fresh.mkdir()
-        write(fresh)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(fresh, path)
 
 # %% ../../nbs/base/files.ipynb #8dad0e91
 PROGRAMS: set[subprocess.Popen] = set()  # those that run now

@@ -7,6 +7,7 @@ __all__ = ['PRETRAINED', 'MissingDependency', 'home', 'make_folder', 'expand_hom
            'members', 'unpack', 'fetch']
 
 # %% ../../nbs/base/pretrained.ipynb #c1963f15
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import IO
+
+from .files import run_program, temporary
 
 # %% ../../nbs/base/pretrained.ipynb #4f7f9252
 class MissingDependency(RuntimeError):
@@ -122,7 +125,12 @@ def download(
             str(target / "requirements.txt"),
         ]
     try:
-        subprocess.run(command, capture_output=True, timeout=600, check=True)
+        done = run_program(command, timeout=600, env=os.environ | {"TMPDIR": str(target)})
+        if b"No space left on device" in done.stderr or b"[Errno 28]" in done.stderr:
+            raise OSError(
+                errno.ENOSPC, "the disk is full; free some space and fetch again", str(folder.parent)
+            )
+        done.check_returncode()
         found = next(f for f in target.iterdir() if f.suffix in (".whl", ".gz", ".tgz"))
     except (subprocess.SubprocessError, StopIteration):
         raise MissingDependency(
@@ -176,11 +184,11 @@ def fetch(
         raise MissingDependency(f"{name}: not here, and DIFFUSPEECH_OFFLINE forbids fetching it")
     print(f"fetching {name} ({entry.get('megabytes', '?')} MB) to {final}", file=sys.stderr)
     make_folder(final.parent)
-    with tempfile.TemporaryDirectory(dir=final.parent) as work:
-        fresh = Path(work, "fresh")
-        fresh.mkdir()
+    with temporary(final.parent) as work:
+        fresh = work / "fresh"
+        fresh.mkdir(parents=True)
         unpack(
-            [download(package, Path(work), entry.get("archive", "")) for package in entry["packages"]],
+            [download(package, work, entry.get("archive", "")) for package in entry["packages"]],
             entry["files"],
             fresh,
         )
@@ -190,6 +198,7 @@ def fetch(
                     f"{name}: {file} in {' + '.join(entry['packages'])} is not the file that was pinned "
                     "(its sha256 differs). Nothing was kept."
                 )
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            os.replace(final, work / "old")  # removed with it
         os.replace(fresh, final)
     return final

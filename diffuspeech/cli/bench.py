@@ -24,7 +24,7 @@ def bench_sampler(args: argparse.Namespace) -> int:
 
 SAMPLER = Command(
     "time of each sampler beyond the network's own",
-    {"Output": [shared("--json")]},
+    {"Output": [shared("--json"), shared("--overwrite")]},
     bench_sampler,
     ("diffuspeech bench sampler", "diffuspeech bench sampler --json sampler.json"),
 )
@@ -47,7 +47,7 @@ def bench_decoder(args: argparse.Namespace) -> int:
 
 DECODER = Command(
     "time of the built-in decoder beside its autoregressive baseline, and of other sizes",
-    {"Model": [shared("--device")], "Output": [shared("--json")]},
+    {"Model": [shared("--device")], "Output": [shared("--json"), shared("--overwrite")]},
     bench_decoder,
     ("diffuspeech bench decoder", "diffuspeech bench decoder --device cpu --json decoder.json"),
 )
@@ -65,7 +65,7 @@ def bench_training(args: argparse.Namespace) -> int:
 
 TRAINING = Command(
     "time of a training step, bucketed and plain",
-    {"Model": [shared("--device")], "Output": [shared("--json")]},
+    {"Model": [shared("--device")], "Output": [shared("--json"), shared("--overwrite")]},
     bench_training,
     ("diffuspeech bench training",),
 )
@@ -86,7 +86,7 @@ LAW = Command(
             Option("--samples", "samples of each sampler", "N", number(int, 1), default=20_000),
             shared("--seed"),
         ],
-        "Output": [shared("--json")],
+        "Output": [shared("--json"), shared("--overwrite")],
     },
     bench_law,
     ("diffuspeech bench law", "diffuspeech bench law --samples 1500 --json law.json"),

@@ -23,8 +23,11 @@ COMMANDS = {
     "convert": Command(
         "convert a NeMo archive into an ASR model's folder",
         {
-            "Input": [Option("archive", "a NeMo archive, or an id on the hub", "FILE.nemo")],
-            "Output": [shared("--output", required=True, metavar="FOLDER")],
+            "Input": [Option("archive", "a NeMo archive, or an id on the hub", "FILE.nemo", reads=True)],
+            "Output": [
+                shared("--output", required=True, metavar="FOLDER", writes="folder"),
+                shared("--overwrite"),
+            ],
         },
         convert,
         (

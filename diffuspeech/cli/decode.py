@@ -29,7 +29,9 @@ def decode(args: argparse.Namespace) -> int:
 
     options = flow_options(args)
     reference = check_speech(load(args.reference), args.reference) if args.reference else None
-    done, errors = decode_all(args.tokens, load_codec(args.codec), args.output, reference, **options)
+    done, errors = decode_all(
+        args.tokens, load_codec(args.codec), args.output, reference, overwrite=args.overwrite, **options
+    )
     return print_summary(done, errors, "decoded", args.output)
 
 
@@ -38,7 +40,7 @@ COMMANDS = {
         "decode speech tokens into sound files",
         {
             "Input": [
-                Option("tokens", "what `diffuspeech encode` wrote", "TOKENS.jsonl"),
+                Option("tokens", "what `diffuspeech encode` wrote", "TOKENS.jsonl", reads=True),
                 shared("--reference"),
             ],
             "Model": [shared("--codec")],
@@ -47,7 +49,8 @@ COMMANDS = {
                 shared("--seed", "of the initial noise (CosyVoice; the built-in flow draws none)"),
             ],
             "Output": [
-                shared("--output", "a .wav for each line", required=True, metavar="FOLDER"),
+                shared("--output", "a .wav for each line", required=True, metavar="FOLDER", writes="files"),
+                shared("--overwrite"),
             ],
         },
         decode,

@@ -29,8 +29,13 @@ COMMANDS = {
             "Model": [shared("--codec")],
             "Output": [
                 shared(
-                    "--output", "one JSON object for each utterance", required=True, metavar="TOKENS.jsonl"
-                )
+                    "--output",
+                    "one JSON object for each utterance",
+                    required=True,
+                    metavar="TOKENS.jsonl",
+                    writes="file",
+                ),
+                shared("--overwrite"),
             ],
         },
         encode,

@@ -29,6 +29,7 @@ PROTOCOL = Option(
     "FILE",
     output_path,
     unset="not checked",
+    writes="record",
 )
 CACHE_DIR = Option(
     "--cache-dir",
@@ -36,6 +37,7 @@ CACHE_DIR = Option(
     "FOLDER",
     output_path,
     unset="none",
+    writes="files",
 )
 
 
@@ -58,7 +60,11 @@ def evaluate_speech(args: argparse.Namespace) -> int:
 
 SPEECH = Command(
     "what a codec keeps of recordings",
-    {"Input": [BUNDLED, MOS_CLIPS], "Model": [shared("--codec")], "Output": [shared("--json")]},
+    {
+        "Input": [BUNDLED, MOS_CLIPS],
+        "Model": [shared("--codec")],
+        "Output": [shared("--json"), shared("--overwrite")],
+    },
     evaluate_speech,
     (
         "diffuspeech evaluate speech --bundled",
@@ -121,7 +127,7 @@ RECONSTRUCT = Command(
             shared("--duration-model"),
             shared("--device"),
         ],
-        "Output": [shared("--json"), PROTOCOL, CACHE_DIR],
+        "Output": [shared("--json"), PROTOCOL, CACHE_DIR, shared("--overwrite")],
     },
     evaluate_reconstruct,
     (
@@ -153,13 +159,13 @@ EXTERNAL = Command(
     "waves that another system made of the same clips",
     {
         "Input": [
-            Option("--waves", "an ID.wav, .flac or .ogg for each clip", "FOLDER", required=True),
+            Option("--waves", "an ID.wav, .flac or .ogg for each clip", "FOLDER", required=True, reads=True),
             shared("--length", "as the other system did it, for the table", unset="left open"),
             BUNDLED,
             MOS_CLIPS,
         ],
         "Model": [shared("--codec")],
-        "Output": [shared("--json"), PROTOCOL],
+        "Output": [shared("--json"), PROTOCOL, shared("--overwrite")],
     },
     evaluate_external,
     (

@@ -38,10 +38,11 @@ COMMANDS = {
                     "recordings of the same names, for word errors and speaker similarity against them",
                     "FOLDER",
                     unset="no comparison",
+                    reads=True,
                 ),
             ],
             "Model": [shared("--asr")],
-            "Output": [shared("--json")],
+            "Output": [shared("--json"), shared("--overwrite")],
         },
         judge,
         (

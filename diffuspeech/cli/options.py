@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'UsageError', 'nearest', 'number', 'one_of', 'output_path', 'Option', 'shared', 'Parser',
-           'words_before_separator', 'Command', 'capitalize', 'usage_of', 'HelpFormatter']
+           'words_before_separator', 'Command', 'kind_of', 'capitalize', 'usage_of', 'HelpFormatter']
 
 # %% ../../nbs/cli/options.ipynb #0d86fd80
 import argparse
 import dataclasses
 import difflib
 import math
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..base.output import Output
 
 # %% ../../nbs/cli/options.ipynb #1e3a8fb5
 class UsageError(ValueError):
@@ -88,10 +91,22 @@ class Option:
     required: bool = False
     many: bool = False  # an argument: one or more; an option: may be repeated
     flag: bool = False  # has no value
+    reads: bool = False  # names a file or folder that is read, or perhaps one (`--model`)
+    writes: str = ""  # file, folder, or files: a folder of them; see `base.output.Output`
+    known_by: tuple[str, ...] = ()  # what an earlier run left in the folder
+    default_path: Callable[[argparse.Namespace], Path] | None = None  # where it is written if not given
 
     @property
     def name(self) -> str:
         return self.names.split()[-1]
+
+    @property
+    def attribute(self) -> str:
+        "Its name in what `parse` returns"
+        return self.name.removeprefix("--").replace("-", "_")
+
+    def value(self, args: argparse.Namespace) -> Any:
+        return getattr(args, self.attribute)
 
     @property
     def is_argument(self) -> bool:
@@ -127,15 +142,17 @@ class Option:
 SHARED = {
     option.name: option
     for option in (
-        Option("input", "sound files, folders of them, or manifests (.jsonl)", "IN", many=True),
-        Option("preset", "a preset of the library, or a file.json", "PRESET"),
+        Option("input", "sound files, folders of them, or manifests (.jsonl)", "IN", many=True, reads=True),
+        Option("preset", "a preset of the library, or a file.json", "PRESET", reads=True),
         Option("-o --output", "where the result is written", "PATH", output_path),
+        Option("--overwrite", "replace files that exist and that another job wrote", flag=True),
         Option(
             "--json",
             "also write the rows of the table to this file",
             "FILE",
             output_path,
             unset="only printed",
+            writes="file",
         ),
         Option(
             "--codec",
@@ -143,29 +160,43 @@ SHARED = {
             "mimi:kyutai/mimi",
             "NAME",
             default="small",
+            reads=True,
         ),
         Option(
             "--model",
             "decoder: ddm or ar (built in), a folder that a training run exported, or an id on the hub",
             "NAME",
             default="ddm",
+            reads=True,
         ),
         Option(
             "--encoder",
             "ASR model whose encoder states the decoder was trained on: small (built in) or a folder",
             "NAME",
             default="small",
+            reads=True,
         ),
         Option(
-            "--duration-model", "duration predictor: small (built in) or a folder", "NAME", default="small"
+            "--duration-model",
+            "duration predictor: small (built in) or a folder",
+            "NAME",
+            default="small",
+            reads=True,
         ),
         Option(
             "--asr",
             "ASR model that transcribes: a Whisper such as whisper-tiny.en, its folder, or an id on the hub",
             "NAME",
             default="whisper-tiny.en",
+            reads=True,
         ),
-        Option("--reference", "recording of the voice to speak with", "WAV", unset="no particular voice"),
+        Option(
+            "--reference",
+            "recording of the voice to speak with",
+            "WAV",
+            unset="no particular voice",
+            reads=True,
+        ),
         Option(
             "--length",
             "how the number of speech tokens is chosen",
@@ -200,6 +231,7 @@ SHARED = {
             "FOLDER",
             output_path,
             unset="not saved",
+            writes="files",
         ),
         Option("--workers", "processes", "N", number(int, 1), unset="one a core"),
         Option("--set", "change a field of the preset: steps=100 or model.dim=64", "KEY=VALUE", many=True),
@@ -257,6 +289,28 @@ class Command:
     def all_options(self) -> list[Option]:
         return [option for group in self.options.values() for option in group]
 
+    def inputs(self, args: argparse.Namespace) -> list[Path]:
+        "The files and folders that are read"
+        found: list[Path] = []
+        for option in self.all_options:
+            if option.reads and (given := option.value(args)):
+                found += map(Path, given if option.many else [given])
+        return [path for path in found if os.path.exists(path)]
+
+    def outputs(self, args: argparse.Namespace) -> list[Output]:
+        "The files and folders that are written"
+        return [
+            Output(option.name, given, kind_of(option.writes, given), option.known_by)
+            for option in self.all_options
+            if option.writes and (given := option.value(args))
+        ]
+
+    def set_default_paths(self, args: argparse.Namespace) -> None:
+        "Set the outputs that were not given and have a usual place"
+        for option in self.all_options:
+            if option.default_path and option.value(args) is None:
+                setattr(args, option.attribute, option.default_path(args))
+
     def parser(
         self,
         name: str,  # as it is typed, without `diffuspeech`
@@ -280,6 +334,13 @@ class Command:
         group.add_argument("-h", "--help", action="store_true", help="show this help")
         group.add_argument("--debug", action="store_true", help="show the traceback of every error")
         return parser
+
+
+def kind_of(writes: str, path: Path) -> str:
+    "Whether `file or files` is a file or a folder of them, which its name says"
+    if writes != "file or files":
+        return writes
+    return "file" if path.suffix and not path.is_dir() else "files"
 
 
 def capitalize(text: str) -> str:

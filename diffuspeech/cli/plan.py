@@ -55,7 +55,7 @@ COMMANDS = {
                 ),
                 Option("--fsdp", "shard weights and optimizer state over the GPUs (FSDP)", flag=True),
             ],
-            "Output": [shared("--json")],
+            "Output": [shared("--json"), shared("--overwrite")],
         },
         plan,
         (

@@ -53,6 +53,7 @@ def make_transcriber(
 # %% ../../nbs/cli/reconstruct.ipynb #5e119a8a
 def reconstruct(args: argparse.Namespace) -> int:
     "Encode recordings as text and codes, and reconstruct them"
+    from diffuspeech.base.output import Results, remember
     from diffuspeech.data.audio import check_speech, save
     from diffuspeech.data.manifest import load_audio
     from diffuspeech.voice.jobs import collect_utterances
@@ -65,21 +66,22 @@ def reconstruct(args: argparse.Namespace) -> int:
     model = load_reconstructor(args, args.model)
     options = decode_options(args, model) | dict(length=args.length, seed=args.seed)
     model.require_quantizer(args.quantizer)
-    transcribe = make_transcriber(args, model)
+    transcribe, results = make_transcriber(args, model), Results(overwrite=args.overwrite)
     for u in job.iterate():
         try:
+            target = target_of(u.id)
+            if args.output != target:  # else the one file has been checked
+                results.is_done(target, source=Path(u.audio))
             wave = check_speech(load_audio(u), str(u.where or u.audio))
             if not (text := args.text or u.text):
                 text = transcribe([wave])[0]
                 print(f"{u.id}: transcript: {text}", file=sys.stderr)
-            target = target_of(u.id)
-            if target.resolve() == Path(u.audio).resolve():
-                raise ValueError(f"{target}: is the recording itself; -o should name another place")
             result = require_speech(model.reconstruct(wave, text, **options))
         except (ValueError, OSError) as e:
             job.errors.append(f"{u.id}: {e}")
             continue
         save(target, result.waves[0])
+        remember(target, "reconstruct")
         if args.trajectory:
             save_trajectory(result, args.trajectory, u.id)
         done += 1
@@ -103,8 +105,15 @@ COMMANDS = {
             ],
             "Sampling": [*SAMPLING, shared("--length")],
             "Output": [
-                shared("--output", "a sound file, or a folder for several", required=True, metavar="OUT"),
+                shared(
+                    "--output",
+                    "a sound file, or a folder for several",
+                    required=True,
+                    metavar="OUT",
+                    writes="file or files",
+                ),
                 shared("--trajectory"),
+                shared("--overwrite"),
             ],
         },
         reconstruct,

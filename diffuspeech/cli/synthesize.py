@@ -54,8 +54,9 @@ COMMANDS = {
                 ),
             ],
             "Output": [
-                shared("--output", "a .wav, .flac or .ogg", required=True, metavar="WAV"),
+                shared("--output", "a .wav, .flac or .ogg", required=True, metavar="WAV", writes="file"),
                 shared("--trajectory"),
+                shared("--overwrite"),
             ],
         },
         synthesize,

@@ -21,7 +21,7 @@ def train(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     from diffuspeech.train.loop import train_preset
 
-    folder = args.output or Path("runs", Path(args.preset).stem)
+    folder = args.output
     metrics = train_preset(args.preset, args.set, folder, device)
     if int(os.environ.get("RANK", 0)):  # torchrun starts this many times, and one of them prints
         return 0
@@ -39,7 +39,17 @@ COMMANDS = {
         {
             "Input": [shared("preset", ", ".join(list_presets())), shared("--set")],
             "Model": [shared("--device")],
-            "Output": [shared("--output", metavar="FOLDER", unset="runs/PRESET")],
+            "Output": [
+                shared(
+                    "--output",
+                    metavar="FOLDER",
+                    unset="runs/PRESET",
+                    writes="folder",
+                    known_by=("step-*", "log.jsonl", "run.json"),
+                    default_path=lambda args: Path("runs", Path(args.preset).stem),
+                ),
+                shared("--overwrite"),
+            ],
         },
         train,
         (

@@ -121,6 +121,10 @@ def prepare_corpus(
     manifest = Path(manifest)
     folder = Path(folder or manifest.parent / "prepared" / manifest.stem)
     n = len(Manifest(manifest, on_bad="skip"))
+    if n == 0:
+        raise ValueError(f"{manifest}: has no clip")
+    if vocoder != "none":
+        load_vocoder(vocoder)  # one that is not there is refused before anything is removed
     spans = [range(k, min(k + rows, n)) for k in range(0, n, rows)]
     paths = [folder / f"shard-{k:04d}.safetensors" for k in range(len(spans))]
     index, skipped = {}, []

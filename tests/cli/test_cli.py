@@ -84,7 +84,11 @@ def test_what_is_written_is_an_output_path():
     "One function sees every path that a verb writes to"
     for name, command in COMMANDS.items():
         for title, group in command.options.items():
-            assert all((option.type is output_path) == (title == "Output") for option in group), name
+            for option in group:
+                assert bool(option.writes) == (option.type is output_path), f"{name} {option.name}"
+                assert (title == "Output") == bool(option.writes or option.name == "--overwrite"), name
+        written = [option for option in command.all_options if option.writes]
+        assert bool(written) == ("--overwrite" in {option.name for option in command.all_options}), name
 
 
 def read_attributes(path: Path) -> set[str]:
@@ -101,6 +105,7 @@ def read_attributes(path: Path) -> set[str]:
 def test_every_option_is_read_and_every_value_read_is_an_option(verb):
     own, shared = read_attributes(SOURCES / f"{verb}.py"), read_attributes(SOURCES / "decoders.py")
     shared |= {"steps", "sampler", "trajectory"}  # by getattr, in decode_options
+    shared |= {"overwrite", "output", "json", "original", "waves"}  # by the gate
     offered = {
         option.name.removeprefix("--").replace("-", "_")
         for command in commands_of(verb).values()
