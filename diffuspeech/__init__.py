@@ -9,6 +9,7 @@
 The names below are imported when they are first used; everything else stands in the parts, such as
 `diffuspeech.diffusion` or `diffuspeech.evaluate`. `ds.samplers()` lists what `sample` can be asked for."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -62,3 +63,21 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
+
+
+def _player_of(run) -> dict | None:
+    from .workbench.player import player
+
+    return player(run)._repr_mimebundle_() if getattr(run, "generation", run).trajectory else None
+
+
+def _show_runs_in_notebooks() -> None:
+    "In a notebook, what sampling gives shows itself in the player; nothing is imported before that"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        show = shell.display_formatter.mimebundle_formatter.for_type_by_name
+        show("diffuspeech.diffusion.trajectory", "Generation", _player_of)
+        show("diffuspeech.models.reconstructor", "SpeechResult", _player_of)
+
+
+_show_runs_in_notebooks()

@@ -12,6 +12,7 @@ BIN = Path(sys.executable).parent
 ENV = os.environ | {
     "PLOTLY_RENDERER": "plotly_mimetype",
     "OMP_NUM_THREADS": "1",
+    "DIFFUSPEECH_PLAYER": "static",  # pages with their sounds inside, which the docs show
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
 }
 

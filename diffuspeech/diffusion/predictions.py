@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'EOS_PENALTY', 'SCORES', 'sampling_probs', 'sample_categorical', 'SamplingConfig', 'apply_guidance',
            'concat_parts', 'MaskedLogits', 'Predictions', 'entropy', 'map_probs', 'position_entropy', 'score_positions',
-           'take_tokens']
+           'take_tokens', 'top_candidates']
 
 # %% ../../nbs/diffusion/predictions.ipynb #c2dda5d3
 from collections.abc import Callable, Iterator
@@ -292,3 +292,18 @@ def take_tokens(
         entropies.append(entropy(p))
     where = r.where if rows is None else r.where[rows]
     return where, concat_parts(tokens), concat_parts(confidence), concat_parts(entropies)
+
+# %% ../../nbs/diffusion/predictions.ipynb #c0a9d1d2
+def top_candidates(
+    predictions: Predictions,
+    k: int,  # how many; fewer where the vocabulary is smaller
+) -> tuple[Tensor, Tensor, Tensor]:  # (n, k), (n, k), (n,)
+    "The likeliest tokens at the asked places, their log-probabilities, and the entropies there"
+    tokens, log_probs, entropies = [], [], []
+    for part in predictions.logits.chunks():
+        p = predictions.logits.read(part).softmax(-1)
+        top = p.topk(min(k, p.shape[1]))
+        tokens.append(top.indices)
+        log_probs.append(top.values.log())
+        entropies.append(entropy(p))
+    return concat_parts(tokens), concat_parts(log_probs), concat_parts(entropies)

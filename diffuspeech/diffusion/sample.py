@@ -20,7 +20,7 @@ from .aliases import check_aliases, translate_aliases
 from .catalogue import get_rule
 from .denoiser import check_denoiser, check_logits, get_capabilities
 from .groups import GroupProgress, group_spans, step_quota
-from .predictions import SamplingConfig, apply_guidance
+from .predictions import SamplingConfig, apply_guidance, top_candidates
 from .schedule import Schedule, get_masking_schedule, linear
 from diffuspeech.diffusion.state import (
     CanvasState,
@@ -170,7 +170,13 @@ def step_state(
         x = view.x if tokens is None else tokens
         return run.network(x, progress.active, t, where, denoiser, **kwargs)
 
+    def record(predictions):
+        found = top_candidates(predictions, run.candidates)
+        N, where = x.shape[1], predictions.where
+        state.candidates[-1] = (progress.active[where // N] * N + where % N, *found)
+
     view.call_denoiser = call_denoiser
+    view.record = record if run.candidates else None
     return view
 
 # %% ../../nbs/diffusion/sample.ipynb #5dd05067
@@ -182,6 +188,8 @@ def take_step(
     if run.done:
         return
     began, state, progress = time.perf_counter(), run.state, run.progress
+    if run.candidates:
+        state.candidates.append(None)  # what the rule asks about, if anything, comes here
     if run.caches:
         run.caches.open(progress)
     rows, view = progress.active, step_state(run)
@@ -209,6 +217,7 @@ def take_step(
         run.caches.close(rows[finished])
     state.steps_taken += 1
     run.seconds += time.perf_counter() - began
+    state.costs.append((run.network.nfe, run.seconds))
     if run.on_step:
         run.on_step(run)
 
@@ -324,6 +333,7 @@ class SamplingRun:
     masking_schedule: Callable[[Tensor], Tensor]
     schedule: Schedule  # turns alpha into the t that the denoiser is given
     on_step: "Callable[[SamplingRun], object] | None"
+    candidates: int  # how many of the likeliest tokens to keep of each asked place
     rule: Rule = field(init=False)
     progress: GroupProgress = field(init=False)
     cache: dict[str, Tensor] = field(init=False)  # what the rule keeps from one step to the next
@@ -395,6 +405,7 @@ def _start(
     schedule,
     vocab_sizes,
     on_step,
+    candidates,
     **config,
 ) -> SamplingRun:
     config = SamplingConfig(**config)
@@ -416,6 +427,7 @@ def _start(
         get_masking_schedule(masking_schedule),
         schedule,
         on_step,
+        candidates,
     )
     return run.continue_with(rule, steps)
 
@@ -443,6 +455,7 @@ def steps(
     schedule: Schedule = linear,  # turns the share of masks into the t that the denoiser is given
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
+    candidates: int = 0,  # how many of the likeliest tokens to keep of each place and step
     **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> SamplingRun:  # iterate over it
     "A run that waits for you: `for run in steps(...)` takes one step at a time"
@@ -472,6 +485,7 @@ def sample(
     schedule: Schedule = linear,  # turns the share of masks into the t that the denoiser is given
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
+    candidates: int = 0,  # how many of the likeliest tokens to keep of each place and step
     **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> Generation:
     "Fill the masked places of a canvas"

@@ -44,6 +44,7 @@ class StepState:
     uniforms: Callable | None = None
     # call_denoiser(where, denoiser=None, tokens=None, **kwargs) -> logits: a call of the network, counted
     call_denoiser: Callable | None = None
+    record: Callable | None = None  # record(predictions): keeps the candidates, where a run asks for them
 
     @property
     def is_last(self) -> Tensor:
@@ -138,6 +139,8 @@ def apply_rule(
         predictions = rule.predict(state, rule.needs_logits(state) | final)
         if predictions is None:
             return None, None
+        if state.record:
+            state.record(predictions)
         commit, remask = rule.choose(state, predictions)
         if state.config.eos == "last":
             commit = predictions.defer_eos(commit, state.masked)
@@ -145,6 +148,8 @@ def apply_rule(
     else:
         commit, remask = rule.choose(state, None)
         predictions = state.predict(commit & state.masked | final)
+        if predictions and state.record:
+            state.record(predictions)
         taken = predictions.take() if predictions else None
     return taken, None if remask is None else remask & state.maskable & ~state.is_last
 

@@ -7,6 +7,7 @@ __all__ = ['LENGTH_MODES', 'AR_TEMPERATURE', 'SpeechResult', 'Reconstructor', 'l
 
 # %% ../../nbs/models/reconstructor.ipynb #c461fbc9
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -47,6 +48,8 @@ class SpeechResult:
     seconds: dict[str, float]  # condition, decoder, voice
     ended: Tensor  # (B,) True: an end was predicted, in each of the row's spans
     codes: Tensor | None = None  # (B, N, layers) of the text-aligned tokenizer
+    # decode(canvas, row) -> wave of tokens (L,) that may hold masks: what a player plays at each step
+    decode: "Callable[..., Tensor] | None" = None
 
 # %% ../../nbs/models/reconstructor.ipynb #08466926
 class Reconstructor:
@@ -278,7 +281,11 @@ class Reconstructor:
         ids = tokens.cpu()[:, :width].masked_fill(torch.arange(width) >= lengths[:, None], -1)
         waves = self.decode_tokens(ids, lengths, references, seed)
         seconds = dict(condition=encode_seconds, decoder=run.seconds, voice=time.perf_counter() - start_time)
-        return SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes)
+
+        def decode(canvas, row):
+            return self.run_codec(canvas, references[row] if references else None)
+
+        return SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes, decode)
 
     def split(
         self,

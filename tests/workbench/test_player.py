@@ -1,0 +1,284 @@
+"The trajectory player in a real browser: as a page without a kernel, and in JupyterLab"
+
+import base64
+import statistics
+
+import pytest
+import torch
+from browser import CHROMIUM, SCREENSHOTS
+from playwright.sync_api import sync_playwright
+
+from diffuspeech.data.audio import SAMPLE_RATE
+from diffuspeech.diffusion.oracle import MarkovChain
+from diffuspeech.diffusion.sample import sample
+from diffuspeech.workbench.player import player
+from diffuspeech.workbench.view import RunView
+
+CHAIN = MarkovChain.random(vocab_size=12, seed=3)
+LENGTH, STEPS, HOP = 60, 10, 640
+
+
+def decode(tokens):
+    "A tone for each token, silence for a mask"
+    time = torch.arange(HOP) / SAMPLE_RATE
+    pitch = 200 + 100 * tokens[:, None]
+    return (0.4 * torch.sin(2 * torch.pi * pitch * time) * (tokens != CHAIN.mask_id)[:, None]).flatten()
+
+
+def table(tokens, lengths, t=None, where=None, batch=None):
+    "A denoiser whose predictions depend on the place alone, and no two places are equally sure"
+    logits = torch.randn(LENGTH, CHAIN.mask_id + 1, generator=torch.Generator().manual_seed(1)) * 2
+    return logits[where % LENGTH]
+
+
+def generate(rule="conf_topk", denoiser=CHAIN, **options):
+    canvas = torch.full((1, LENGTH), CHAIN.mask_id)
+    canvas[0, 20:24] = 5
+    return sample(denoiser, canvas, rule, CHAIN.mask_id, **dict(steps=STEPS, candidates=8) | options)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "A browser that reaches no other machine and plays without a click"
+    with sync_playwright() as playwright:
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", rules]
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*args, "--autoplay-policy=no-user-gesture-required"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    "open_page(player, ...): its saved file in a tab; an error or a request in the page fails the test"
+    wrong, tabs = [], []
+
+    def open_(shown, name="run", **options):
+        path = tmp_path / f"{name}.html"
+        shown.save(path)
+        tab = browser.new_page(**dict(viewport=dict(width=1200, height=800)) | options)
+        tabs.append(tab)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "blob:")) else None)
+        tab.goto(path.as_uri())
+        tab.wait_for_selector(
+            ".ds-player[data-sound=ready]" if shown.data["modes"] else ".ds-player[data-step]"
+        )
+        return tab
+
+    yield open_
+    for tab in tabs:
+        tab.close()
+    assert not wrong, wrong
+
+
+def fact(tab, name):
+    return tab.locator(".ds-player").get_attribute(f"data-{name}")
+
+
+def pixels(tab):
+    return tab.evaluate("document.querySelector('.ds-stage canvas').toDataURL()")
+
+
+def press(tab, *keys):
+    for key in keys:
+        tab.keyboard.press(key)
+
+
+VIEW = "document.querySelector('.ds-player').parentElement.player"
+LOUDNESS = f"""() => {{ const x = {VIEW}.sound.buffer.getChannelData(0);
+    return Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length) }}"""
+
+
+@pytest.mark.needs("chromium")
+def test_steps_by_keyboard(open_page):
+    tab = open_page(player(generate(), decode, title="by keyboard"))
+    tab.locator(".ds-slider").focus()
+    assert fact(tab, "step") == "10"
+    seen = {pixels(tab)}
+    for keys, step in (
+        (["ArrowLeft"], 9),
+        (["Home"], 0),
+        (["ArrowRight", "ArrowRight"], 2),
+        (["End", "ArrowLeft"], 9),
+    ):
+        press(tab, *keys)
+        assert fact(tab, "step") == str(step)
+        left = tab.locator(".ds-slider").get_attribute("aria-valuetext")
+        assert f"step {step} of 10, " in left and "tokens left" in left
+        seen.add(pixels(tab))
+    assert len(seen) == 4, "each of the steps 10, 9, 0 and 2 has its picture"
+    assert "0 masked again" not in tab.locator(".ds-readout").inner_text()
+    for n, color in enumerate(("state", "commit step", "confidence", "entropy", "token"), 1):
+        press(tab, str(n))
+        assert tab.locator(".ds-color").input_value() == color
+        seen.add(pixels(tab))
+    assert len(seen) == 8, "five colours, of which one was there"
+
+
+@pytest.mark.needs("chromium")
+def test_sound_goes_on_from_its_place(open_page):
+    tab = open_page(player(generate(), decode))
+    tab.locator(".ds-slider").focus()
+    press(tab, "ArrowLeft", "ArrowLeft", "ArrowLeft", " ")
+    tab.wait_for_function("Number(document.querySelector('.ds-player').dataset.time) > 0.3")
+    before, loud = float(fact(tab, "time")), tab.evaluate(LOUDNESS)
+    press(tab, "ArrowLeft")
+    tab.wait_for_timeout(100)
+    assert fact(tab, "playing") == "true" and before <= float(fact(tab, "time")) < before + 1
+    assert loud > 0.01 and fact(tab, "step") == "6"
+    press(tab, " ")
+    tab.wait_for_timeout(100)
+    stopped = fact(tab, "time")
+    press(tab, "ArrowLeft", "ArrowLeft")
+    tab.wait_for_timeout(200)
+    assert fact(tab, "playing") == "false" and fact(tab, "time") == stopped, "it waits where it was"
+
+
+@pytest.mark.needs("chromium")
+def test_masked_places_are_silent_or_guessed(open_page):
+    tab = open_page(player(generate(), decode))
+    tab.locator(".ds-slider").focus()
+    press(tab, "Home", "ArrowRight")
+    guess = tab.evaluate(LOUDNESS)
+    press(tab, "m")
+    tab.wait_for_function("document.querySelector('.ds-player').dataset.sound == 'ready'")
+    silent = tab.evaluate(LOUDNESS)
+    assert tab.locator(".ds-mode").input_value() == "silent" and 0.01 < silent < guess / 1.5
+    plain = open_page(player(generate(candidates=0), decode), "plain")
+    assert not plain.locator(".ds-mode").is_visible(), "nothing was recorded to guess from"
+    assert not plain.locator(".ds-other").is_visible()
+
+
+@pytest.mark.needs("chromium")
+def test_hover_tells_of_a_token(open_page):
+    out = generate()
+    view = RunView(out.trajectory, decode)
+    tab = open_page(player(out, decode))
+    tab.evaluate(f"{VIEW}.go(4)")
+    place, step = int((view.cells.state[4] == 1).nonzero()[0]), 4
+    x, y = tab.evaluate(
+        f"""([p, n]) => {{ const v = {VIEW}, box = v.maps[0], [a, b] = v.span(v.run, p);
+        const frame = v.$("over").getBoundingClientRect();
+        const y = box.y + box.height * (n + 0.5) / (v.run.steps + 1);
+        return [frame.left + (a + b) / 2, frame.top + y] }}""",
+        [place, step],
+    )
+    tab.mouse.move(x, y)
+    told = tab.locator(".ds-tip").inner_text()
+    ids, log_probs = (
+        t[step, 0, place] for t in (out.trajectory.candidates.tokens, out.trajectory.candidates.log_probs)
+    )
+    assert f"position {place} · {place * 0.04:.2f}–{(place + 1) * 0.04:.2f} s" in told
+    assert "step 4: best guess" in told and "entropy" in told
+    assert f"committed at step {int(view.cells.committed[-1, place])}" in told
+    lines = tab.locator(".ds-tip tr").all_inner_texts()
+    assert len(lines) == 5 and lines[0].split()[0] == str(int(ids[0]))
+    assert lines[0].split()[1] == f"{100 * float(log_probs[0].float().exp()):.0f}%"
+    tab.mouse.move(x, y + tab.evaluate(f"{VIEW}.maps[0].height / 11"))
+    assert "not yet reached" in tab.locator(".ds-tip").inner_text()
+
+
+@pytest.mark.needs("chromium")
+def test_other_settings_without_the_network(open_page):
+    "At the run's own settings the preview is the run; at others it says what would differ"
+    tab = open_page(player(generate(denoiser=table), decode))
+    tab.evaluate(f"{VIEW}.go(3)")
+    tab.locator(".ds-other summary").click()
+    tab.wait_for_function(f"{VIEW}.other")
+    count = f"{VIEW}.run.fresh[4]"
+    other = tab.evaluate(f"{VIEW}.other")
+    assert len(other) == tab.evaluate(count) and all(c["same"] for c in other), other
+    same = pixels(tab)
+    tab.locator(".ds-ranking").select_option("left to right")
+    places = tab.evaluate(f"{VIEW}.other.map(c => c.p)")
+    left = tab.evaluate(f"[...{VIEW}.run.state.slice(180, 240)].flatMap((s, p) => s === 1 ? [p] : [])")
+    assert places == left[: len(places)] and pixels(tab) != same
+    assert f"would commit {len(places)} tokens" in tab.locator(".ds-preview").inner_text()
+    tab.locator(".ds-temperature").fill("3")
+    assert tab.evaluate(f"{VIEW}.other.some(c => !c.same)")
+    tab.locator(".ds-top-p").fill("0.05")
+    best = tab.evaluate(f"{VIEW}.other.every(c => c.token === {VIEW}.run.best(3, c.p, 1)[0][0])")
+    assert best, "a nucleus of one token leaves nothing to draw"
+
+
+@pytest.mark.needs("chromium")
+def test_two_runs_are_compared(open_page):
+    "Aligned by the share of tokens that is committed; one key changes which is played"
+    runs = {"surest first": generate(), "random": generate("random", steps=20, seed=1)}
+    tab = open_page(player(runs, decode, title="Two orders"))
+    tab.evaluate(f"{VIEW}.go(8)")
+    shares = tab.evaluate(f"{VIEW}.runs.map(run => run.share({VIEW}.stepOf(run)))")
+    assert abs(shares[0] - shares[1]) < 0.08 and 0.3 < shares[0] < 0.5
+    assert tab.evaluate(f"{VIEW}.differing") > 0
+    first, loud = fact(tab, "step"), pixels(tab)
+    tab.locator(".ds-slider").focus()
+    press(tab, "a")
+    assert (first, fact(tab, "step")) == ("4", "8") and pixels(tab) != loud
+    assert tab.locator(".ds-active").input_value() == "1"
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_themes_and_widths(open_page, scheme, width):
+    "It takes the page's theme, and nothing is wider than the window"
+    options = dict(viewport=dict(width=width, height=800), color_scheme=scheme)
+    tab = open_page(player(generate(), decode, title="Themes and widths"), **options)
+    assert ("ds-dark" in tab.locator(".ds-player").get_attribute("class")) == (scheme == "dark")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    before = pixels(tab)
+    tab.evaluate("document.documentElement.dataset.theme = 'light'")
+    tab.wait_for_function("!document.querySelector('.ds-player').classList.contains('ds-dark')")
+    assert (pixels(tab) != before) == (scheme == "dark"), "drawn anew when the page changes its theme"
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    tab.evaluate("delete document.documentElement.dataset.theme")
+    tab.wait_for_timeout(400)
+    tab.screenshot(path=SCREENSHOTS / f"player-{scheme}-{width}.png", full_page=True)
+
+
+@pytest.mark.needs("chromium")
+def test_broken_states_are_messages(open_page, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        player(tmp_path / "gone.safetensors").save(tmp_path / "x.html")
+    assert "no such file" in player(tmp_path / "gone.safetensors").html()
+    tab = open_page(player(generate()))
+    assert fact(tab, "sound") == "none" and "without a decoder" in tab.locator(".ds-sounds").inner_text()
+    assert tab.locator(".ds-play").is_disabled()
+    shown = player(generate(), decode)
+    path = tmp_path / "broken.html"
+    shown.save(path)
+    sound = base64.b64encode(b"no sound at all").decode()
+    text = path.read_text()
+    start = text.index('"0/silent/10":"') + len('"0/silent/10":"')
+    path.write_text(text[:start] + sound + text[text.index('"', start) :])
+    tab.goto(path.as_uri())
+    tab.wait_for_selector(".ds-player[data-sound=failed]")
+    assert "No sound of step 10" in tab.locator(".ds-message").inner_text()
+
+
+@pytest.mark.needs("chromium")
+def test_a_move_is_seen_at_once(open_page):
+    "Fifty moves of the slider, from the event to the next frame with the new picture, a real clip's size"
+    canvas = torch.full((1, 125), CHAIN.mask_id)
+    out = sample(CHAIN, canvas, "conf_topk", CHAIN.mask_id, steps=10, candidates=8)
+    tab = open_page(player(out, decode))
+    times = tab.evaluate(
+        """async () => {
+        const [slider, root] = ['slider', 'player'].map(n => document.querySelector(`.ds-${n}`)), times = []
+        const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
+        for (let i = 0; i < 50; i++) {
+            const began = performance.now()
+            slider.value = i * 7 % 11; slider.dispatchEvent(new Event('input', {bubbles: true}))
+            await frame()
+            if (root.dataset.step !== String(i * 7 % 11)) throw new Error('not there')
+            times.push(performance.now() - began)
+        }
+        return times }"""
+    )
+    times.sort()
+    painted = float(fact(tab, "painted"))
+    print(f"first paint {painted:.0f} ms; a move {statistics.median(times):.0f} ms, p95 {times[47]:.0f} ms")
+    assert statistics.median(times) < 100 and painted < 1500
