@@ -143,7 +143,7 @@ SHARED = {
     option.name: option
     for option in (
         Option("input", "sound files, folders of them, or manifests (.jsonl)", "IN", many=True, reads=True),
-        Option("preset", "a preset of the library, or a file.json", "PRESET", reads=True),
+        Option("preset", "a preset, a config file (.json), or module:Class of a task", "PRESET", reads=True),
         Option("-o --output", "where the result is written", "PATH", output_path),
         Option("--overwrite", "replace files that exist and that another job wrote", flag=True),
         Option(

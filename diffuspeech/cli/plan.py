@@ -15,9 +15,9 @@ from ..train.config import list_presets
 # %% ../../nbs/cli/plan.ipynb #c19ae313
 def plan(args: argparse.Namespace) -> int:
     "Estimate the parameters, memory and GPU hours of a preset"
-    from diffuspeech.train.loop import resolve_preset
     from diffuspeech.train.plan import components
     from diffuspeech.train.plan import plan as estimate
+    from diffuspeech.train.task import resolve_preset
 
     run = resolve_preset(args.preset, args.set)
     parts = [
@@ -31,7 +31,8 @@ def plan(args: argparse.Namespace) -> int:
     ]
     row = estimate(run, args.gpus, args.gpu_type, args.mfu, args.fsdp)
     write_rows([row], args.json)
-    print(run.description, end="\n\n")
+    if run.description:
+        print(run.description, end="\n\n")
     print_table(parts)
     print()
     print_table([row])
@@ -42,7 +43,7 @@ COMMANDS = {
     "plan": Command(
         "estimate the parameters, memory and GPU hours of a preset",
         {
-            "Input": [shared("preset", ", ".join(list_presets())), shared("--set")],
+            "Input": [shared("preset", f"presets: {', '.join(list_presets())}"), shared("--set")],
             "Hardware": [
                 Option("--gpus", "how many", "N", number(int, 1), default=1),
                 Option("--gpu-type", "a100, h100, h200, l40s, rtx4090 or t4", "NAME", default="a100"),

@@ -37,7 +37,7 @@ COMMANDS = {
     "train": Command(
         "train a preset; the same command resumes a stopped run",
         {
-            "Input": [shared("preset", ", ".join(list_presets())), shared("--set")],
+            "Input": [shared("preset", f"presets: {', '.join(list_presets())}"), shared("--set")],
             "Model": [shared("--device")],
             "Output": [
                 shared(
@@ -46,7 +46,7 @@ COMMANDS = {
                     unset="runs/PRESET",
                     writes="folder",
                     known_by=("step-*", "log.jsonl", "run.json"),
-                    default_path=lambda args: Path("runs", Path(args.preset).stem),
+                    default_path=lambda args: Path("runs", Path(args.preset.rpartition(":")[2]).stem),
                 ),
                 shared("--overwrite"),
             ],
@@ -56,6 +56,7 @@ COMMANDS = {
             "diffuspeech train ddm",
             "diffuspeech train ddm --set steps=100 --set model.dim=64 -o runs/short",
             "diffuspeech train mine.json --device cpu",
+            "diffuspeech train my_module:MyTask --set steps=500",
         ),
         "diffuspeech plan PRESET estimates what one costs.",
     )

@@ -114,7 +114,8 @@ def read_options(
         )
     if options.init_from == "ddm":
         options = replace(options, init_from=str(builtin_checkpoint("ddm")))
-    if read_config(Path(options.init_from, "decoder"))["config"]["causal"]:
+    teacher = Path(options.init_from, "decoder")  # may be missing while the run is only planned
+    if teacher.is_dir() and read_config(teacher)["config"]["causal"]:
         raise ValueError(
             f"options.init_from={options.init_from}: is autoregressive; needs a diffusion decoder"
         )

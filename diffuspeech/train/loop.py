@@ -476,7 +476,7 @@ def train_preset(
     name: str,  # of a preset; a path that ends in .json; or module:class, a task with its defaults
     overrides: Sequence[str],  # each key=value
     folder: "str | Path",  # of the run
-    device: str = "auto",  # cpu, cuda, mps
+    device: str = "auto",  # or cpu, cuda
     progress_bar: bool = True,  # with the loss and the speed
 ) -> dict[str, float]:
     "Train a preset with some values changed"

@@ -235,6 +235,25 @@ def test_one_line_for_what_cannot_be(words, message, tmp_path, monkeypatch, caps
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ddm --set options.taste.quantizer.dim=3",
+        "ar --set options.eos_padding=0.5",
+        "ddm-few --set options.init_from=",
+        "flow --set model.dim=wide",
+        "dmd",
+    ],
+)
+def test_plan_refuses_what_train_refuses(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    errors = []
+    for verb in ("train", "plan"):
+        assert main(shlex.split(f"{verb} {words}")) == 1
+        errors.append(capsys.readouterr().err.removeprefix(f"diffuspeech {verb}: "))
+    assert errors[0] == errors[1] and not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     "name, rest",

@@ -6,12 +6,15 @@ import pytest
 import torch
 from small import prepare_clips, save_random_models
 
+from diffuspeech.base.checkpoint import builtin_checkpoint
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.tasks.distill import DistillTask
 from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import TrainConfig
 from diffuspeech.train.journal import history
-from diffuspeech.train.loop import resolve_preset, train
+from diffuspeech.train.loop import train
+from diffuspeech.train.plan import components
+from diffuspeech.train.task import resolve_preset
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,13 @@ def test_what_cannot_be_distilled(first):
         )
     with pytest.raises(ValueError, match="taste"):
         resolve_preset("ddm-few", ['options.taste={"quantizer": {"kind": "rvq"}}'])
+    with pytest.raises(ValueError, match="is autoregressive; needs a diffusion decoder"):
+        resolve_preset("ddm-few", [f"options.init_from={builtin_checkpoint('ar')}"])
+
+
+def test_a_teacher_that_does_not_exist_yet(tmp_path):
+    "The run can be planned, and is not started"
+    run = resolve_preset("ddm-few", [f"options.init_from={tmp_path}/model"])
+    assert [part.name for part in components(run)][-1] == "teacher"
+    with pytest.raises(ValueError, match="no exported model there"):
+        train(run, tmp_path / "run", device="cpu")

@@ -1,7 +1,11 @@
 "Tasks, their options and presets: each error is one line that names what is wrong and the nearest right name"
 
 import dataclasses
+import inspect
 import json
+import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import diffuspeech
 from diffuspeech.train import config
 from diffuspeech.train.config import TrainConfig, from_dict, list_presets, load_preset, merge
 from diffuspeech.train.journal import history
@@ -17,6 +22,15 @@ from diffuspeech.train.loop import train, train_preset
 from diffuspeech.train.plan import components
 from diffuspeech.train.task import Task, Update, check_run, check_task, find_task, make_task, resolve_preset
 
+ENV = os.environ | {"PYTHONPATH": str(Path(diffuspeech.__file__).parent.parent)}
+OWN_IMPORTS = """import json
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffuspeech.train.config import from_dict
+from diffuspeech.train.task import Task"""
 RESOLVED = json.loads(Path(__file__).with_name("presets.json").read_text())
 
 
@@ -152,6 +166,31 @@ def test_a_task_of_ones_own_by_name(tmp_path, monkeypatch):
     assert (run.task, run.lr, run.options, run.steps) == ("my_lines:MyLine", 0.25, {"rows": 3}, 3)
 
 
+def test_a_task_of_ones_own_from_a_shell(tmp_path):
+    "The script `diffuspeech` stands in another folder, and the module in the working directory"
+    script, work = tmp_path / "bin/diffuspeech", tmp_path / "work"
+    for folder in (script.parent, work):
+        folder.mkdir()
+    script.write_text("import sys\nfrom diffuspeech.cli import main\n\nsys.exit(main())\n")
+    lines = inspect.getsource(sys.modules[__name__]).split("\n\n\n")
+    own = [piece for piece in lines if re.search(r"^class (Width|Rows|Line)\b", piece, re.M)]
+    (work / "my_lines.py").write_text("\n\n\n".join([OWN_IMPORTS, *own]))
+    settings = "--set steps=3 --set precision=fp32 --set options.shift=2".split()
+
+    def shell(*words):
+        return subprocess.run(
+            [sys.executable, script, *words], cwd=work, env=ENV, capture_output=True, text=True, timeout=300
+        )
+
+    done = shell("train", "my_lines:Line", "--device", "cpu", *settings)
+    assert done.returncode == 0 and "the model is in runs/Line/model" in done.stdout, done.stderr
+    about = json.loads((work / "runs/Line/model/about.json").read_text())
+    assert about["run"]["task"] == "my_lines:Line" and about["run"]["options"] == {"shift": 2}
+    done = shell("train", "my_lines:Lime")
+    message = "diffuspeech train: task=my_lines:Lime: my_lines has no Lime\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
 @pytest.mark.parametrize(
     "name, changes, words",
     [
@@ -172,13 +211,18 @@ def test_a_task_of_ones_own_by_name(tmp_path, monkeypatch):
             "options.taste.quantizer.levels=.*should be a list of whole",
         ),
         ("ddm", ["options.taste.quantizer=fsq"], 'options.taste.quantizer="fsq": should be a record'),
+        ("ddm", ["options.taste.quantizer.dim=3"], "should have a kind .* and no dim, which is the"),
+        ("ddm-vectors", ["options.taste.quantizer.layers=2"], "should have a kind"),
+        ("ar", ["options.eos_padding=0.5"], "options.eos_padding: only for diffusion decoders"),
+        ("ddm-few", ["options.init_from="], "options.init_from: needs a diffusion decoder"),
+        ("ddm-few", ["options.encoder=trained"], "options.encoder=trained: distillation leaves the encoder"),
         ("ddm-few", ["options.eos_padding=0.5"], "options.eos_padding: no such field"),
         ("ddm", ["options.condition_dropout=0.4"], "condition_dropout=0.4: should be from 0 to 1/3"),
         ("ddm", ["options.eos_padding_ratio=2"], "eos_padding_ratio=2.0: should be from 0 to 1"),
         ("flow", ["task=nowhere:X"], "task=nowhere:X: there is no module nowhere here"),
         ("test_task:Lime", [], "task=test_task:Lime: test_task has no Lime"),
         ("os:system", [], "task=os:system: should be a class, and this is a builtin"),
-        ("torch.nn:Linear", [], "task=torch.nn:Linear: Linear lacks Config, Options, versions, batches"),
+        ("torch.nn:Linear", [], "task=torch.nn:Linear: Linear lacks Config, Options, versions, read_options"),
     ],
 )
 def test_what_is_wrong_is_named(name, changes, words, tmp_path):
@@ -198,6 +242,8 @@ def test_what_a_task_lacks_is_named(tmp_path):
         ({"validate": None}, "lacks validate"),
         ({"loss": None, "batches": None}, "lacks batches, loss"),
         ({"loss": lambda self, batch: {}}, r"loss cannot be called as loss\(batch, update\)"),
+        ({"loss": staticmethod(lambda self, batch, update: {})}, "loss cannot be called as"),
+        ({"read_options": lambda self, run: None}, r"read_options cannot be called as read_options\(run\)"),
     ):
         cls = type("Broken", (Line,), members)
         with pytest.raises(ValueError, match=f"Broken.*{words}|Broken.{words}") as error:
@@ -213,8 +259,9 @@ def test_what_a_task_lacks_is_named(tmp_path):
 
 def test_a_class_that_does_not_derive_from_task(tmp_path):
     "It has all members by itself"
-    names = [*vars(Line), "versions", "counts", "samples", "components"]
+    names = [*vars(Line), "versions", "counts", "samples"]
     members = {name: getattr(Line, name) for name in names if name not in ("__dict__", "__weakref__")}
+    members |= {name: classmethod(getattr(Task, name).__func__) for name in ("read_options", "components")}
     own = type("Own", (), {k: v for k, v in members.items() if not k.startswith("_abc")})
     assert not issubclass(own, Line)
     run = TrainConfig("mine:Own", steps=3, precision="fp32")
