@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'LINEAR', 'NORM', 'read_ctranslate2', 'convert_ctranslate2', 'mel_filters', 'log_mel', 'WhisperTokenizer',
-           'split_at_silence', 'Whisper', 'shape_of']
+           'split_at_silence', 'Whisper', 'shape_of', 'load_whisper']
 
 # %% ../../nbs/asr/whisper.ipynb #c7c22f8e
 import json
 import math
 import struct
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,15 +132,15 @@ def mel_filters(
 
 
 def log_mel(
-    wave: Tensor,  # (samples,) at 16 kHz
+    wave: Tensor,  # (..., samples) at 16 kHz
     filters: Tensor,  # (n_mels, 201)
-) -> Tensor:  # (n_mels, frames): 100 frames a second
-    "Whisper's features of one clip"
+) -> Tensor:  # (..., n_mels, frames): 100 frames a second
+    "Whisper's features of each clip"
     spectrum = torch.stft(
         wave, 400, 160, window=torch.hann_window(400, device=wave.device), return_complex=True
     )
     mel = (filters @ spectrum[..., :-1].abs().square()).clamp_min(1e-10).log10()
-    return (mel.clamp_min(mel.max() - 8) + 4) / 4
+    return (mel.clamp_min(mel.amax((-2, -1), keepdim=True) - 8) + 4) / 4
 
 # %% ../../nbs/asr/whisper.ipynb #9d9a60d3
 class WhisperTokenizer:
@@ -275,10 +275,11 @@ class Whisper(nn.Module):
                 f"a clip of {lengths.max() / SAMPLE_RATE:.1f} s: Whisper reads {limit / 100:.0f} s at once, "
                 f"and needs {self.silence:g} s of silence after it; split the recording"
             )
-        rows = [F.pad(wave[:n], (0, end - n)) for wave, n, end in zip(waves, lengths.tolist(), ends)]
-        mels = [log_mel(row, self.filters).T for row in rows]
-        counts = torch.tensor([len(mel) for mel in mels], device=waves.device)
-        return nn.utils.rnn.pad_sequence(mels, batch_first=True).mT, counts
+        counts = torch.tensor([end // 160 for end in ends], device=waves.device)
+        inside = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
+        padded = F.pad(waves * inside, (0, max(0, max(ends) - waves.shape[1])))[:, : max(ends)]
+        mels = log_mel(padded, self.filters)
+        return mels * (torch.arange(mels.shape[-1], device=waves.device) < counts[:, None])[:, None], counts
 
     def encode(
         self,
@@ -410,3 +411,11 @@ def shape_of(
         encoder_ffn_dim=4 * d,
         decoder_ffn_dim=4 * d,
     )
+
+# %% ../../nbs/asr/whisper.ipynb #5d1c20ab
+@lru_cache(maxsize=2)
+def load_whisper(
+    name: str = "whisper-base",  # as in `Whisper.from_pretrained`
+) -> Whisper:
+    "Whisper with frozen weights, shared by everything in this process that reads it; do not train it"
+    return Whisper.from_pretrained(name).requires_grad_(False)
