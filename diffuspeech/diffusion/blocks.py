@@ -7,6 +7,7 @@ __all__ = ['INHERITED', 'GroupedRule', 'Blocks', 'Levels', 'Delayed']
 
 # %% ../../nbs/diffusion/blocks.ipynb #222133ed
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class GroupedRule(Rule):
     def predict(self, state: StepState, needed: Tensor) -> Predictions | None:
         return self.rule.predict(state, needed)
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Any):
         return self.rule.choose(state, predictions)
 
 # %% ../../nbs/diffusion/blocks.ipynb #5af8118c

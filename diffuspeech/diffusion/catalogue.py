@@ -105,23 +105,23 @@ def build_rule(
     options: dict,  # more of them
 ) -> Rule:
     "The rule that an expression describes"
-    call = isinstance(node, ast.Call)
-    name = node.func if call else node
+    call = node if isinstance(node, ast.Call) else None
+    name = call.func if call else node
     if not isinstance(name, ast.Name):
         raise SyntaxError
     try:
-        options = options | {k.arg: ast.literal_eval(k.value) for k in (node.keywords if call else ())}
+        options = options | {k.arg: ast.literal_eval(k.value) for k in (call.keywords if call else ())}
     except ValueError:  # not a literal
         raise SyntaxError from None
     wrapper = WRAPPERS.get(name.id.lower())
-    if (wrapper is None) != (not call or not node.args):
+    if (wrapper is None) != (not call or not call.args):
         raise ValueError(
             f"{name.id!r}: only {', '.join(WRAPPERS)} wrap another rule, as in blocks(conf_topk)"
         )
-    if wrapper is None:
+    if wrapper is None or call is None:
         return make_rule(name.id, options)
     own = {f.name: options.pop(f.name) for f in fields(wrapper)[1:] if f.name in options}
-    return wrapper(build_rule(node.args[0], options), **own)
+    return wrapper(build_rule(call.args[0], options), **own)
 
 # %% ../../nbs/diffusion/catalogue.ipynb #f61561fe
 def get_rule(

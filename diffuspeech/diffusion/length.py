@@ -113,26 +113,26 @@ class LinearQuantiles:
         "By the pinball loss, exactly"
         if text.shape != speech.shape or text.ndim != 1 or len(text) < 2:
             raise ValueError(
-                f"text has shape {tuple(text.shape)} and speech {tuple(speech.shape)}; both must be (N,), N at least 2"
+                f"text has shape {tuple(text.shape)} and speech {tuple(speech.shape)}; "
+                "both must be (N,), N at least 2"
             )
         text, speech = text.double(), speech.double()
 
-        q = torch.tensor(q, dtype=torch.float64)
+        shares = torch.tensor(q, dtype=torch.float64)
 
         def best_intercepts(slope):  # (k,)
-            return torch.stack([(speech - one * text).quantile(share) for one, share in zip(slope, q)])
+            return torch.stack([(speech - one * text).quantile(share) for one, share in zip(slope, shares)])
 
         def loss(slope):  # (k,)
-            return pinball_loss(
-                speech, best_intercepts(slope)[:, None] + slope[:, None] * text, q[:, None]
-            ).mean(1)
+            predicted = best_intercepts(slope)[:, None] + slope[:, None] * text
+            return pinball_loss(speech, predicted, shares[:, None]).mean(1)
 
-        low, high = torch.zeros_like(q), (speech / text.clamp_min(1)).amax().expand_as(q)
+        low, high = torch.zeros_like(shares), (speech / text.clamp_min(1)).amax().expand_as(shares)
         for _ in range(80):
             a, b = (2 * low + high) / 3, (low + 2 * high) / 3
             left = loss(a) < loss(b)
             low, high = torch.where(left, low, a), torch.where(left, b, high)
-        return cls(q, best_intercepts(low), low)
+        return cls(shares, best_intercepts(low), low)
 
     def quantile(self, n: Tensor, q: float) -> Tensor:
         "(B,) frames for texts of n tokens; between two lines by their distance"
@@ -196,14 +196,14 @@ def eos_lengths(
     return torch.minimum(torch.where(ends, place, first.shape[1]).amin(1), lengths)
 
 # %% ../../nbs/diffusion/length.ipynb #ed30dbc1
-def _select_rows(denoiser: Callable | None, rows: Tensor) -> Callable | None:
+def _select_rows(denoiser: Callable, rows: Tensor) -> Callable:
     "A denoiser for some rows of the batch"
 
     @functools.wraps(denoiser, updated=())
     def selected(tokens, lengths, batch=None, **kwargs):
         return denoiser(tokens, lengths, batch=rows if batch is None else rows[batch], **kwargs)
 
-    return denoiser and selected
+    return selected
 
 
 def _check_growth(
@@ -257,7 +257,7 @@ def generate_blocks(
             steps=steps,
             seed=random.fold_in(key, blocks)[rows],
             lengths=grown,
-            unconditional=_select_rows(unconditional, rows),
+            unconditional=None if unconditional is None else _select_rows(unconditional, rows),
             **options,
         )
         out[rows, :width] = done.tokens

@@ -74,7 +74,8 @@ class MetricPath:
         "(..., V) L1 distance from each token to every code"
         grid = codes_to_digits(torch.arange(self.size, device=x.device), self.levels)
         near = codes_to_digits(x, self.levels)
-        return sum((near[..., k, None] - grid[:, k]).abs() for k in range(len(self.levels))).float()
+        steps = ((near[..., k, None] - grid[:, k]).abs() for k in range(len(self.levels)))
+        return sum(steps, near.new_zeros(())).float()
 
     def p(self, x0: Tensor, beta: "Tensor | float") -> Tensor:
         "(..., V) the law of the noisy token"
@@ -127,17 +128,22 @@ def jump(
 
 # %% ../../nbs/diffusion/metric.ipynb #461b736f
 def _check_metric(
-    canvas: Tensor, path: MetricPath, free: Tensor, given: Tensor, **options: "float | str"
+    canvas: Tensor,
+    path: MetricPath,
+    free: Tensor,
+    given: Tensor,
+    solver: str,
+    temperature: float,
+    last: str,
 ) -> None:
     "Refuse what cannot be sampled, by name and value"
-    allowed = {
-        "temperature": options["temperature"] > 0,
-        "solver": options["solver"] in SOLVERS,
-        "last": options["last"] in ("argmax", "draw"),
-    }
-    for name, fine in allowed.items():
+    for name, value, fine in (
+        ("temperature", temperature, temperature > 0),
+        ("solver", solver, solver in SOLVERS),
+        ("last", last, last in ("argmax", "draw")),
+    ):
         if not fine:
-            raise ValueError(f"{name}={options[name]!r} is out of range")
+            raise ValueError(f"{name}={value!r} is out of range")
     if not free.any():
         raise ValueError("free holds no place within lengths: nothing to sample")
     codes = canvas[given]
@@ -196,7 +202,7 @@ def sample_metric(
     inside = torch.arange(L, device=device) < lengths[:, None]
     free = inside if free is None else free & inside
     given = inside & ~free
-    _check_metric(canvas, path, free, given, solver=solver, temperature=temperature, last=last)
+    _check_metric(canvas, path, free, given, solver, temperature, last)
     where = free.flatten().nonzero().squeeze(1)
     key, place = random.row_keys(seed, B, device), torch.arange(L, device=device)
     beta = path.beta(torch.linspace(1, 0, steps + 1, device=device)).tolist()

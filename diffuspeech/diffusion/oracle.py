@@ -70,6 +70,7 @@ class JointDistribution:
         if attention is None:
             logits = self.logits[self.index(tokens)]
             return logits if where is None else logits.flatten(0, 1)[where]
+        assert where is not None and positions is not None, "attention comes with positions and where"
         # (B, n, n) what each query sees of the tokens, which stand at `positions` (B, n)
         row, query = where // tokens.shape[1], where % tokens.shape[1]
         seen = torch.full((len(where), self.length), self.mask_id)
@@ -97,7 +98,7 @@ def forward_backward(
     "Exact probabilities of the symbol at each place, given the evidence at all other places"
     B, L, V = evidence.shape
     before, after = torch.empty(L, B, V, dtype=torch.float64), torch.ones(L, B, V, dtype=torch.float64)
-    f = None
+    f = start
     for l in range(L):
         before[l] = start if l == 0 else f @ transition
         f = before[l] * evidence[:, l]

@@ -10,6 +10,7 @@ __all__ = ['CHUNK', 'EOS_PENALTY', 'SCORES', 'sampling_probs', 'sample_categoric
 # %% ../../nbs/diffusion/predictions.ipynb #c2dda5d3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class SamplingConfig:
     cfg_scale: float = 0.0  # w in u + (1 + w)(c - u)
     suppress_tokens: tuple[int, ...] = ()  # ids that are never drawn: padding, a start token
     eos_id: int | None = None
-    eos: str = "free"  # free; barred: never; last: committed only when nothing else is left
+    eos: str = "free"  # free; suppress: never; last: committed only when nothing else is left
 
     def __post_init__(self):
         wrong = {
@@ -141,7 +142,7 @@ class Predictions:
         self,
         logits: Tensor,  # (n, V) of any float type; never written to
         where: Tensor,  # (n,) places in the flattened B x N canvas
-        shape: tuple[int, int],  # B, N
+        shape: tuple[int, ...],  # B, N
         u: Tensor,  # (B, N) float64, the uniform number of each place for drawing its token
         config: SamplingConfig,
         suppressed: list[int],  # token ids that cannot be drawn: the mask, perhaps the end
@@ -150,16 +151,18 @@ class Predictions:
         self.logits, self.where, self.shape = MaskedLogits(logits, suppressed), where, shape
         self.config, self.score_mask, self.u = config, score_mask, u.flatten()[where]
         # kept once asked for (functools.cached_property takes a lock, which no compiled graph can hold)
-        self._probs = self._candidate = self._entropies = None
+        self._probs: Tensor | None = None
+        self._candidate: Tensor | None = None
+        self._entropies: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
         "(n, V) float32, the network's own probabilities, for rules that need all of them at once"
         if self._probs is None:
             shape, device = self.logits.logits.shape, self.logits.logits.device
-            self._probs = torch.empty(shape, dtype=torch.float32, device=device)
+            self._probs = probs = torch.empty(shape, dtype=torch.float32, device=device)
             for part in self.logits.chunks():
-                torch.softmax(self.logits.read(part), -1, out=self._probs[part])
+                torch.softmax(self.logits.read(part), -1, out=probs[part])
         return self._probs
 
     @property
@@ -176,6 +179,12 @@ class Predictions:
             return logits.argmax(-1)
         return sample_categorical(sampling_probs(logits, k.temperature, k.top_k, k.top_p), self.u[part])
 
+    @property
+    def is_eos(self) -> Tensor:
+        "(n,) bool, where the candidate is the end"
+        assert self.config.eos_id is not None, "SamplingConfig refuses eos='last' without it"
+        return self.candidate == self.config.eos_id
+
     def scatter(self, values: Tensor, fill: float = -torch.inf) -> Tensor:
         "(B, N) from packed (n,)"
         out = values.new_full((self.shape[0] * self.shape[1],), fill)
@@ -187,7 +196,7 @@ class Predictions:
 
     def defer_eos(self, commit: Tensor, masked: Tensor) -> Tensor:
         "(B, N) what to commit if the end has to wait: none of it while a place is open for something else"
-        end = self.scatter((self.candidate == self.config.eos_id).float(), 0.0) > 0
+        end = self.scatter(self.is_eos.float(), 0.0) > 0
         other = (masked & ~end).any(1, keepdim=True)
         return torch.where(other, commit & ~end, masked)
 
@@ -211,7 +220,7 @@ def entropy(
 def map_probs(
     predictions: Predictions,
     function: Callable,  # of probabilities (m, V), and of which positions they are: a slice of the n asked ones
-) -> "Tensor | tuple[Tensor, ...]":  # (n, ...), as many as the function returns
+) -> Any:  # (n, ...), a tensor, or a tuple of as many as the function returns
     "What a function makes of the network's probabilities, a few positions at a time"
     r, parts = predictions, []
     for part in r.logits.chunks():
@@ -262,7 +271,7 @@ def score_positions(
     else:
         values = map_probs(r, score)
     if k.eos == "last":
-        values = torch.where(r.candidate == k.eos_id, values - EOS_PENALTY, values)
+        values = torch.where(r.is_eos, values - EOS_PENALTY, values)
     table = r.scatter(values)
     return table if r.score_mask is None else table.masked_fill(~r.score_mask, -torch.inf)
 
@@ -280,13 +289,18 @@ def take_tokens(
     )  # drawn from the probabilities as they are
     tokens, confidence, entropies = [], [], []
     for part in r.logits.chunks(rows):
-        drawn = r._candidate is None
-        logits = r.logits.read(part) if r._probs is None or drawn and not plain else None
-        p = logits.softmax(-1) if r._probs is None else r._probs[part]
-        if not drawn:
-            token = r._candidate[part]
+        logits = None
+        if r._probs is not None:
+            p = r._probs[part]
         else:
-            token = sample_categorical(p, r.u[part]) if plain else r._draw(logits, part)
+            logits = r.logits.read(part)
+            p = logits.softmax(-1)
+        if r._candidate is not None:
+            token = r._candidate[part]
+        elif plain:
+            token = sample_categorical(p, r.u[part])
+        else:
+            token = r._draw(r.logits.read(part) if logits is None else logits, part)
         tokens.append(token)
         confidence.append(p.gather(1, token[:, None]).squeeze(1))
         entropies.append(entropy(p))

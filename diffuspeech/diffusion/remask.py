@@ -41,7 +41,7 @@ class RemaskingRule(Rule):
         "The sigma that stands in a masked token's chance to be committed"
         return sigma
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: None):
         a_t, a_s = self.alphas(state)
         sigma = self.sigma(state)
         commit = (a_s - (1 - self.masked_sigma(sigma)) * a_t) / (1 - a_t)
@@ -151,7 +151,7 @@ class P2(Rule):
     def needs_logits(self, state: StepState) -> Tensor:
         return state.maskable
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         held = state.x.flatten()[predictions.where]
         visible = held != state.mask_id
         token = torch.where(visible, held, predictions.candidate)
@@ -222,7 +222,7 @@ class WINO(Rule):
             logits[real], (row * N + at)[real], (b, N), state.u(Stream.TOKENS), state.config, state.suppressed
         )
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         score = predictions.score("max")
         most = (self.max_fraction * state.num_masked).long().clamp(5, 20)
         commit = topk_mask(score.masked_fill(score <= self.draft_threshold, -torch.inf), most)

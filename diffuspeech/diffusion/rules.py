@@ -28,7 +28,7 @@ class Ancestral(Rule):
     name = "ancestral"
     uses_predictions = False
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: None):
         chance = (state.alpha_s - state.alpha_t) / (1 - state.alpha_t)
         return state.masked & (state.u(Stream.RULE) < chance), None
 
@@ -45,7 +45,7 @@ class FirstHitting(Rule):
     def alpha(self, state: StepState) -> Tensor:
         return 1 - state.cache["ratio"]
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: None):
         before = state.cache.get("ratio", torch.ones_like(state.alpha_t))
         before = torch.where(state.group_step[:, None] == 0, 1.0, before)
         power = 1 / state.num_masked.clamp_min(1)[:, None]
@@ -91,6 +91,7 @@ class ConfTopK(Rule):
         elif self.score == "left_to_right":
             score = -torch.arange(state.x.shape[1], device=state.x.device).expand_as(state.x).double()
         else:
+            assert predictions is not None
             is_probability = self.log_scores and self.score != "entropy"
             score = add_gumbel_noise(state, predictions.score(self.score), is_probability)
         return topk_mask(score.masked_fill(~state.masked, -torch.inf), state.num_commit), None
@@ -131,7 +132,7 @@ class ConfTopP(Rule):
             raise ValueError("score='entropy' has no threshold between 0 and 1: see EntropyBound")
         check_choice("score", self.score, [name for name in SCORES if name != "entropy"])
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         score = predictions.score(self.score)
         return confident_or_topk(
             score > self.threshold, add_gumbel_noise(state, score, True), state.num_commit
@@ -166,7 +167,7 @@ class Factor(Rule):
         if not self.factor > 0:
             raise ValueError(f"factor={self.factor!r} must be above 0")
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         score = predictions.score("max")
         down = score.sort(1, descending=True).values
         n = torch.arange(1, score.shape[1] + 1, device=score.device)
@@ -189,7 +190,7 @@ class EntropyBound(Rule):
             raise ValueError(f"gamma={self.gamma!r} must be above 0")
         check_choice("order", self.order, SCORES)
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         score = predictions.score(self.order)
         h = predictions.scatter(position_entropy(predictions), fill=torch.inf)
         order = score.argsort(dim=1, descending=True, stable=True)
@@ -226,7 +227,7 @@ class KLASS(Rule):
         state.cache.update(p=table.view(shape), still=still)
         return still
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         still, score = self.stable(state, predictions), predictions.score("max")
         confident = (score > self.threshold) & (still >= self.history)
         return confident_or_topk(confident, score, state.num_commit), None
@@ -264,7 +265,7 @@ class PC(Rule):
     def needs_logits(self, state: StepState) -> Tensor:
         return state.masked & (state.num_commit > 0)[:, None]
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         p, token = map_probs(predictions, lambda p, part: p.max(-1))
         weighted = p * self.rarity(token, predictions.logits.logits.shape[1])
         score = predictions.scatter(weighted.clamp(max=self.cap).clamp_min(1e-30).log())
@@ -294,7 +295,7 @@ class PMI(Rule):
             state.cache["prior"] = logits.float().softmax(-1).view(*state.x.shape, p.shape[1])
         return state.cache["prior"].flatten(0, 1)[predictions.where]
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         p, token = predictions.probs.max(-1)
         prior = self.prior_probs(state, predictions).gather(1, token[:, None]).squeeze(1)
         pmi = p.log() - self.weight * prior.clamp_min(1e-30).log()
@@ -317,7 +318,7 @@ class SlowFast(Rule):
         check_unit_interval("low", self.low)
         check_unit_interval("high", self.high)
 
-    def choose(self, state: StepState, predictions: Predictions | None):
+    def choose(self, state: StepState, predictions: Predictions):
         score = predictions.score("max")
         place = torch.arange(state.x.shape[1], device=state.x.device)
         zero = torch.zeros_like(state.group_step)

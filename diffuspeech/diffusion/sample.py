@@ -67,7 +67,7 @@ class DenoiserCalls:
         tokens, lengths = x.view(len(x), -1, *self.state.shape[2:]), self.state.lengths[batch]
         kwargs = dict(t=t, where=packed, batch=batch, **kwargs)
         logits = self._call(denoiser or self.denoiser, tokens, lengths, kwargs)
-        if self.cfg_scale and denoiser is None:
+        if self.cfg_scale and self.unconditional is not None and denoiser is None:
             without = self._call(self.unconditional, tokens, lengths, kwargs)
             logits = apply_guidance(logits, without, self.cfg_scale)
         if self.vocab_sizes is not None:
@@ -222,10 +222,8 @@ def take_step(
         run.on_step(run)
 
 # %% ../../nbs/diffusion/sample.ipynb #1814c26a
-def check_steps(steps: int | None) -> int | None:
-    "A whole number of at least 1, of whatever integer type, or None"
-    if steps is None:
-        return None
+def check_steps(steps: int) -> int:
+    "A whole number of at least 1, of whatever integer type"
     try:
         number = operator.index(steps)
     except TypeError:
@@ -265,7 +263,7 @@ def continue_with(
     seed: "int | Tensor | torch.Generator | None" = None,
 ) -> "SamplingRun":
     "Go on with another rule, number of steps or seed; what has been committed is given from now on"
-    steps, state = check_steps(steps), run.state
+    steps, state = None if steps is None else check_steps(steps), run.state
     if rule is not None:
         run.rule = check_rule(rule, run.config)
         for denoiser in (run.denoiser, run.unconditional):

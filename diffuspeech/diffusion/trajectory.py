@@ -28,7 +28,7 @@ def concat_rows(
     fill: float,  # behind the end
 ) -> Tensor:  # (B, L', ...)
     "Join the rows that belong to one utterance, end to end"
-    parts = [[] for _ in range(int(rows[-1]) + 1)]
+    parts: list[list[Tensor]] = [[] for _ in range(int(rows[-1]) + 1)]
     for row, n, utterance in zip(x, lengths.tolist(), rows.tolist()):
         parts[utterance].append(row[:n])
     return pad_sequence([torch.cat(p) for p in parts], batch_first=True, padding_value=fill)
@@ -93,7 +93,7 @@ class Trajectory:
         pick = slice(i, i + 1)
         stack = None if self.canvases is None else self.canvases[:, pick]
         fields = ("start", "final", "lengths", "commit_step", "confidence", "entropy")
-        kept = {name: getattr(self, name)[pick] for name in fields}
+        kept: dict[str, Any] = {name: getattr(self, name)[pick] for name in fields}
         if self.candidates is not None:
             kept["candidates"] = Candidates(*(x[:, pick] for x in vars(self.candidates).values()))
         return replace(self, **kept, canvases=stack)
@@ -106,7 +106,7 @@ class Trajectory:
         fills = dict(
             start=self.mask_id, final=self.mask_id, commit_step=-1, confidence=torch.nan, entropy=torch.nan
         )
-        joined = {
+        joined: dict[str, Any] = {
             name: concat_rows(getattr(self, name), self.lengths, rows, fill) for name, fill in fills.items()
         }
         stack = self.canvases

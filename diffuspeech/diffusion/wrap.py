@@ -10,6 +10,7 @@ __all__ = ['LM_PRESETS', 'PRESETS', 'pair_mask', 'local_pair_mask', 'log_linear_
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ def pair_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> dict:
 
 def local_pair_mask(model: nn.Module, allowed: Tensor, positions: Tensor) -> dict:
     "(B, N, N) as the masks of the global and of the local layers"
-    near = (positions[:, None] - positions[..., None]).abs() <= model.config.sliding_window
+    config: Any = model.config
+    near = (positions[:, None] - positions[..., None]).abs() <= config.sliding_window
     full, local = allowed[:, None], (allowed & near)[:, None]
     return dict(attention_mask=dict(full_attention=full, sliding_attention=local))
 
@@ -57,7 +59,8 @@ def find_head(
     model: nn.Module,
 ) -> nn.Linear | None:
     "The linear layer that makes the logits"
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_output_embeddings: Callable | None = getattr(model, "get_output_embeddings", None)
+    head = get_output_embeddings() if get_output_embeddings else None
     if isinstance(head, nn.Linear):
         return head
     vocab_size = getattr(getattr(model, "config", model), "vocab_size", None)
@@ -153,6 +156,8 @@ class WrappedLM:
             logits = self.logits(tokens[rows, :n], lengths[rows], None if t is None else t[rows], new)
             out = logits.new_zeros(len(where), logits.shape[1]) if out is None else out
             out[mine] = logits
+        if out is None:
+            raise ValueError("where holds no position")
         return out
 
 
@@ -170,8 +175,9 @@ def known_mask_id(model: nn.Module, name: str, given: int | None) -> int:
 class WrappedOmniVoice:
     "OmniVoice as a denoiser of canvases B x L x Q; `bind` puts a prompt before each row"
 
-    def __init__(self, model: nn.Module, mask_token_id: int | None = None):
-        self.model, self.prompt = model, None
+    def __init__(self, model: Any, mask_token_id: int | None = None):
+        self.model = model
+        self.prompt: tuple[Tensor, Tensor, Tensor] | None = None
         self.capabilities = Capabilities(
             num_codebooks=model.config.num_audio_codebook,
             mask_token_id=known_mask_id(model, "audio_mask_id", mask_token_id),
@@ -212,11 +218,12 @@ class WrappedOmniVoice:
 class WrappedMaskGCT:
     "MaskGCT's semantic-to-acoustic model as a denoiser of canvases B x L x Q; `bind` gives the condition"
 
-    def __init__(self, model: nn.Module, mask_token_id: int | None = None):
-        self.model, self.condition = model, None
-        mask_id = model.codebook_size if mask_token_id is None else mask_token_id
+    def __init__(self, model: Any, mask_token_id: int | None = None):
+        self.model = model
+        self.condition: Tensor | None = None
+        self.mask_id: int = model.codebook_size if mask_token_id is None else mask_token_id
         self.capabilities = Capabilities(
-            time_input=True, num_codebooks=model.num_quantizer, mask_token_id=mask_id
+            time_input=True, num_codebooks=model.num_quantizer, mask_token_id=self.mask_id
         )
 
     def bind(
@@ -224,7 +231,7 @@ class WrappedMaskGCT:
         condition: Tensor,  # (B, L, D) an embedding for each position: `model.cond_emb(semantic_codes)`
     ) -> "WrappedMaskGCT":
         "The same model with a condition for each row"
-        bound = WrappedMaskGCT(self.model, self.capabilities.mask_token_id)
+        bound = WrappedMaskGCT(self.model, self.mask_id)
         bound.condition = condition
         return bound
 
@@ -251,16 +258,16 @@ class WrappedMaskGCT:
         hidden = self.model.diff_estimator(self.embed(tokens)[row], t[row], condition, inside)
         hidden = hidden[call, where // Q % L]
         size = self.model.codebook_size
-        logits = hidden.new_full((len(where), max(size, self.capabilities.mask_token_id + 1)), -torch.inf)
+        logits = hidden.new_full((len(where), max(size, self.mask_id + 1)), -torch.inf)
         for q in level.unique().tolist():
             logits[level == q, :size] = self.model.to_logits[q](hidden[level == q])
         return logits
 
     def embed(self, tokens: Tensor) -> Tensor:
         "(B, L, D) the sum over codebooks, one embedding standing for whatever is masked"
-        total, size = 0, self.model.codebook_size
+        total, size = torch.zeros((), device=tokens.device), self.model.codebook_size
         for q, embedding in enumerate(self.model.token_emb):
-            masked = (tokens[..., q] == self.capabilities.mask_token_id)[..., None]
+            masked = (tokens[..., q] == self.mask_id)[..., None]
             total = total + torch.where(
                 masked, self.model.mask_emb.weight[0], embedding(tokens[..., q].clamp(max=size - 1))
             )
