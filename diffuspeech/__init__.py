@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .asr.canary import load_asr as load_asr
+    from .asr.recognizer import load_asr as load_asr
     from .diffusion.catalogue import samplers as samplers
     from .diffusion.denoiser import Denoiser as Denoiser
     from .diffusion.sample import sample as sample
@@ -36,7 +36,7 @@ _MODULES = {
     "Generation": "diffusion.trajectory",
     "Reconstructor": "models.reconstructor",
     "Trajectory": "diffusion.trajectory",
-    "load_asr": "asr.canary",
+    "load_asr": "asr.recognizer",
     "load_codec": "voice.jobs",
     "load_tokenizer": "tokenizers.public",
     "player": "workbench.player",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIN_LENGTH', 'HOP_LENGTH', 'N_FFT', 'CANARY_180M_FLASH', 'LogMelFeatures', 'CanaryConfig', 'build_model', 'Canary',
-           'load_asr', 'repetition_length']
+           'repetition_length']
 
 # %% ../../nbs/asr/canary.ipynb #8cd5f1fb
 import math
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..base.checkpoint import PretrainedModel, find_checkpoint, builtin_checkpoint
+from ..base.checkpoint import PretrainedModel, find_checkpoint
 from ..base.files import atomic_write
 from ..data import text
 from ..data.audio import SAMPLE_RATE, import_torchaudio
@@ -195,6 +195,34 @@ class Canary(PretrainedModel):
         )
         self.text_tokenizer = text.load_text_tokenizer()
 
+    @property
+    def decoder(self) -> Any:
+        return self.model.decoder
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.layers
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return list(self.config.prompt_ids)
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
+
+    @staticmethod
+    def decoder_states(
+        decoder: Any,  # `decoder`, or a copy of it
+        hidden: Tensor,  # (B, T, decoder_hidden) what it attends to
+        mask: Tensor,  # (B, T) False in the padding
+        ids: Tensor,  # (B, N) the prompt and the text
+    ) -> Tensor:  # (B, N, decoder_hidden)
+        "Hidden states of the decoder"
+        return decoder(
+            input_ids=ids, encoder_hidden_states=hidden, encoder_attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
     def encode(
         self,
         waves: Tensor,  # (B, samples)
@@ -335,13 +363,6 @@ class Canary(PretrainedModel):
         except Exception as e:  # tokenizers raises a bare one
             raise ValueError(f"{folder / 'pieces.json'}: not a tokenizer ({e}); copy it again") from None
         return model
-
-# %% ../../nbs/asr/canary.ipynb #8c24718b
-def load_asr(
-    name: "str | Path" = "small",  # or a folder, or an id on the hub
-) -> Canary:
-    "Load a trained recognizer"
-    return Canary.from_pretrained(builtin_checkpoint("recogniser") if str(name) == "small" else name)
 
 # %% ../../nbs/asr/canary.ipynb #c595b82a
 def repetition_length(

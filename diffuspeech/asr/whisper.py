@@ -221,7 +221,9 @@ class Whisper(nn.Module):
         super().__init__()
         self.model: Any = model.model
         self.config: Any = model.config
-        self.tokenizer, self.silence = tokenizer, silence
+        self.tokenizer = self.text_tokenizer = tokenizer
+        self.silence = silence
+        self.enc_to_dec_proj = nn.Identity()  # both have one width
         self.suppress_tokens = [i for i in suppress_tokens if i < tokenizer.eos_token_id]
         self.register_buffer("filters", mel_filters(self.config.num_mel_bins), persistent=False)
 
@@ -254,6 +256,22 @@ class Whisper(nn.Module):
     def fingerprint(self) -> str:
         "Eight hexadecimal digits of the weights"
         return fingerprint(self.model.state_dict())
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.decoder
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.model.encoder.layers)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.tokenizer.prompt_ids
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_target_positions
 
     @property
     def device(self) -> torch.device:
@@ -309,6 +327,30 @@ class Whisper(nn.Module):
         states[-1] = encoder.layer_norm(h)
         return [states[k] for k in layers], mask
 
+    @staticmethod
+    def decoder_states(
+        decoder: Any,  # `decoder`, or a copy of it, perhaps of its first layers
+        hidden: Tensor,  # (B, T, d) what it attends to
+        mask: Tensor,  # (B, T) False in the padding
+        ids: Tensor,  # (B, N) the prompt and the text so far
+        cache: Any = None,  # of the positions before these ids
+    ) -> Tensor:  # (B, N, d)
+        "Hidden states of the decoder"
+        past = cache.get_seq_length() if cache is not None else 0
+        position = torch.arange(past, past + ids.shape[1], device=ids.device)
+        causal = torch.arange(past + ids.shape[1], device=ids.device) <= position[:, None]
+        h = decoder.embed_tokens(ids) + decoder.embed_positions.weight[position]
+        for layer in decoder.layers:
+            h = layer(
+                h,
+                attention_mask=causal[None, None],
+                encoder_hidden_states=hidden,
+                encoder_attention_mask=mask[:, None, None],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return decoder.layer_norm(h)
+
     def decoder_logits(
         self,
         hidden: Tensor,  # (B, T, d) of the encoder's last layer
@@ -320,23 +362,10 @@ class Whisper(nn.Module):
         "Logits of the decoder for the next token"
         from transformers import DynamicCache, EncoderDecoderCache
 
-        decoder, count = self.model.decoder, ids.shape[1]
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        past = cache.get_seq_length() if cache is not None else 0
-        position = torch.arange(past, past + count, device=ids.device)
-        causal = torch.arange(past + count, device=ids.device) <= position[:, None]
-        h = decoder.embed_tokens(ids) + decoder.embed_positions.weight[position]
-        for layer in decoder.layers:
-            h = layer(
-                h,
-                attention_mask=causal[None, None],
-                encoder_hidden_states=hidden,
-                encoder_attention_mask=mask[:, None, None],
-                past_key_values=cache,
-                use_cache=use_cache,
-            )
-        return decoder.layer_norm(h) @ decoder.embed_tokens.weight.T, cache
+        states = self.decoder_states(self.decoder, hidden, mask, ids, cache)
+        return states @ self.decoder.embed_tokens.weight.T, cache
 
     @torch.no_grad()
     def generate(

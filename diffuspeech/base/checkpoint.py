@@ -98,6 +98,7 @@ class PretrainedModel(torch.nn.Module):
     def from_pretrained(
         cls,
         name: "str | Path",  # a folder, or an id on the hub
+        *parts: Any,  # what the class is built from besides its config: frozen parts, which no file holds
     ) -> Self:  # in eval mode, on the CPU
         "Load a model from a folder or from the hub"
         folder = find_checkpoint(name)
@@ -114,7 +115,7 @@ class PretrainedModel(torch.nn.Module):
                 f"{folder / 'config.json'}: {cls.Config.__name__} has no {', '.join(unexpected)}; "
                 "it was written by another version"
             )
-        model = cls(cls.Config(**saved["config"]))
+        model = cls(cls.Config(**saved["config"]), *parts)
         load_weights(model, folder / "model.safetensors")
         return model.eval()
 

@@ -53,6 +53,7 @@ class Stream(Enum):
     START_STEP = "utterance", 8  # at which of the teacher's steps a student begins
     AUGMENT = "utterance", 9  # noise, level and holes of a recording
     SEGMENT = "utterance", 10  # which part of a recording is taken
+    CONTEXT_MASKING = "utterance", 11  # which tokens an autoregressive decoder does not see
     SPEAKER_DROPOUT = "utterance", 10**6  # counters below it are frames of noise
 
     def __init__(self, kind: str, counter: int):

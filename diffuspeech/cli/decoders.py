@@ -21,7 +21,15 @@ DECODER_MODELS = [
     shared("--duration-model"),
     shared("--device"),
 ]
-SAMPLING = [shared("--sampler"), shared("--steps"), shared("--temperature"), shared("--seed")]
+SAMPLING = [
+    shared("--sampler"),
+    shared("--steps"),
+    shared("--temperature"),
+    shared("--top-k"),
+    shared("--top-p"),
+    shared("--max-repeat"),
+    shared("--seed"),
+]
 
 
 def length_option(*choices: str, unset: str) -> Option:
@@ -58,8 +66,11 @@ def decode_options(
     "What `decode` of a Reconstructor takes of the options"
     from diffuspeech.diffusion.catalogue import get_rule
 
-    options = {} if args.temperature is None else dict(temperature=args.temperature)
+    names = ("temperature", "top_k", "top_p", "max_repeat")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if not model.decoder.config.causal:
+        if args.max_repeat is not None:
+            raise ValueError(f"--max-repeat: only for autoregressive decoders; {args.model} is a diffusion")
         return options | dict(rule=get_rule(args.sampler or "conf-topk"), steps=args.steps)
     names = ("steps", "sampler", "trajectory")
     if given := [f"--{name}" for name in names if getattr(args, name) is not None]:

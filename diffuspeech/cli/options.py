@@ -171,9 +171,10 @@ SHARED = {
         ),
         Option(
             "--encoder",
-            "ASR model whose encoder states the decoder was trained on: small (built in) or a folder",
+            "ASR model whose encoder states the decoder was trained on: whisper-base, a folder or an id on "
+            "the hub",
             "NAME",
-            default="small",
+            unset="the one that it was trained on",
             reads=True,
         ),
         Option(
@@ -217,6 +218,17 @@ SHARED = {
             "T",
             number(float, 0),
             unset="0 for diffusion, 0.85 for ar",
+        ),
+        Option("--top-k", "draw among so many likeliest tokens", "K", number(int, 1), unset="all"),
+        Option(
+            "--top-p", "draw among the likeliest tokens of this mass", "P", number(float, 0, 1), unset="1"
+        ),
+        Option(
+            "--max-repeat",
+            "autoregressive: break off a phrase that repeats itself over more tokens than this",
+            "N",
+            number(int, 1),
+            unset="any repetition is allowed",
         ),
         Option("--seed", "random seed", "N", number(int, 0, 2**63 - 1), default=0),
         Option(

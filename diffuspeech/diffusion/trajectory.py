@@ -139,6 +139,7 @@ class Generation:
     seconds: float  # model and sampler together
     ended: Tensor | None = None  # (B,) whether the row ended itself; None where nothing can end it
     trajectory: Trajectory | None = None  # None where none is kept
+    broken_repetitions: Tensor | None = None  # (B,) loops that a guard ended; None where there is no guard
 
     @property
     def tokens_per_call(self) -> float:

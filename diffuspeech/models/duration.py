@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..base.checkpoint import PretrainedModel
 from ..base.layers import Block, rotary_embedding
-from .decoder import Condition
+from .decoder import Condition, TextEmbedding
 
 # %% ../../nbs/models/duration.ipynb #ce90311b
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class DurationConfig:
     "The shape of the predictor"
 
     text_vocab_size: int = 256  # kinds of pieces
+    text_dim: int = 0  # width of a recognizer's frozen embeddings of the pieces; 0: a trained table
     dim: int = 32
     layers: int = 1
     heads: int = 2
@@ -45,9 +46,17 @@ class DurationPredictor(PretrainedModel):
     Config = DurationConfig
     renamed = {".pieces.": ".text_embedding.", ".finish.": ".head."}
 
-    def __init__(self, config: DurationConfig):
+    def __init__(
+        self,
+        config: DurationConfig,
+        text_table: Tensor | None = None,  # (text_vocab_size, text_dim) where the config has a text_dim
+    ):
         super().__init__(config)
-        self.text_embedding = nn.Embedding(config.text_vocab_size, config.dim)
+        self.text_embedding = (
+            TextEmbedding(config.dim, config.text_dim, text_table)
+            if config.text_dim
+            else nn.Embedding(config.text_vocab_size, config.dim)
+        )
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, config.ffn_dim, dropout=config.dropout)
             for _ in range(config.layers)

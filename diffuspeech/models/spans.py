@@ -135,4 +135,6 @@ class Spans:
             same |= dict(trajectory=run.trajectory.concat_rows(self.rows))
         if run.ended is not None:
             same |= dict(ended=self.all_spans(run.ended))
+        if run.broken_repetitions is not None:
+            same |= dict(broken_repetitions=whole(run.broken_repetitions, "sum"))
         return concat_rows(tokens, lengths, self.rows, 0), whole(lengths, "sum"), replace(run, **same)

@@ -28,10 +28,11 @@ class DecoderOptions(SpeechOptions):
     taste: TasteOptions = TasteOptions()
     eos_padding: float = 0.5  # diffusion: share of the canvases that go on after the end of the speech
     eos_padding_ratio: float = 0.8  # by up to this share of the row's length, see the top of this page
+    context_masking: float = 0.0  # autoregressive: share of the tokens before that are hidden in training
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("eos_padding", "eos_padding_ratio"):
+        for name in ("eos_padding", "eos_padding_ratio", "context_masking"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"options.{name}={getattr(self, name)}: should be from 0 to 1")
 
@@ -46,6 +47,8 @@ def read_options(
             f"options.taste.quantizer={quantizer}: should have a kind (none, fsq or rvq) and no dim, "
             "which is the recogniser's"
         )
+    if not run.model.get("causal") and run.options.get("context_masking"):
+        raise ValueError("options.context_masking: only for autoregressive decoders; this one is a diffusion")
     if run.model.get("causal") and run.options.get("eos_padding"):
         raise ValueError("options.eos_padding: only for diffusion decoders; this one is autoregressive")
     return from_dict(DecoderOptions, run.options, "options")
@@ -114,7 +117,8 @@ class DecoderTask(SpeechTask):
         condition, commitment = self.condition(batch, model, row_keys, condition_dropout)
         bound = model.decoder.bind(condition)
         if model.decoder.config.causal:
-            nats, right = next_token_loss(bound, batch)
+            hidden = self.options.context_masking if model.training else 0.0
+            nats, right = next_token_loss(bound, batch, row_keys, hidden)
             ce, more = nats / totals["targets"], dict(accuracy=right / totals["targets"])
         else:
             corrupted = self.corrupt(batch, row_keys, t)
@@ -152,12 +156,19 @@ class DecoderTask(SpeechTask):
 def next_token_loss(
     bound: ConditionedDecoder,  # causal
     batch: SpeechBatch,
+    row_keys: Tensor,  # (B,)
+    context_masking: float = 0.0,  # share of the tokens before that are hidden
 ) -> tuple[Tensor, Tensor]:  # (), (): summed over the tokens and the end of each row
     "Cross entropy of each next token, and how many are right"
     c, device = bound.decoder.config, batch.text.device
     first = torch.full_like(batch.target_tokens[:, :1], c.mask_token_id)
     past = torch.cat([first, batch.target_tokens], 1)
     positions = torch.arange(past.shape[1], device=device)
+    if context_masking:  # so that the decoder learns to rely on the condition, too
+        u = random.uniform(
+            random.fold_in(random.fold_in(row_keys, random.Stream.CONTEXT_MASKING)[:, None], positions)
+        )
+        past = past.masked_fill(u < context_masking, c.mask_token_id)
     padded = nn.functional.pad(batch.target_tokens, (0, 1))
     target = torch.where(positions < batch.lengths[:, None], padded, c.eos_token_id)
     where = (positions <= batch.lengths[:, None]).flatten().nonzero()[:, 0]

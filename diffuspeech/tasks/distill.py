@@ -130,7 +130,9 @@ class DistillTask(SpeechTask):
     def __init__(self, run: TrainConfig):
         super().__init__(run)
         # with its quantizer, which `taste_options` leaves out
-        self.model.taste = Taste.from_pretrained(f"{self.options.init_from}/taste").requires_grad_(False)
+        self.model.taste = Taste.from_pretrained(
+            f"{self.options.init_from}/taste", self.model.recogniser[0]
+        ).requires_grad_(False)
         self.versions |= dict(init_from=self.model.decoder.fingerprint())
         self.teacher = deepcopy(self.model.decoder).eval().requires_grad_(False)
 
@@ -141,7 +143,8 @@ class DistillTask(SpeechTask):
     @staticmethod
     def taste_options(options: DistillOptions) -> TasteOptions:
         teacher = read_config(Path(options.init_from, "taste"))["config"]
-        return TasteOptions(teacher["key_layer"], teacher["value_layer"])
+        names = ("key_layer", "value_layer", "layers", "rank", "dim")
+        return TasteOptions(**{name: teacher[name] for name in names if name in teacher})
 
     @classmethod
     def components(cls, run: TrainConfig) -> list[Component]:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..asr.canary import load_asr
+from ..asr.canary import Canary
+from ..asr.recognizer import load_asr, text_table
 from ..base import random
 from ..base.pretrained import expand_home
-from ..data import text
 from ..data.batches import LazyMap
 from ..diffusion.length import coverage, pinball_loss
 from ..models.decoder import Condition
 from ..models.duration import DurationConfig, DurationPredictor
+from .speech import load_tokenizer
 from ..train.config import TrainConfig, from_dict
 from ..train.plan import Component
 from ..train.task import Task, Update
@@ -41,7 +42,8 @@ class DurationOptions:
     "How the predictor is trained"
 
     rows: int = 128  # of a batch
-    recogniser: str = "small"  # whose pieces the texts are cut into: small or a folder
+    recogniser: str = "small"  # whose pieces the texts are cut into, as `asr.recognizer.load_asr` knows it
+    tokenizer: str = "small"  # whose tokens are counted, as `tasks.speech.load_tokenizer` knows it
 
 # %% ../../nbs/tasks/duration.ipynb #d83b3c66
 class DurationTask(Task):
@@ -52,14 +54,18 @@ class DurationTask(Task):
     def __init__(self, run: TrainConfig):
         self.run, folder = run, expand_home(run.data) / "prepared"
         self.options = from_dict(DurationOptions, run.options, "options")
-        name = self.options.recogniser
-        self.text_tokenizer = text.load_text_tokenizer() if name == "small" else load_asr(name).text_tokenizer
+        recogniser = load_asr(self.options.recogniser)
+        self.text_tokenizer, table = recogniser.text_tokenizer, text_table(recogniser)
         corpora = {split: PreparedCorpus(folder / split, speed_copies=False) for split in ("train", "dev")}
         self.versions = dict(pieces=self.text_tokenizer.version, recordings=corpora["train"].version)
         self.corpora = {split: self.encode_rows(corpus) for split, corpus in corpora.items()}
         torch.manual_seed(run.seed)
-        of_data = dict(text_vocab_size=len(self.text_tokenizer))
-        self.model = DurationPredictor(from_dict(DurationConfig, of_data | run.model, "model"))
+        of_data = dict(
+            text_vocab_size=len(self.text_tokenizer),
+            text_dim=0 if isinstance(recogniser, Canary) else table.shape[1],
+            frame_rate=load_tokenizer(self.options.tokenizer).frame_rate,
+        )
+        self.model = DurationPredictor(from_dict(DurationConfig, of_data | run.model, "model"), table)
 
     @classmethod
     def components(cls, run: TrainConfig) -> list[Component]:

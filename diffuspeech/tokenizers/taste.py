@@ -6,6 +6,7 @@
 __all__ = ['TasteConfig', 'Taste']
 
 # %% ../../nbs/tokenizers/taste.ipynb #95d57ce4
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,26 +14,36 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel
+from ..base.layers import add_lora, freeze
 from .quantize import QuantizerOutput, QuantizerConfig, make_quantizer
-from ..asr.canary import Canary, CanaryConfig, build_model
+from ..asr.canary import Canary, CanaryConfig
+from ..asr.recognizer import Recognizer
 
 # %% ../../nbs/tokenizers/taste.ipynb #43765204
 @dataclass(frozen=True)
 class TasteConfig:
     "The configuration of a TASTE tokenizer"
 
-    recogniser: CanaryConfig = field(default_factory=CanaryConfig)
+    # of a Canary, from which an untrained aggregator is made; None: a recognizer is given instead
+    recogniser: CanaryConfig | None = field(default_factory=CanaryConfig)
     key_layer: int = -1  # of the encoder; 0 is before the first, -1 the last
     value_layer: int = -1
-    quantizer: QuantizerConfig = field(  # its dim is the aggregator's
+    layers: int = 0  # of the recognizer's decoder, from the first; 0: all
+    rank: int = 0  # of what is trained beside the decoder's frozen weights; 0: these themselves
+    dim: int = 0  # of the vectors; 0: the decoder's width
+    quantizer: QuantizerConfig = field(  # its dim is that of the vectors
         default_factory=lambda: QuantizerConfig(kind="none", layers=1)
     )
 
     def __post_init__(self):
         if isinstance(self.recogniser, dict):
             object.__setattr__(self, "recogniser", CanaryConfig(**self.recogniser))
+        if not self.dim:
+            if self.recogniser is None:
+                raise ValueError("dim=0: without the configuration of a Canary, the width has to be given")
+            object.__setattr__(self, "dim", self.recogniser.decoder_hidden)
         options = self.quantizer if isinstance(self.quantizer, dict) else asdict(self.quantizer)
-        settings: dict[str, Any] = {**options, "dim": self.recogniser.decoder_hidden}
+        settings: dict[str, Any] = {**options, "dim": self.dim}
         object.__setattr__(self, "quantizer", QuantizerConfig(**settings))
 
 # %% ../../nbs/tokenizers/taste.ipynb #cf14e63a
@@ -42,13 +53,31 @@ class Taste(PretrainedModel):
     Config = TasteConfig
     renamed = {".bridge.": ".enc_to_dec_proj."}
 
-    def __init__(self, config: TasteConfig):
+    def __init__(
+        self,
+        config: TasteConfig,
+        recogniser: Recognizer | None = None,  # gives the decoder; None: a Canary with random weights
+    ):
         super().__init__(config)
-        c = config.recogniser
-        self.aggregator = build_model(c).decoder
-        self.enc_to_dec_proj = (
-            nn.Linear(c.hidden, c.decoder_hidden) if c.hidden != c.decoder_hidden else nn.Identity()
-        )
+        if recogniser is None and config.recogniser is None:
+            raise ValueError(
+                "this tokenizer keeps only what was trained beside a recognizer's weights; give the "
+                "recognizer, too: Taste.from_pretrained(folder, load_asr(name))"
+            )
+        source: Any = Canary(config.recogniser) if recogniser is None else recogniser
+        self.prompt_ids, self.max_positions = source.prompt_ids, source.max_positions
+        self.decoder_states = source.decoder_states
+        self.aggregator = deepcopy(source.decoder).requires_grad_(True)
+        self.enc_to_dec_proj = deepcopy(source.enc_to_dec_proj)
+        if config.layers:
+            self.aggregator.layers = self.aggregator.layers[: config.layers]
+        if config.rank:
+            add_lora(self.aggregator, config.rank)
+            freeze(self.enc_to_dec_proj)
+        elif config.recogniser is None:
+            freeze(self.aggregator.embed_tokens)  # 26 million numbers, of which training sees few
+        width = self.aggregator.embed_tokens.weight.shape[1]
+        self.out_proj = nn.Linear(width, config.dim) if config.dim != width else nn.Identity()
         self.quantizer = make_quantizer(config.quantizer)
         self.values = None  # during a call: states that replace those of the keys
         layers: Any = self.aggregator.layers
@@ -58,21 +87,20 @@ class Taste(PretrainedModel):
     @classmethod
     def from_recogniser(
         cls,
-        recogniser: Canary,  # trained
-        **config,  # key_layer, value_layer, quantizer
+        recogniser: Recognizer,  # trained
+        **config,  # of TasteConfig
     ) -> "Taste":
         "A tokenizer initialized with a recognizer's weights"
-        taste = cls(TasteConfig(recogniser.config, **config))
-        taste.aggregator.load_state_dict(recogniser.model.decoder.state_dict())
-        taste.enc_to_dec_proj.load_state_dict(recogniser.enc_to_dec_proj.state_dict())
-        return taste
+        canary = recogniser.config if isinstance(recogniser, Canary) else None
+        dim = config.pop("dim", 0) or recogniser.decoder.embed_tokens.weight.shape[1]
+        return cls(TasteConfig(canary, dim=dim, **config), recogniser)
 
     def _swap_values(self, module, given):
         return given if self.values is None else (self.values,)
 
     def encoder_states(
         self,
-        recogniser: Canary,
+        recogniser: Recognizer,
         waves: Tensor,  # (B, samples)
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # keys' and values' states (B, T, hidden), and their mask (B, T)
@@ -90,24 +118,20 @@ class Taste(PretrainedModel):
         text: Tensor,  # (B, N) subwords
     ) -> Tensor:  # (B, N, dim)
         "One vector for each subword"
-        prompt = torch.tensor(self.config.recogniser.prompt_ids, device=text.device).expand(len(text), -1)
-        limit = self.config.recogniser.max_positions - prompt.shape[1]
+        prompt = torch.tensor(self.prompt_ids, device=text.device).expand(len(text), -1)
+        limit = self.max_positions - prompt.shape[1]
         if text.shape[1] > limit:
             raise ValueError(f"a text of {text.shape[1]} subwords, more than {limit}; split the recording")
-        dtype, shared = self.aggregator.dtype, values is keys
+        dtype, shared = self.aggregator.embed_tokens.weight.dtype, values is keys
         # fp32 for the reason given at `layers.attention`; for the whole module, which is transformers'
         with torch.autocast("cpu", enabled=False):
             self.values = None if shared else self.enc_to_dec_proj(values.to(dtype))
             try:
-                out = self.aggregator(
-                    input_ids=torch.cat([prompt, text], 1),
-                    encoder_hidden_states=self.enc_to_dec_proj(keys.to(dtype)),
-                    encoder_attention_mask=mask,
-                    use_cache=False,
-                )
+                ids, keys = torch.cat([prompt, text], 1), self.enc_to_dec_proj(keys.to(dtype))
+                out = self.decoder_states(self.aggregator, keys, mask, ids)
             finally:
                 self.values = None
-        return out.last_hidden_state[:, prompt.shape[1] :]
+            return self.out_proj(out[:, prompt.shape[1] :])
 
     def forward(
         self,
@@ -124,7 +148,7 @@ class Taste(PretrainedModel):
     @torch.no_grad()
     def encode(
         self,
-        recogniser: Canary,
+        recogniser: Recognizer,
         waves: Tensor,  # (B, samples)
         text: Tensor,  # (B, N) subwords
         text_lengths: Tensor,  # (B,)
