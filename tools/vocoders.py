@@ -11,12 +11,12 @@ from diffuspeech.cli.output import print_table
 from diffuspeech.data.manifest import Manifest
 from diffuspeech.evaluate.speech import speech_table
 from diffuspeech.evaluate.systems import CodecOracle, Recording
-from diffuspeech.voice.vocoder import HifiGan, World
+from diffuspeech.voice.vocoder import Vocoder, World, load_vocoder
 
 COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos distillmos_low distillmos_high spksim rtf"
 
 
-def rows(vocoder: World | HifiGan, clips: list) -> list[dict]:
+def rows(vocoder: Vocoder, clips: list) -> list[dict]:
     "The recordings, and what the vocoder makes of their features"
     name = repr(vocoder) if isinstance(vocoder, World) else vocoder.name
     systems = [Recording(), CodecOracle(SimpleNamespace(vocoder=vocoder), name="Vocoder", source="features")]
@@ -27,7 +27,7 @@ def main():
     manifest = Manifest(home() / "corpora" / "small" / "dev.jsonl")
     clips = [u for u in manifest if u.extra["condition"] == "clean" and 1.5 < u.duration < 6][:80]
     found = []
-    for vocoder in (*(World(n).precise for n in (24, 40, 60)), *map(HifiGan, sys.argv[1:])):
+    for vocoder in (*(World(n).precise for n in (24, 40, 60)), *map(load_vocoder, sys.argv[1:])):
         found += [row for row in rows(vocoder, clips) if row["system"] == "Vocoder" or not found]
     print_table([{column: row[column] for column in COLUMNS.split()} for row in found])
 

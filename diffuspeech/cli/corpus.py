@@ -165,8 +165,8 @@ PREPARE = Command(
         "Model": [
             Option(
                 "--vocoder",
-                "vocoder whose features are stored: world, a HiFi-GAN's folder or hub id, or none "
-                "(an ASR model needs none, and they take most of the time)",
+                "vocoder whose features are stored: world, mel (for Vocos), a HiFi-GAN's folder or hub id, "
+                "or none (an ASR model needs none, and they take most of the time)",
                 "NAME",
                 default="world",
             )

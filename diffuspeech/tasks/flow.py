@@ -91,6 +91,7 @@ class FlowTask(Task):
         torch.manual_seed(run.seed)
         stats = feature_stats(self.train)
         of_data = dict(levels=self.tokenizer.config.levels, feature_dim=stats.shape[1])
+        of_data["level_features"] = 1 if self.train.vocoder == "world" else stats.shape[1]
         self.model = Flow(FlowConfig(**of_data | run.model))
         self.model.feature_stats.copy_(stats)
 
@@ -118,7 +119,7 @@ class FlowTask(Task):
         # the last frame is repeated up to the end of the last id
         filled = torch.where(sequence_mask(features, frames)[..., None], features, last)
         filled = torch.cat([filled, last.expand(-1, max(0, T - filled.shape[1]), -1)], 1)[:, :T]
-        return filled, speaker_embedding(features, frames)
+        return filled, speaker_embedding(features, frames, m.config.level_features)
 
     def losses(
         self,

@@ -45,21 +45,26 @@ class SpeechCodec:
         name: "str | Path" = "small",  # the built-in one; or a folder or hub id with speech-tokens/ and flow/
         vocoder: str | None = None,  # that of the flow's training when not given
     ) -> "SpeechCodec":
-        "Load a trained codec; speech-tokens/ and flow/ are checkpoints or training runs"
-        if name == "small":
-            tokens, flow = builtin_checkpoint("speech-tokens"), builtin_checkpoint("flow")
-        else:
-            root = find_checkpoint(name)
-            tokens, flow = (
-                (root / part / "model" if (root / part / "model").is_dir() else root / part)
-                for part in ("speech-tokens", "flow")
-            )
+        "Load a trained codec; speech-tokens/, flow/ and perhaps vocoder/ are folders of models or runs"
+        root = builtin_checkpoint("flow").parent if name == "small" else find_checkpoint(name)
+        tokens, flow, own = (
+            (root / part / "model" if (root / part / "model").is_dir() else root / part)
+            for part in ("speech-tokens", "flow", "vocoder")
+        )
         metadata = read_config(flow)["metadata"]
+        features = metadata.get("vocoder", "world")
+        if features == "mel":  # its vocoder was trained apart from it
+            vocoder = vocoder or (str(own) if own.is_dir() else "vocoder")
         codec = cls(
             Tokenizer.from_pretrained(tokens),
             Flow.from_pretrained(flow),
-            load_vocoder(vocoder or metadata.get("vocoder", "world")),
+            load_vocoder(vocoder or features),
         )
+        if features != codec.vocoder.features and {features, codec.vocoder.features} & {"world", "mel"}:
+            raise ValueError(
+                f"{flow}: this flow predicts the features of {features}, "
+                f"and the vocoder {codec.vocoder.name} reads those of {codec.vocoder.features}"
+            )
         trained_on = metadata.get("tokenizer", codec.version)
         if trained_on != codec.version:
             raise ValueError(
@@ -85,7 +90,8 @@ class SpeechCodec:
         features = [
             self.flow.normalize(self.vocoder.analyze(wave[: 20 * SAMPLE_RATE])) for wave in references
         ]
-        return torch.cat([speaker_embedding(w[None], torch.tensor([len(w)])) for w in features])
+        level = self.flow.config.level_features
+        return torch.cat([speaker_embedding(w[None], torch.tensor([len(w)]), level) for w in features])
 
     @torch.no_grad()
     def features(
@@ -138,7 +144,7 @@ class SpeechCodec:
         "Scale the variance of the spectrum to the reference's; a network's uncertainty reduces it"
         d, spectral_slice = features.shape[2], self.vocoder.spectral_slice
         x = self.flow.normalize(features)
-        mean, std = speaker_embedding(x, frames).split(d, 1)
+        mean, std = speaker_embedding(x, frames, self.flow.config.level_features).split(d, 1)
         scale = torch.ones_like(std)
         scale[:, spectral_slice] = (voices[:, d:] / std)[:, spectral_slice].clamp(0.7, 2.0)
         mean, scale = mean[:, None], scale[:, None]

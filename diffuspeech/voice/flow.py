@@ -21,11 +21,12 @@ from ..tokenizers.quantize import sequence_mask
 def speaker_embedding(
     features: Tensor,  # (B, T, dim) normalized features
     frames: Tensor,  # (B,)
+    level_features: int = 1,  # the mean of the first so many is a frame's level
 ) -> Tensor:  # (B, 2 dim)
     "Mean and standard deviation over the louder half of the frames"
-    mask = sequence_mask(features, frames)
-    level = features[..., 0].masked_fill(~mask, torch.nan)
-    loud = (mask & (features[..., 0] >= level.nanmedian(1).values[:, None]))[..., None]
+    mask, level = sequence_mask(features, frames), features[..., :level_features].mean(-1)
+    median = level.masked_fill(~mask, torch.nan).nanmedian(1).values
+    loud = (mask & (level >= median[:, None]))[..., None]
     n = loud.sum(1).clamp_min(1)
     mean = (features * loud).sum(1) / n
     std = ((features - mean[:, None]).pow(2) * loud).sum(1).div(n).clamp_min(1e-6).sqrt()
@@ -43,6 +44,7 @@ class FlowConfig:
     heads: int = 4
     ffn_dim: int = 600
     feature_dim: int = 43  # of the vocoder
+    level_features: int = 1  # whose mean is a frame's level: WORLD's first, all bands of a mel
     frames_per_id: int = 4  # of the vocoder
     patch_size: int = 2  # frames per position of the network
 

@@ -112,7 +112,7 @@ def prepare_corpus(
     manifest: "str | Path",
     folder: "str | Path | None" = None,  # beside the manifest when not given
     speed_copies: float = 0.5,  # share of the recordings with a speed-perturbed copy
-    vocoder: str = "world",  # of the features; or a HiFi-GAN; or none, which is much faster
+    vocoder: str = "world",  # of the features; or mel, which is much faster; or a HiFi-GAN; or none
     rows: int = 100,  # recordings in a shard
     workers: int | None = None,
     progress: Callable = tqdm,
@@ -149,7 +149,7 @@ def prepare_corpus(
         {
             "manifest": manifest.name,
             "speed_copies": speed_copies,
-            "vocoder": vocoder,
+            "vocoder": vocoder if vocoder == "none" else load_vocoder(vocoder).features,
             "skipped": skipped,
             "shards": {k: index[k] for k in sorted(index)},
         },
@@ -235,10 +235,18 @@ class PreparedCorpus:
 
     def tensor(self, row: dict, what: str) -> Tensor:
         "The wave or the features of a row"
+        return self._stored(row, what).float()
+
+    def _stored(self, row: dict, what: str) -> Tensor:
         file = self._files.get(row["shard"]) or self._files.setdefault(
             row["shard"], safe_open(row["shard"], "pt")
         )
-        return file.get_tensor(f"{row['id']}/{what}").float()
+        return file.get_tensor(f"{row['id']}/{what}")
+
+    def all_waves(self) -> tuple[Tensor, Tensor]:  # (samples,) int16; (rows,) the length of each
+        "All waves end to end, to be kept in memory: an hour is 115 MB"
+        waves = [self._stored(row, "wave") for row in self.rows]
+        return torch.cat(waves), torch.tensor([len(wave) for wave in waves])
 
     def batch(self, rows: Sequence[int]) -> PreparedBatch:
         "A batch of some rows"

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import prepare_clips
+from small import prepare_clips, random_hifigan
 
 from diffuspeech.data import audio
 from diffuspeech.data.manifest import Manifest, write_manifest
 from diffuspeech.tasks.flow import FlowTask
 from diffuspeech.tasks.tokenizer import TokenizerTask
-from diffuspeech.tasks.vocoder import HifiGanConfig, HifiGanTask, hifigan
 from diffuspeech.train.config import TrainConfig
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train
 from diffuspeech.train.task import single_batch
 from diffuspeech.voice.codec import SpeechCodec
+from diffuspeech.voice.flow import speaker_embedding
 from diffuspeech.voice.prepared import PreparedCorpus, prepare_corpus
+from diffuspeech.voice.vocoder import Vocos, VocosConfig
 
 TOKENIZER = dict(hidden=32, encoder_layers=1, ctc_layers=1, heads=2, ffn_dim=32, channels=8)
 FLOW = dict(dim=32, layers=1, heads=2, ffn_dim=32)
@@ -81,7 +82,7 @@ def test_trained_models_synthesize(corpus, tokens):
 
 
 def test_a_flow_for_another_vocoder(corpus, tokens, tmp_path):
-    hifigan(HifiGanConfig(channels=32)).save_pretrained(tmp_path / "gan")
+    random_hifigan(32).save_pretrained(tmp_path / "gan")
     for split, n in (("train", 4), ("dev", 2)):
         rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / f"{split}.jsonl")]
         write_manifest(tmp_path / f"{split}.jsonl", rows)
@@ -99,6 +100,39 @@ def test_a_flow_for_another_vocoder(corpus, tokens, tmp_path):
     )
     with pytest.raises(ValueError, match="80 features, but the vocoder world needs 43"):
         SpeechCodec.from_pretrained(tmp_path / "codec", vocoder="world")
+
+
+def test_a_flow_on_mels_and_its_vocoder(corpus, tokens, tmp_path):
+    "The codec takes the Vocos beside the flow, and no network that reads other features"
+    for split in ("train", "dev"):
+        rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / f"{split}.jsonl")]
+        write_manifest(tmp_path / f"{split}.jsonl", rows)
+        prepare_corpus(tmp_path / f"{split}.jsonl", speed_copies=0, vocoder="mel", workers=1)
+    train(
+        replace(flow_run(corpus), data=str(tmp_path)), tmp_path / "c/flow", device="cpu", progress_bar=False
+    )
+    (tmp_path / "c/speech-tokens").symlink_to(corpus / "codec" / "speech-tokens")
+    Vocos(VocosConfig(dim=16, layers=1, ffn_dim=16)).save_pretrained(tmp_path / "c/vocoder")
+    codec, wave = SpeechCodec.from_pretrained(tmp_path / "c"), audio.load_clip()
+    assert codec.vocoder.name == "vocos" and codec.vocoder.config.dim == 16
+    assert codec.flow.config.feature_dim == codec.flow.config.level_features == 80
+    ids, lengths = codec.encode(wave[None])
+    made = codec.decode(ids, lengths, reference=[wave])
+    assert made.shape == (1, int(lengths) * 640) and made.isfinite().all()
+    random_hifigan(32).save_pretrained(tmp_path / "gan")
+    with pytest.raises(ValueError, match="predicts the features of mel, and the vocoder hifigan-gan reads"):
+        SpeechCodec.from_pretrained(tmp_path / "c", vocoder=str(tmp_path / "gan"))
+    with pytest.raises(ValueError, match="80 features, but the vocoder world needs 43"):
+        SpeechCodec.from_pretrained(tmp_path / "c", vocoder="world")
+
+
+def test_the_louder_frames_are_by_the_mean_of_all_bands():
+    "A first band that is loud where speech is not does not choose the frames"
+    features = torch.zeros(1, 11, 80)
+    features[0, :6, 1:], features[0, 5:, 0] = 1.0, 5.0
+    frames = torch.tensor([11])
+    assert speaker_embedding(features, frames, 80)[0, 1:80].eq(1).all()
+    assert speaker_embedding(features, frames)[0, 1:80].lt(0.5).all()
 
 
 @pytest.mark.parametrize("task", ["tokens", "flow"])
@@ -156,15 +190,10 @@ def test_bad_lines_are_skipped(corpus, tmp_path):
     )
 
 
-def test_vocoder_training_refuses_test_clips(corpus, tmp_path):
+def test_a_prepared_corpus_refuses_test_clips(corpus, tmp_path):
     rows = [
         replace(u, audio=Path(u.audio).resolve(), split="test-clean")
         for u in Manifest(corpus / "train.jsonl")
     ]
-    write_manifest(tmp_path / "train.jsonl", rows)
     with pytest.raises(ValueError, match=f"holds {rows[0].id}, a test clip"):
-        HifiGanTask(
-            TrainConfig("diffuspeech.tasks.vocoder:HifiGanTask", str(tmp_path / "train.jsonl"), **HOW)
-        )
-    with pytest.raises(ValueError, match="a test clip"):
         PreparedCorpus(clips(tmp_path, rows[:1]))
