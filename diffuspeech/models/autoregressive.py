@@ -31,7 +31,7 @@ def sample_token(
         predictions.sampling_probs(logits.float(), temperature, top_k, top_p), u
     )
 
-
+# %% ../../nbs/models/autoregressive.ipynb #2d94e7b1
 MAX_PERIOD = 64  # tokens of the longest phrase that the guard knows as repeated
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib.resources import files
 
+import tokenizers as hf
 import torch
 
 from diffuspeech.asr.canary import Canary, CanaryConfig
@@ -26,11 +27,12 @@ def prepare_clips(folder, vocoder="world", **splits):
 
 
 def save_random_models(folder):
-    "folder/tokenizer and folder/recogniser, as small as they come"
+    "folder/tokenizer, folder/recogniser (a Whisper) and folder/canary, as small as they come"
     torch.manual_seed(0)
     Tokenizer(
         TokenizerConfig(hidden=32, encoder_layers=1, ctc_layers=1, heads=2, ffn_dim=32, channels=8)
     ).save_pretrained(folder / "tokenizer")
+    save_random_whisper(folder / "recogniser")
     Canary(
         CanaryConfig(
             hidden=32,
@@ -45,7 +47,43 @@ def save_random_models(folder):
             decoder_ffn_dim=32,
             dropout=0.0,
         )
-    ).save_pretrained(folder / "recogniser")
+    ).save_pretrained(folder / "canary")
+
+
+def save_random_whisper(folder):
+    "A Whisper of two layers with random weights, as a folder of the hub; its subwords are of letters and pairs"
+    import_torchaudio()
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    names = ("endoftext", "startoftranscript", "notimestamps")
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([" please leave your message after the tone"] * 2, trainer)
+    tokenizer.add_special_tokens([f"<|{name}|>" for name in names])
+    size = tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
+    ids = dict(pad_token_id=size - 3, bos_token_id=size - 3, eos_token_id=size - 3)
+    config = WhisperConfig(
+        vocab_size=size,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        decoder_start_token_id=size - 2,
+        **heads,
+        **ids,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = None
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def random_hifigan(channels=16):

@@ -14,11 +14,12 @@ import pytest
 import torch
 from small import prepare_clips, save_random_models
 
+from diffuspeech.asr.recognizer import load_asr, text_table
 from diffuspeech.base import random
 from diffuspeech.cli import main
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.models.duration import DurationPredictor
-from diffuspeech.tasks.decoder import DecoderTask
+from diffuspeech.tasks.decoder import DecoderTask, next_token_loss
 from diffuspeech.tasks.duration import DurationTask
 from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import TrainConfig
@@ -37,6 +38,8 @@ def folder(tmp_path_factory):
 
 def train_config(folder, model=None, **options):
     options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | options
+    if not options["recogniser"].endswith("canary"):
+        options["taste"] = dict(rank=4, dim=16) | options.get("taste", {})
     return TrainConfig(
         "diffuspeech.tasks.decoder:DecoderTask",
         str(folder),
@@ -223,7 +226,9 @@ def test_an_encoder_learns_up_to_the_layer_that_is_attended_to(folder):
         (dict(key_layer=1, value_layer=1), [True, False]),
         (dict(key_layer=1), [True, True]),
     ):
-        task = DecoderTask(train_config(folder, encoder="trained", taste=layers))
+        task = DecoderTask(
+            train_config(folder, encoder="trained", recogniser=f"{folder}/canary", taste=layers)
+        )
         batch = task.batch(task.corpora["train"], [0, 1])
         task.loss(batch, single_batch(task, batch))["loss"].backward()
         for layer, learns in zip(task.model.encoder.layers, taught, strict=True):
@@ -232,15 +237,74 @@ def test_an_encoder_learns_up_to_the_layer_that_is_attended_to(folder):
             )
 
 
+def test_an_encoder_of_whisper_is_not_trained(folder):
+    with pytest.raises(ValueError, match="encoder=trained: only with a Canary"):
+        DecoderTask(train_config(folder, encoder="trained"))
+
+
+def test_a_batch_has_the_states_of_its_rows(folder):
+    "However they are packed, cached or computed in every step"
+    cached, frozen = (DecoderTask(train_config(folder, encoder=how)) for how in ("cached", "frozen"))
+    corpus = cached.corpora["train"]
+    shortest = int(corpus.seconds.argmin())
+    rows = [int(corpus.seconds.argmax()), shortest]
+    batch = cached.batch(corpus, rows)
+    conditions = [t.model.eval().condition(t.batch(t.corpora["train"], rows))[0] for t in (cached, frozen)]
+    a, b = (c.vectors for c in conditions)
+    assert (a - b).norm() < 0.02 * b.norm(), "they are kept in bfloat16"
+    alone = cached.batch(corpus, [shortest])
+    n = int(alone.source_lengths)
+    assert torch.equal(batch.source[1, :, :n], alone.source[0]) and not batch.source[1, :, n:].any()
+    assert int(batch.source_lengths[1]) == n < batch.source.shape[2]
+
+
+def test_a_share_of_the_context_is_masked_in_training_alone(folder):
+    options = dict(context_masking=0.3)
+    task = DecoderTask(train_config(folder, dict(causal=True), **options))
+    batch, seen = task.batch(task.corpora["train"], range(8)), []
+    mask_token_id = task.model.decoder.config.mask_token_id
+
+    class Bound:
+        decoder = task.model.decoder
+
+        def __call__(self, past, lengths, where):
+            seen.append(past == mask_token_id)
+            return torch.zeros(len(where), task.model.decoder.config.speech_vocab_size + 2)
+
+    for k in range(20):
+        next_token_loss(Bound(), batch, random.row_keys(k, 8), 0.3)
+    masked = torch.stack(seen)
+    assert masked[:, :, 0].all(), "the first input is the mask"
+    share = masked[:, :, 1:].float()
+    assert abs(share.mean() - 0.3) < 4 * (0.21 / share.numel()) ** 0.5
+    assert torch.equal(masked[0], (next_token_loss(Bound(), batch, random.row_keys(0, 8), 0.3), seen[-1])[1])
+    row_keys, t = task.draw(batch, Update(1, 0, 0, 8))
+    totals = task.denominators(batch, row_keys, t)
+    with torch.no_grad():
+        clean = task.losses(batch, task.model.eval(), row_keys, t, 0.0, totals)["ce"]
+        hidden = task.losses(batch, task.model.train(), row_keys, t, 0.0, totals)["ce"]
+    assert clean != hidden
+    with pytest.raises(ValueError, match="context_masking: only for autoregressive decoders"):
+        DecoderTask(train_config(folder, **options))
+
+
+def test_positions_of_text_follow_the_corpus(folder, tmp_path):
+    task = DecoderTask(train_config(folder))
+    assert task.model.decoder.config.position_scale == round(task.tokens_per_piece, 1)
+    given = DecoderTask(train_config(folder, dict(position_scale=5.0)))
+    assert given.model.decoder.config.position_scale == 5.0
+
+
 def test_another_start_is_refused(folder, tmp_path):
     train(train_config(folder), tmp_path / "first", device="cpu", progress_bar=False)
     start = tmp_path / "first" / "model"
     second = train_config(folder, init_from=str(start), taste=dict(quantizer=dict(kind="fsq", layers=2)))
     train(second, tmp_path / "second", device="cpu", progress_bar=False)
+    asr = load_asr(folder / "recogniser")
     again = DecoderTask(
         replace(second, options=second.options | dict(init_from=str(tmp_path / "second" / "model")))
     ).model.taste.state_dict()
-    kept = Taste.from_pretrained(tmp_path / "second" / "model" / "taste").state_dict()
+    kept = Taste.from_pretrained(tmp_path / "second" / "model" / "taste", asr).state_dict()
     assert [name for name in kept if name.startswith("quantizer")] and all(
         torch.equal(again[name], kept[name]) for name in kept
     ), "the same quantizer goes on, another begins anew"
@@ -290,6 +354,8 @@ def test_another_start_is_refused(folder, tmp_path):
         ValueError, match="its keys and values come from layers -1 and -1, and this run's from 0 and -1"
     ):
         DecoderTask(train_config(folder, init_from=str(start), taste=dict(key_layer=0)))
+    with pytest.raises(ValueError, match="layers=0, rank=4, dim=16, and this run's 0, 2, 16"):
+        DecoderTask(train_config(folder, init_from=str(start), taste=dict(rank=2)))
     file = start / "decoder" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(
@@ -327,7 +393,7 @@ def test_durations_are_learned_from_texts(folder, tmp_path):
         "diffuspeech.tasks.duration:DurationTask",
         str(folder),
         dict(dim=16, ffn_dim=32),
-        dict(rows=3),
+        dict(rows=3, recogniser=f"{folder}/recogniser", tokenizer=f"{folder}/tokenizer"),
         steps=60,
         lr=1e-2,
         warmup_steps=5,
@@ -352,7 +418,9 @@ def test_durations_are_learned_from_texts(folder, tmp_path):
         sum(loss[-9:]) < 0.5 * sum(loss[:9])
         and {f"coverage_{q:g}" for q in task.model.config.quantiles} < metrics.keys()
     )
-    at = DurationPredictor.from_pretrained(tmp_path / "model")(batch.condition)
+    at = DurationPredictor.from_pretrained(tmp_path / "model", text_table(load_asr(folder / "recogniser")))(
+        batch.condition
+    )
     assert (
         task.versions["recordings"]
         == json.loads((tmp_path / "step-00000060/state.json").read_text())["versions"]["recordings"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import prepare_clips, save_random_models
 
+from diffuspeech.asr.recognizer import load_asr
 from diffuspeech.base.checkpoint import builtin_checkpoint
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.tasks.distill import DistillTask
@@ -31,7 +32,7 @@ def train_config(folder, task, num_steps, **options):
     options = dict(tokenizer=f"{folder}/tokenizer", recogniser=f"{folder}/recogniser") | (
         options
         if "init_from" in options
-        else options | dict(taste=dict(quantizer=dict(kind="fsq", layers=2)))
+        else options | dict(taste=dict(rank=4, dim=16, quantizer=dict(kind="fsq", layers=2)))
     )
     return TrainConfig(
         f"diffuspeech.tasks.{task}",
@@ -63,7 +64,8 @@ def test_a_student_learns_from_its_teacher(first):
     )
     assert any((made[name] - was[name]).abs().max() > 1e-3 for name in was)
     taste, kept = (
-        Taste.from_pretrained(place / "taste").state_dict() for place in (first / "few" / "model", start)
+        Taste.from_pretrained(place / "taste", load_asr(first / "recogniser")).state_dict()
+        for place in (first / "few" / "model", start)
     )
     assert all(torch.equal(taste[name], kept[name]) for name in kept), (
         "the vectors stay what they were, quantizer included"
