@@ -125,7 +125,8 @@ def test_extends_merges_deep_and_refuses_cycles(tmp_path):
     assert run.model == {"a": 1, "b": {"c": 2, "d": [3], "e": 4}}
     mine = load_preset(write("mine", extends="ddm", options={"taste": {"quantizer": {"layers": 2}}}))
     quantizer = {"kind": "fsq", "layers": 2, "structure": "grouped"}
-    assert mine.options["taste"] == {"quantizer": quantizer} and mine.lr == load_preset("ddm").lr
+    taste = {"rank": 8, "dim": 256, "value_layer": 2, "quantizer": quantizer}
+    assert mine.options["taste"] == taste and mine.lr == load_preset("ddm").lr
     write("x", extends="y.json")
     write("y", extends="z.json")
     for values, words in (
