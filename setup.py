@@ -17,5 +17,7 @@ setup(
     packages=find_namespace_packages(include=["diffuspeech", "diffuspeech.*"]), include_package_data=True,
     python_requires=f">={cfg['min_python']},<3.13",
     install_requires=cfg["requirements"].split(), extras_require=extras,
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["diffuspeech=diffuspeech._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(), "nbdev": ["diffuspeech=diffuspeech._modidx:d"]
+    },
 )

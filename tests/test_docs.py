@@ -1,4 +1,4 @@
-"The site: it builds, every link in it leads somewhere, it needs no network, and a browser shows what it should"
+"The site: it builds, every link leads somewhere, it needs no network, and a browser shows what it should"
 
 import re
 import subprocess
@@ -161,24 +161,29 @@ def tab(chromium):
     context.close()
 
 
-# What each kind of content must have become: a mark in the page's HTML, a script that waits for it and counts what is right, and what is wrong
+# What each kind of content must have become: a mark in the page's HTML, and a script that waits for it,
+# counts what is right and lists what is wrong
 KINDS = {
     "formulas": (
         'class="math',
         "MathJax.startup.promise.then(() => [document.querySelectorAll('mjx-container svg').length,"
         " [...document.querySelectorAll('g[data-mjx-error]')].map(e => e.dataset.mjxError).concat("
-        " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('svg')).map(e => e.textContent))])",
+        " [...document.querySelectorAll('.math')].filter(e => !e.querySelector('svg'))"
+        ".map(e => e.textContent))])",
     ),
     "plotly figures": (
         "Plotly.newPlot",
-        "(d => [d.filter(e => e.querySelector('.main-svg')).length, d.filter(e => !e.querySelector('.main-svg')).map(e => e.id)])"
+        "(d => [d.filter(e => e.querySelector('.main-svg')).length,"
+        " d.filter(e => !e.querySelector('.main-svg')).map(e => e.id)])"
         "([...document.querySelectorAll('[id^=plotly-]')])",
     ),
     "sounds": (
         "<audio",
         "Promise.all([...document.querySelectorAll('audio')].map(a => new Promise(ok => {"
-        " const done = () => ok(a.duration > 0); a.onloadedmetadata = done; a.onerror = () => ok(false); a.preload = 'metadata';"
-        " a.readyState ? done() : a.load() }))).then(d => [d.filter(Boolean).length, d.flatMap((ok, i) => ok ? [] : [`player ${i}`])])",
+        " const done = () => ok(a.duration > 0);"
+        " a.onloadedmetadata = done; a.onerror = () => ok(false); a.preload = 'metadata';"
+        " a.readyState ? done() : a.load() })))"
+        ".then(d => [d.filter(Boolean).length, d.flatMap((ok, i) => ok ? [] : [`player ${i}`])])",
     ),
 }
 

@@ -60,7 +60,8 @@ def main():
         )
     if unclean:
         sys.exit(
-            f"not clean: {', '.join(unclean)} in nbs/ hold execution counts or other debris. Run `make format` and commit."
+            f"not clean: {', '.join(unclean)} in nbs/ hold execution counts or other debris. "
+            "Run `make format` and commit."
         )
     if subprocess.run([BIN / "ruff", "check", "-q", "--output-format=concise", "."], cwd=REPO).returncode:
         sys.exit("ruff found the above. `make format` mends what it can.")

@@ -1,5 +1,7 @@
-"""The site, in _docs/, without Quarto and without a network: nbdev's processors turn each notebook into a page's source, smalldocs
-lays the pages out, and what they would fetch (maths, plotly, fonts) is put beside them. No cell is run: stored outputs are shown."""
+"""The site, in _docs/, without Quarto and without a network
+
+nbdev's processors turn each notebook into a page's source, smalldocs lays the pages out, and what they would
+fetch (maths, plotly, fonts) is put beside them. No cell is run: stored outputs are shown."""
 
 import ast
 import importlib
@@ -40,7 +42,7 @@ def module(nb) -> str:
 
 @cache
 def documented_names() -> dict[str, set[str]]:
-    "Where a name is documented, under each of its names: `diffuspeech.base.style.use`, `base.look.use`, `look.use` and `use`"
+    "Where a name is documented, under `diffuspeech.base.style.use`, `base.style.use`, `style.use` and `use`"
     found = defaultdict(set)
     for mod, names in importlib.import_module("diffuspeech._modidx").d["syms"].items():
         parts = mod.split(".")
@@ -58,7 +60,7 @@ def documented_names() -> dict[str, set[str]]:
 
 
 class Links(NbdevLookup):
-    "nbdev's links from names in backticks: the page's own names first, and none for a name that two modules have"
+    "nbdev's links from names in backticks: the page's own first, and none for a name that two modules have"
 
     def __init__(self, own: str):
         self.own = own
@@ -108,7 +110,7 @@ class document(Processor):
 
 
 class link(Processor):
-    "Links in prose and in documentation, but not in fenced signatures; a file from outside nbs/ that is linked to comes along"
+    "Links in prose and documentation, not in fenced signatures; a linked file from outside nbs/ is copied"
 
     def begin(self):
         self.links, self.folder = Links(module(self.nb)), Path(self.nb.path_).parent
@@ -132,8 +134,8 @@ class link(Processor):
 
 
 class fold_source(Processor):
-    """The story first: source stands closed where it was, and what documents its functions moves to the end of the page. A cell that
-    only names values is open, for nothing else shows them"""
+    """The story first: source stands closed where it was, and what documents its functions moves to the end
+    of the page. A cell that only names values is open, for nothing else shows them"""
 
     def begin(self):
         documentation = [cell for cell in self.nb.cells if getattr(cell, "has_sd", False)]
@@ -207,8 +209,8 @@ def page_sources():
 # ---- pages to a site that needs nothing from outside
 
 # Without noerrors and noundefined a typo in TeX is an error that the tests see, and not a red word
-MATHS = """<script>window.MathJax = {startup: {elements: [".math"]}, options: {enableMenu: false}, svg: {fontCache: "global"},
-  tex: {packages: {"[-]": ["noerrors", "noundefined"]}}}</script>
+MATHS = """<script>window.MathJax = {startup: {elements: [".math"]}, options: {enableMenu: false},
+  svg: {fontCache: "global"}, tex: {packages: {"[-]": ["noerrors", "noundefined"]}}}</script>
 <script defer src="{libs}/tex-svg-full.js"></script>"""
 # A page opened from a folder may not read search.json, but it may run a script
 SEARCH = """<script>if (location.protocol === "file:") window.fetch = url => new Promise((ok, fail) => {

@@ -1,4 +1,4 @@
-"JupyterLab as `make lab` starts it: on localhost, with a token, cleaning and exporting a library notebook as soon as it is saved"
+"JupyterLab as `make lab` starts it: on localhost, with a token; a library notebook is exported when saved"
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
-# nbdev writes a cell that is not Python without a word, and the module that every open kernel imports is broken: so parse first
+# nbdev writes a cell that is not Python without an error, and then the module that every open kernel imports
+# is broken: so parse first
 EXPORT = """
 import ast, re, sys
 from execnb.nbio import read_nb
@@ -29,7 +30,7 @@ def is_library_notebook(model: dict, path: Path) -> bool:
 
 
 def clean_on_save(model, path, contents_manager, **kwargs):
-    "Keep execution counts and the like out of the diff. An error here is logged by the server, and the notebook saved as it is"
+    "Keep execution counts out of the diff. An error here is logged, and the notebook saved as it is"
     if is_library_notebook(model, REPO / path):
         from nbdev.clean import clean_nb
 
@@ -37,10 +38,10 @@ def clean_on_save(model, path, contents_manager, **kwargs):
 
 
 def export_on_save(model, os_path, contents_manager, **kwargs):
-    "Export a notebook that was just saved, so that `%autoreload` shows the change in open explore notebooks. Never undoes the save"
+    "Export a notebook that was just saved: `%autoreload` shows the change in others. Never undoes the save"
     if not is_library_notebook(model, Path(os_path)):
         return
-    try:  # a process of its own: an export that fails, hangs or imports something odd does not harm the server
+    try:  # a process of its own: an export that fails or hangs does not harm the server
         subprocess.run(
             [sys.executable, "-c", EXPORT, os_path],
             cwd=REPO,

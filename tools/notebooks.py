@@ -1,4 +1,4 @@
-"Run notebooks top to bottom, store their outputs, clean them: tools/notebooks.py [PATH ...] (all of nbs/ when none is named)"
+"Run notebooks, store their outputs, clean them: tools/notebooks.py [PATH ...]; all of nbs/ without a path"
 
 import json
 import os

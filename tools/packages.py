@@ -95,7 +95,7 @@ def needs(cell: str) -> set[str]:
 
 
 def mentions_a_package(path: Path) -> bool:
-    "Does a notebook's code, or a test file, name a package? These are what a machine without packages must try"
+    "Does a notebook's code, or a test file, name a package? A machine without packages must try these"
     text = "\n".join(cell_sources(path)) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     return NAMES.search(text) is not None
 

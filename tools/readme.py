@@ -1,4 +1,4 @@
-"README.md from nbs/index.ipynb, with paths as seen from the repository's root; --check only says whether it is up to date"
+"README.md from nbs/index.ipynb, with paths from the repository's root; --check only compares them"
 
 import base64
 import json

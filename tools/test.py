@@ -1,8 +1,9 @@
 """All tests, as `make test` runs them: python tools/test.py [--quick]
 
-Checks of the sources first, then every notebook, then every test. What needs a package that is not here is skipped (tools/packages.py
-says what that may be). The last line says what passed, what was skipped and why, how long it took and where the log is.
---quick opens only the notebooks and the test files that name such a package: enough to see that a machine without them passes.
+Checks of the sources first, then every notebook, then every test. What needs a package that is not installed
+is skipped (tools/packages.py lists what that may be). The last line says what passed, what was skipped and
+why, how long it took and where the log is. --quick opens only the notebooks and the test files that name
+such a package: enough to see that a machine without them passes.
 """
 
 import argparse
@@ -90,10 +91,10 @@ def counted(number: int, noun: str) -> str:
 
 def summary(notebooks: int, cells: Counter, tests: int, skips: Counter, seconds: float) -> str:
     "The closing line"
-    reasons = [
-        f"{why}: {' and '.join(counted(n, noun) for n, noun in ((cells[why], 'cell'), (skips[why], 'test')) if n)}"
-        for why in sorted(cells | skips)
-    ]
+    reasons = []
+    for why in sorted(cells | skips):
+        numbers = [counted(n, noun) for n, noun in ((cells[why], "cell"), (skips[why], "test")) if n]
+        reasons.append(f"{why}: {' and '.join(numbers)}")
     skipped = f"skipped {counted(cells.total(), 'cell')} and {counted(skips.total(), 'test')}"
     passed = f"passed {counted(notebooks, 'notebook')} and {counted(tests, 'test')}"
     why = f" ({'; '.join(reasons)})" if reasons else ""

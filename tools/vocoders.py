@@ -1,4 +1,4 @@
-"""The table in nbs/voice/vocoder: vocoders side by side on clean clips of dev, each from its features of the recording.
+"""The table in nbs/voice/vocoder: vocoders on clean clips of dev, each from its features of the recording.
 
 python tools/vocoders.py [folder of a trained vocoder ...]
 """
@@ -13,7 +13,8 @@ from diffuspeech.evaluate.speech import speech_table
 from diffuspeech.evaluate.systems import CodecOracle, Recording
 from diffuspeech.voice.vocoder import Vocoder, World, load_vocoder
 
-COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos distillmos_low distillmos_high spksim rtf"
+COLUMNS = "vocoder system voices clips words wer wer_low wer_high distillmos"
+COLUMNS += " distillmos_low distillmos_high spksim rtf"
 
 
 def rows(vocoder: Vocoder, clips: list) -> list[dict]:

@@ -182,7 +182,7 @@ class Canary(PretrainedModel):
         super().__init__(config)
         self.features = LogMelFeatures(config.n_mels)
         self.model = build_model(config)
-        self.enc_to_dec_proj = (
+        self.enc_to_dec_proj: nn.Module = (
             nn.Linear(config.hidden, config.decoder_hidden)
             if config.hidden != config.decoder_hidden
             else nn.Identity()

@@ -45,11 +45,11 @@ class WorkerPool(ProcessPoolExecutor):
     def __init__(self, workers: int):
         super().__init__(workers, get_context("spawn"), init_worker)
 
-    def submit(self, fn: Callable, /, *args: Any) -> Future:
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
         "Ctrl-C reaches the whole group of a terminal, and a worker that starts must not answer it"
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return super().submit(fn, *args)  # may start a worker, which inherits what is blocked
+            return super().submit(fn, *args, **kwargs)  # may start a worker, which inherits what is blocked
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

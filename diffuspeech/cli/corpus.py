@@ -83,7 +83,7 @@ def pack(args: argparse.Namespace) -> int:
         Path(args.license),
         "tokens" if encode else "opus",
         encode=encode,
-        workers=1 if encode else args.workers or os.cpu_count(),
+        workers=1 if encode else args.workers or os.cpu_count() or 1,
     )
     done = f"in {len(index['shards'])} shards"
     return print_summary(index["utterances"], index["first_skipped"], done, folder, index["skipped"])

@@ -7,12 +7,13 @@ __all__ = ['COMMANDS', 'flow_options', 'decode']
 
 # %% ../../nbs/cli/decode.ipynb #e2c5bd91
 import argparse
+from typing import Any
 
 from .options import Command, Option, number, shared
 from .output import print_summary
 
 # %% ../../nbs/cli/decode.ipynb #d04287a3
-def flow_options(args: argparse.Namespace) -> dict[str, int]:
+def flow_options(args: argparse.Namespace) -> dict[str, Any]:
     "What a codec's `decode` takes of the options"
     if ":" not in args.codec:
         return dict(seed=args.seed) | ({} if args.flow_steps is None else dict(steps=args.flow_steps))

@@ -84,10 +84,13 @@ def output_table(
     rows: list[dict],
 ) -> int:
     "Write all columns, print the main ones"
-    output_rows(rows, args.json, [{name: row[name] for name in COLUMNS if name in row} for row in rows])
+    shown = []
+    for row in rows:
+        shown.append({name: row[name] for name in COLUMNS if name in row})
+    output_rows(rows, args.json, shown)
     return 0
 
-
+# %% ../../nbs/cli/evaluate.ipynb #d2bac88b
 def evaluate_reconstruct(args: argparse.Namespace) -> int:
     "What the decoders make of text and codes"
     from diffuspeech.evaluate.metrics import default_judges

@@ -354,7 +354,7 @@ def kind_of(writes: str, path: Path) -> str:
         return writes
     return "file" if path.suffix and not path.is_dir() else "files"
 
-
+# %% ../../nbs/cli/options.ipynb #f6cc37f0
 def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 

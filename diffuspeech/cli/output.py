@@ -24,7 +24,9 @@ def print_table(
 ) -> None:
     "Print rows as aligned columns"
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, *([format_cell(row.get(name)) for name in names] for row in rows)]
+    lines = [names]
+    for row in rows:
+        lines.append([format_cell(row.get(name)) for name in names])
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())

@@ -41,7 +41,7 @@ def sample_categorical(
     u: Tensor,  # (n,) float64 in (0, 1)
 ) -> Tensor:  # (n,) int64
     "The token at which the cumulative sum passes u: a token of probability zero is never drawn"
-    # first the block of 64 tokens, then the token in it: sums of V / 64 numbers and of 64, instead of one of V
+    # first the block of 64 tokens, then the token in it: sums of V / 64 numbers and of 64, not one of V
     width, V = 64, p.shape[1]
     whole = V // width * width
     sums = p[:, :whole].unflatten(1, (-1, width)).sum(-1)
@@ -219,7 +219,7 @@ def entropy(
 # %% ../../nbs/diffusion/predictions.ipynb #a3b0bcf3
 def map_probs(
     predictions: Predictions,
-    function: Callable,  # of probabilities (m, V), and of which positions they are: a slice of the n asked ones
+    function: Callable,  # of probabilities (m, V), and of which of the n positions they are: a slice
 ) -> Any:  # (n, ...), a tensor, or a tuple of as many as the function returns
     "What a function makes of the network's probabilities, a few positions at a time"
     r, parts = predictions, []

@@ -160,7 +160,7 @@ class WrappedLM:
             raise ValueError("where holds no position")
         return out
 
-
+# %% ../../nbs/diffusion/wrap.ipynb #db924644
 def known_mask_id(model: nn.Module, name: str, given: int | None) -> int:
     "The mask's token id: what the caller gave, or what the model's config holds"
     found = getattr(getattr(model, "config", None), name, None) if given is None else given
@@ -285,9 +285,10 @@ def wrap(
 ) -> Denoiser:
     """A masked model as a denoiser, which every rule of the catalogue can sample from
 
-    Presets: `bert` (any encoder or decoder of transformers, attending both ways), `modernbert` (local layers),
-    `llada`, `dream` (the output at i - 1 predicts position i), `mdlm` (conditioned on noise), `omnivoice`
-    (several codebooks; `.bind(prompt, is_audio)`), `maskgct` (codebook by codebook; `.bind(condition)`).
+    Presets: `bert` (any encoder or decoder of transformers, attending both ways), `modernbert` (local
+    layers), `llada`, `dream` (the output at i - 1 predicts position i), `mdlm` (conditioned on noise),
+    `omnivoice` (several codebooks; `.bind(prompt, is_audio)`), `maskgct` (codebook by codebook;
+    `.bind(condition)`).
     """
     if preset in LM_PRESETS:
         return WrappedLM(model, LM_PRESETS[preset], mask_token_id)

@@ -9,6 +9,7 @@ __all__ = ['BASE_SIZE', 'OTHER_SIZES', 'RandomDenoiser', 'min_seconds', 'gumbel_
 # %% ../../nbs/evaluate/bench.ipynb #6598016a
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class RandomDenoiser:
         self.seconds, self.num_positions = 0.0, 0
 
     def __call__(self, tokens, lengths, t=None, where=None, batch=None, positions=None, attention=None):
+        assert where is not None and batch is not None, "the sampling loop passes both"
         start = time.perf_counter()
         N = tokens.shape[1]
         logits = self.table[batch[where // N] * self.L + where % N % self.L]
@@ -70,7 +72,7 @@ def block_refinement(
     except ImportError:
         return None
     B, L, V = logits.shape
-    scheduler = BlockRefinementScheduler(block_length=L, num_inference_steps=steps)
+    scheduler: Any = BlockRefinementScheduler(block_length=L, num_inference_steps=steps)
     scheduler.set_timesteps(steps)
     x = torch.full((B, L), V - 1)
     start = time.perf_counter()
@@ -96,11 +98,10 @@ def sampler_overhead(
         denoiser.reset()
         start = time.perf_counter()
         out = sample(denoiser, torch.full((B, L), V - 1), rule, V - 1, steps=steps, temperature=temperature)
-        return (
-            (time.perf_counter() - start - denoiser.seconds) / max(out.trajectory.steps, 1),
-            denoiser.seconds / max(out.nfe, 1),
-            out.trajectory.steps,
-        )
+        seconds = time.perf_counter() - start - denoiser.seconds
+        assert out.trajectory is not None
+        num_steps = out.trajectory.steps
+        return seconds / max(num_steps, 1), denoiser.seconds / max(out.nfe, 1), num_steps
 
     run()
     runs, start = [], time.perf_counter()
@@ -220,8 +221,10 @@ def peak_bytes(fn: Callable[[], object]) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
         fn()
+    assert profile.profiler and profile.profiler.kineto_results, "the profiler has ended"
     now = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    events: list[Any] = profile.profiler.kineto_results.events()
+    for event in events:
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..base.checkpoint import is_hub_id
-from .metrics import Errors, MissingDependency, validate_waves, require_package, sha256
+from .metrics import Errors, MissingDependency, package_folder, require_package, sha256
+from .metrics import validate_waves
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/evaluate/judges.ipynb #f30047c2
@@ -32,7 +33,7 @@ class Phonemes:
     def __init__(self):
         hama = require_package("hama", "the phoneme recogniser", "pip install hama")
         self.asr, self.g2p = hama.ASRModel(), hama.G2PModel()
-        assets = Path(hama.__file__).parent / "assets"
+        assets = package_folder(hama) / "assets"
         self.name = f"hama{metadata.version('hama')}-{sha256(assets / 'asr_waveform.hama')[:8]}"
 
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
@@ -97,8 +98,7 @@ class Dnsmos:
     def __init__(self):
         dns = require_package("speechmos.dnsmos", "DNSMOS", "pip install speechmos")
         files = [
-            Path(dns.__file__).parent / "dnsmos_models" / name
-            for name in ("sig_bak_ovr.onnx", "model_v8.onnx")
+            package_folder(dns) / "dnsmos_models" / name for name in ("sig_bak_ovr.onnx", "model_v8.onnx")
         ]
         self.model = dns.DNSMOS(*map(str, files))
         self.name = f"DNSMOS-speechmos{metadata.version('speechmos')}-" + "-".join(

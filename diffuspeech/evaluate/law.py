@@ -41,7 +41,8 @@ def transition_rates(
     if n == T - 1:
         return 1.0, 0.0
     if isinstance(rule, Psi):
-        return rule.kappa * (a_s - a_t) / (1 - a_t) + (1 - rule.kappa) * a_s, (1 - rule.kappa) * (1 - a_s)
+        kappa = float(rule.kappa(torch.tensor(a_t))) if callable(rule.kappa) else rule.kappa
+        return kappa * (a_s - a_t) / (1 - a_t) + (1 - kappa) * a_s, (1 - kappa) * (1 - a_s)
     if not isinstance(rule, ReMDM):
         return (a_s - a_t) / (1 - a_t), 0.0
     sigma_max = 1.0 if a_t == 0 else min(1.0, (1 - a_s) / a_t)
@@ -213,7 +214,10 @@ def law_table(
             counts = joint.histogram(out.tokens)
             exact = None
             if keeps == "T":
-                exact = exact_law_conf(joint, rule, T) if name == "remdm_conf" else exact_law(joint, rule, T)
+                if isinstance(rule, ReMDM) and rule.strategy == "conf":
+                    exact = exact_law_conf(joint, rule, T)
+                else:
+                    exact = exact_law(joint, rule, T)
             elif keeps == "one" and T >= joint.length:
                 exact = joint.p
             p = None if exact is None else chi_square(counts, exact)

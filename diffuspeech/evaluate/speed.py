@@ -14,6 +14,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def time_interleaved(
     patience: float = 90.0,  # seconds, after which two are enough
 ) -> dict[object, float]:  # seconds, the fastest of each
     "Time several things fairly"
-    best = dict.fromkeys(jobs, float("inf"))
+    best, warm = dict.fromkeys(jobs, float("inf")), 0.0
     for k in range(repeats + 1):
         if k == 1:
             warm = time.perf_counter()
@@ -77,21 +78,12 @@ def build_decoders(
 ) -> tuple[SpeechDecoder, SpeechDecoder]:  # diffusion, autoregressive
     "The two decoders, with random weights; neither ends by itself"
     torch.manual_seed(0)
-    both = tuple(
-        SpeechDecoder(
-            DecoderConfig(
-                **vars(config)
-                | dict(causal=causal, time_conditioning=config.time_conditioning and not causal)
-            )
-        )
-        .eval()
-        .to(device)
-        for causal in (False, True)
-    )
+    diffusion = SpeechDecoder(replace(config, causal=False)).eval().to(device)
+    causal = SpeechDecoder(replace(config, causal=True, time_conditioning=False)).eval().to(device)
     with torch.no_grad():
-        for decoder in both:
+        for decoder in (diffusion, causal):
             decoder.bias[config.eos_token_id] = -100.0
-    return both
+    return diffusion, causal
 
 
 def run_forward_calls(
@@ -129,6 +121,7 @@ def make_binder(
 ) -> Callable:  # () -> ConditionedDecoder
     "What binds a decoder for a variant; binding is timed, since each utterance needs it, compiling is not"
     if variant.startswith("bf16"):
+        assert condition.vectors is not None, "`random_condition` has vectors"
         decoder, condition = (
             deepcopy(decoder).bfloat16(),
             replace(condition, vectors=condition.vectors.bfloat16()),
@@ -186,7 +179,7 @@ def decoder_jobs(
     masked, lengths = make_canvas(torch.full((B,), L, device=device), config.mask_token_id)
     mask, options = config.mask_token_id, dict(lengths=lengths, eos_id=config.eos_token_id, eos="suppress")
     diffuse = lambda denoiser, n: sample(denoiser, masked, "conf_topk", mask, steps=n, **options)
-    jobs = dict(
+    jobs: dict[object, Callable[[], object]] = dict(
         unbound=lambda: diffuse(rebinding(ddm, condition), steps[0]),
         whole=lambda: diffuse(all_positions(ddm.bind(condition)), steps[0]),
     )
@@ -224,6 +217,7 @@ def decoder_row(
     timed = {name: ms for name, ms in found.items() if isinstance(name, tuple)}
     (ms, variant), (ar_ms, ar_variant) = fastest(timed, "ddm", n), fastest(timed, "ar")
     floor, first = fastest(timed, "floor")[0], next(iter(timed.values()))
+    assert ms is not None and ar_ms is not None and floor is not None, f"not timed: {list(found)}"
     row = dict(decoder_ms=ms, variant=variant, ar_ms=ar_ms, ar_variant=ar_variant)
     for kind in ("eager", "compiled"):
         row[f"ar_{kind}_ms"] = fastest(timed, "ar", compiled=kind == "compiled")[0]
@@ -289,7 +283,8 @@ def size_table(
     **how,  # of it, too
 ) -> list[dict]:
     "Five seconds, one utterance, ten steps, at growing sizes of the network"
-    usual = dict(seconds=(5.0,), steps=(10,), batches=(1,), variants=("fp32", "fp32 compiled"))
+    variants = ("fp32", "fp32 compiled")
+    usual: dict[str, Any] = dict(seconds=(5.0,), steps=(10,), batches=(1,), variants=variants)
     own = lambda size: dict(frame_rate=size["frame_rate"]) if "frame_rate" in size else dict(voice=voice)
     rows = []
     for size in sizes:
@@ -346,9 +341,9 @@ def training_table(
     device: str = "cpu",
 ) -> list[dict]:
     "Rows: batches by length (bucketed); the same with the output at all positions; a plain loop"
-    durations = np.asarray(durations)
-    bucketed, tokens = plan_batches(durations, seconds), np.ceil(durations * frame_rate).astype(np.int64)
-    plain = np.array_split(np.random.default_rng(0).permutation(len(durations)), len(bucketed))
+    each = np.asarray(durations)
+    bucketed, tokens = plan_batches(each, seconds), np.ceil(each * frame_rate).astype(np.int64)
+    plain = np.array_split(np.random.default_rng(0).permutation(len(each)), len(bucketed))
     loops = {
         "bucketed": (bucketed, True),
         "bucketed, output at all positions": (bucketed, False),

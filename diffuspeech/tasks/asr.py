@@ -46,7 +46,7 @@ class ASROptions(AugmentOptions):
     attention: float = 1.0  # weight of the decoder's cross-entropy
 
 # %% ../../nbs/tasks/asr.ipynb #8b5027c0
-class ASRTask(Task):
+class ASRTask(Task[Canary]):
     "Train a recogniser on a prepared corpus"
 
     Config, Options = CanaryConfig, ASROptions
@@ -104,7 +104,7 @@ class ASRTask(Task):
     def loss(self, batch: PreparedBatch, update: Update) -> dict[str, Tensor]:
         return self.losses(batch, augment(batch, self.options, self.run.seed, update), update)[0]
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Canary) -> dict[str, float]:
         "On dev: the loss, word errors by CTC and by the decoder, and the share of rows without an end"
         sums, words, no_eos = {}, 0, 0
         for batch in self.dev.batches(self.run.batch_seconds, self.run.seed):

@@ -47,6 +47,7 @@ def run_teacher(
     teacher_logits = torch.zeros(*empty.shape, c.speech_vocab_size + 2, device=empty.device)
 
     def recorder(tokens, lengths, t=None, where=None, batch=None):
+        assert where is not None and batch is not None, "the sampling loop passes both"
         logits = bound(tokens, lengths, t, where, batch)
         # the last logits of a position are those from which it is committed
         teacher_logits[batch[where // empty.shape[1]], where % empty.shape[1]] = logits.float()
@@ -62,6 +63,7 @@ def run_teacher(
         eos_id=c.eos_token_id,
         eos="suppress",
     )
+    assert run.trajectory is not None
     return TeacherTrajectory(run.tokens, run.trajectory.commit_step.long(), teacher_logits)
 
 # %% ../../nbs/tasks/distill.ipynb #d6af1a6f
@@ -141,7 +143,7 @@ class DistillTask(SpeechTask):
         return read_options(run)
 
     @staticmethod
-    def taste_options(options: DistillOptions) -> TasteOptions:
+    def taste_options(options: SpeechOptions) -> TasteOptions:
         teacher = read_config(Path(options.init_from, "taste"))["config"]
         names = ("key_layer", "value_layer", "layers", "rank", "dim")
         return TasteOptions(**{name: teacher[name] for name in names if name in teacher})
@@ -162,7 +164,9 @@ class DistillTask(SpeechTask):
         num_rows: int | None = None,  # of the whole update
     ) -> tuple[dict[str, Tensor], ConditionedDecoder, TeacherTrajectory]:
         "Half of the rows begin with an empty canvas, the others with any of the teacher's states"
-        steps, device = self.options.steps, batch.text.device
+        options, device = self.options, batch.text.device
+        assert isinstance(options, DistillOptions)
+        steps = options.steps
         with torch.no_grad():
             model.taste.eval()
             condition = self.condition(batch, model, row_keys, condition_dropout)[0]
@@ -172,7 +176,7 @@ class DistillTask(SpeechTask):
             model.decoder.bind(condition),
         )
         start_step = (2 * u * steps).long() * (u < 0.5)
-        how = (self.options.temperature, self.options.kl_weight, num_rows)
+        how = (options.temperature, options.kl_weight, num_rows)
         parts = distill_loss(student, teacher_run, batch.lengths, start_step, *how)
         return parts, student, teacher_run
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..asr.canary import Canary
@@ -46,7 +46,7 @@ class DurationOptions:
     tokenizer: str = "small"  # whose tokens are counted, as `tasks.speech.load_tokenizer` knows it
 
 # %% ../../nbs/tasks/duration.ipynb #d83b3c66
-class DurationTask(Task):
+class DurationTask(Task[DurationPredictor]):
     "Train the predictor on the durations of a prepared corpus"
 
     Config, Options = DurationConfig, DurationOptions
@@ -98,7 +98,7 @@ class DurationTask(Task):
     def loss(self, batch: DurationBatch, update: Update) -> dict[str, Tensor]:
         return dict(loss=update.share(self.losses(self.model, batch).sum()))
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: DurationPredictor) -> dict[str, float]:
         "The loss on dev, and the share of clips that fit into a canvas of each quantile"
         dev, device = self.batch(self.corpora["dev"]), model.head.bias.device
         condition = Condition(dev.condition.text.to(device), dev.condition.lengths.to(device))

@@ -82,7 +82,9 @@ def make_accelerator(
     if sharded and not found.is_fsdp2:
         raise ValueError("--use_fsdp: needs --fsdp_version 2")
     if sharded:  # weights travel as they are, and autocast rounds them as everywhere else
-        found.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        plugin = found.state.fsdp_plugin
+        assert plugin is not None, "FSDP has a plugin"
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
     found.gradient_accumulation_steps = batches_per_process(run, found.num_processes)
     return found
 
@@ -107,7 +109,8 @@ class LossModule(nn.Module):
     ) -> dict[str, Tensor]:
         if num_rows(batch):
             return self.task.loss(batch, update)
-        return {"loss": sum(p.sum() for p in state.trainable_parameters(self.model).values()) * 0.0}
+        first, *others = (p.sum() for p in state.trainable_parameters(self.model).values())
+        return {"loss": sum(others, first) * 0.0}
 
 # %% ../../nbs/train/launch.ipynb #ef0a33b8
 def sum_over_processes(

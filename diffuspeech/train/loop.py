@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -86,7 +86,7 @@ def iterate_batches(
     size: int = 1,  # batches in an update
     rank: int = 0,
     world_size: int = 1,  # processes
-) -> Iterator[list[tuple[int, Any]]]:  # epoch and batch
+) -> Generator[list[tuple[int, Any]], None, None]:  # epoch and batch
     """For each update the batches of it that this process does.
 
     An update without a row is skipped by one process alone. Several processes do it with a gradient of zero,
@@ -249,6 +249,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     terms = add_gradients(run, batches, step)
     norm = run.accelerator.clip_grad_norm_(params, run.config.max_grad_norm or math.inf)
+    assert norm is not None, "only Accelerate's XLA path has none"
     line = sum_over_processes([numbers(parts) for parts in terms])
     line |= {"grad_norm": float(state.full_tensor(norm)), "lr": learning_rate(run.config, step)}
     for name, words in (("loss", "loss"), ("grad_norm", "norm of the gradient")):

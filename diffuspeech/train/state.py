@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -102,12 +103,12 @@ def fsync(
 # %% ../../nbs/train/state.ipynb #9741787a
 def full_tensor(
     tensor: Tensor,
-    return_tensor: bool = True,  # False: only send this process's shard to the others
-) -> Tensor | None:
+    to_cpu: bool = True,  # False: this process has no use for it, and only sends its shard to the others
+) -> Tensor:
     "All of a tensor; where FSDP shards it, all processes call this together, and it is gathered on the CPU"
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
-        return tensor.cpu() if return_tensor else None
+        return tensor.cpu() if to_cpu else tensor
     return tensor
 
 
@@ -143,8 +144,12 @@ def save(
         for what, t in optimizer.state.get(p, {}).items()
     }
     tensors = {"model": named_tensors(model), "moments": moments} | ({"ema": ema} if ema else {})
-    for file, named in tensors.items():  # gathered in the same order by all processes
-        tensors[file] = {name: full_tensor(t, is_main_process) for name, t in named.items()}
+    gathered: dict[str, dict[str, Tensor]] = {file: {} for file in tensors}
+    for file, named in tensors.items():  # in the same order by all processes
+        for name, tensor in named.items():
+            whole = full_tensor(tensor, to_cpu=is_main_process)
+            if is_main_process:
+                gathered[file][name] = whole
     if not is_main_process:
         return path
     state = {
@@ -154,7 +159,7 @@ def save(
         "run": dataclasses.asdict(run),
         "versions": versions or {},
     }
-    write_folder(path, tensors, state)
+    write_folder(path, gathered, state)
     for old in checkpoints(folder)[: -run.save_total_limit]:
         if checkpoint_step(old) != progress.best_step:
             remove_checkpoint(old)
@@ -417,7 +422,7 @@ def local_tensor(
 @torch.no_grad()
 def update_ema(
     ema: dict[str, Tensor],
-    params: dict[str, Tensor],
+    params: Mapping[str, Tensor],
     decay: float,
     step: int,  # 1 after the first update
 ):

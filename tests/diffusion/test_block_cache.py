@@ -1,4 +1,4 @@
-"A block-causal cache changes nothing but the work: the same tokens as without it, for every rule that allows it"
+"A block-causal cache saves work and changes no token, for every rule that allows one"
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"What masking and the loss promise, for any shape, law and region: rows stand alone, counts are exact, only what is masked counts"
+"""Masking and the loss, for any shape, law and region
+
+Rows are independent, counts are exact, and only masked tokens count."""
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ def batches(draw):
 
 
 def network(seed: int = 0):
-    "Logits that depend on the tokens of the row alone, the mask's column included, and the places it was asked for"
+    "Logits, with a column for the mask, that depend on the tokens of the row and on the place alone"
     asked = []
 
     def denoiser(tokens, lengths, t=None, where=None, batch=None):
@@ -138,7 +140,7 @@ def test_pairs_are_complementary(batch, law):
 @quick
 @given(batches(), LAWS, st.sampled_from(WEIGHTS), st.sampled_from(NORMALIZERS))
 def test_loss_is_made_of_rows(batch, law, weight, normalize):
-    "The loss of a batch is what the normaliser's name says of the losses of its rows; and parts with the whole's denominator add up to it"
+    "The loss of a batch from those of its rows, as the normalizer's name says; parts of a batch add up to it"
     tokens, lengths, maskable, ids = batch
     denoiser, asked = network()
 
@@ -182,7 +184,7 @@ def test_loss_is_made_of_rows(batch, law, weight, normalize):
 @quick
 @given(batches(), st.sampled_from(WEIGHTS), st.sampled_from(NORMALIZERS))
 def test_only_what_is_masked_counts(batch, weight, normalize):
-    "Other logits at other places, or for the mask itself, change nothing; gradients are where the masks are; the logits are left as they were"
+    "Logits at unmasked places, or of the mask token, change nothing and get no gradient; none is written to"
     tokens, lengths, maskable, ids = batch
     c = corrupt(tokens, utterance_keys(0, 0, ids), MASK, lengths=lengths, maskable=maskable)
     hidden = c.target.flatten()
@@ -234,7 +236,7 @@ def test_codebooks_weigh_what_they_are_told():
 
 
 def test_bound_of_a_part_is_the_conditional_likelihood():
-    "With exact conditionals, the bound of the last two places given the first two is -log of their conditional; and no row knows of another"
+    "With exact conditionals the bound on two places given two others is exact, and rows are independent"
     world = JointDistribution()
     maskable = torch.tensor([False, False, True, True]).expand(81, -1)
     want = -(world.p / world.p.view(9, 9).sum(1).repeat_interleave(9)).log()

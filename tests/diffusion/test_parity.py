@@ -24,7 +24,9 @@ def diffusers():
 
 
 def network(tokens, lengths, t=None, where=None, batch=None, gap=0.0):
-    "Logits that depend on all tokens of a row and on nothing else; the mask's are -inf, since the schedulers here would draw it. `gap` sets the likeliest token far apart"
+    """Logits that depend on all tokens of a row and on nothing else; `gap` sets the likeliest token far apart
+
+    The mask's are -inf, since the schedulers here would draw it."""
     place = torch.arange(tokens.shape[1])
     row = (tokens * (place + 1) ** 2).sum(1)
     u = random.uniform(
@@ -59,8 +61,9 @@ def same(a, b):
     return len(a) == len(b) and all(torch.equal(p, q) for p, q in zip(a, b))
 
 
-# BlockRefinementScheduler. Its quota is fixed by the step's number and the block's length, base + 1 for the first `remainder` steps; ours is what the pace
-# says of the row's own masks, and rounds the other way. So they agree on blank rows whose length the steps divide, which is where they are compared.
+# BlockRefinementScheduler. Its quota is fixed by the step's number and the block's length, base + 1 for the
+# first `remainder` steps; ours follows from the row's own masks, and rounds the other way. So they agree on
+# blank rows whose length the steps divide, and are compared on these.
 
 
 @pytest.mark.parametrize("L, T", [(24, 24), (24, 8), (24, 3), (32, 16), (5, 1)])
@@ -117,11 +120,12 @@ def test_shaping(diffusers, top_k, top_p, temperature):
     )
 
 
-# In law. All three draw a token everywhere and commit where the drawn one is likeliest; BlockRefinement and aMUSEd can do nothing else, ours is asked to.
+# In law. All three draw a token everywhere and commit where the drawn one is likeliest; BlockRefinement and
+# aMUSEd can do nothing else, and ours does it with score="candidate".
 
 
 def two_sample_p_value(a, b):
-    "Chance of two histograms of equal size so far apart, if they have one law; cells with few are put together"
+    "Chance of two histograms of equal size so far apart, if they have one law; small cells are put together"
     few = a + b < 20
     a, b = (torch.cat([h[~few], h[few].sum()[None]]) for h in (a, b))
     a, b = a[a + b > 0], b[a + b > 0]
@@ -143,7 +147,7 @@ def amused_canvases(diffusers, denoiser, x, T, mask_id, schedule, temperature, s
 
 
 def test_lucky_draws_come_first(diffusers):
-    "One token a step with exact conditionals: diffusers' two and our 'drawn' have one law, far from the joint; our default has the joint's"
+    "One token a step, exact conditionals: conf_topk has the joint's law; diffusers' two are low_confidence"
     joint, n = JointDistribution(), 10_000
     blank = torch.full((n, 4), joint.mask_id)
     theirs = block_refinement_canvases(
@@ -177,7 +181,7 @@ def test_lucky_draws_come_first(diffusers):
 
 
 def test_noise_on_positions(diffusers):
-    "aMUSEd's temperature is a Gumbel variable on the log score, our position_temperature; (2, 2) keeps it constant"
+    "aMUSEd's temperature is Gumbel noise on the log score, as position_temperature; (2, 2) keeps it constant"
     joint, n = JointDistribution(), 20_000
     blank = torch.full((n, 4), joint.mask_id)
     theirs = amused_canvases(diffusers, joint, blank, 4, joint.mask_id, "linear", (2, 2))[-1]
@@ -189,9 +193,10 @@ def test_noise_on_positions(diffusers):
     assert two_sample_p_value(joint.histogram(theirs), joint.histogram(still)) < 1e-6, "the test can tell"
 
 
-# AmusedScheduler always draws, so it is made sure of itself: the likeliest token has nearly all the mass, and no two places the same. Its cosine leaves
-# floor(L cos), ours ceil(L cos), a token apart where L cos is no whole number; as a pace of its own it is the same token for token. (Not at L = 40, T = 12: there a step
-# leaves 40 cos 60 degrees = 20, of which their float32 makes 19.)
+# AmusedScheduler always draws, so the network is made certain: the likeliest token has nearly all the mass,
+# and no two places the same. Its cosine leaves floor(L cos), ours ceil(L cos), a token apart where L cos is
+# no whole number; with its own as masking schedule the runs are the same token for token. (Not at
+# L = 40, T = 12: there a step leaves 40 cos 60 degrees = 20, of which their float32 makes 19.)
 
 
 @pytest.mark.parametrize("L, T", [(24, 8), (40, 11), (17, 5)])
@@ -213,8 +218,9 @@ def test_cosine(diffusers, L, T):
     assert all(0 <= b - a <= 1 for a, b in zip(*left)), left
 
 
-# EntropyBoundScheduler works on uniform noise: what it does not accept it draws anew at random, and nothing is committed for good. So whole runs cannot agree;
-# the accepted set is the same function of the logits, at the temperature that it anneals, here held constant.
+# EntropyBoundScheduler works on uniform noise: what it does not accept it draws anew at random, and nothing
+# is committed for good. So whole runs cannot agree; the accepted set is the same function of the logits, at
+# the temperature that it anneals, here held constant.
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.5, 2.0, 10.0])
@@ -238,7 +244,8 @@ def test_entropy_bound(diffusers, bound, temperature):
     assert 1 < accepted.sum(1).double().mean() < 30, "neither one nor all"
 
 
-# VQDiffusionScheduler is a process with a mask and, beside it, uniform noise. Without the latter (1e-6 of it, since it takes logarithms) it is ours.
+# VQDiffusionScheduler is a process with a mask and, beside it, uniform noise. Without the latter (1e-6 of
+# it, since it takes logarithms) it is ours.
 
 
 @pytest.mark.parametrize("T", [2, 4, 8])
@@ -270,7 +277,7 @@ def test_the_reverse_of_masking(diffusers, T):
 
 @pytest.mark.parametrize("levels", [(8, 8, 8), (7, 5, 3), (4, 6, 3, 3)])
 def test_fsq(levels):
-    "Our grid is the quantizer's: numbers to levels and back, and distance in steps of a level, which its own codes have scaled to a cube"
+    "Our grid is the quantizer's: numbers to levels and back, and distances, which its codes scale to a cube"
     quantizer = pytest.importorskip("vector_quantize_pytorch").FSQ(levels=list(levels))
     path = MetricPath(levels)
     every = torch.arange(path.size)
@@ -290,9 +297,9 @@ def test_fsq(levels):
     )
 
 
-# LLaDA's generating loop, written from its algorithm: greedy, low_confidence. It divides the steps evenly among
-# blocks and counts these from the prompt's end. It gives the remainder of a block's masks to the first steps, ours
-# to the last: where there is none, the tokens are the same.
+# LLaDA's generating loop, written from its algorithm: greedy, low_confidence. It divides the steps evenly
+# among blocks and counts these from the prompt's end. It gives the remainder of a block's masks to the first
+# steps, ours to the last: where there is none, the tokens are the same.
 
 
 def llada_generate(model, prompt, steps, gen_length, block_length):

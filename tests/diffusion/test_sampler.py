@@ -1,6 +1,7 @@
-"""Laws that every rule obeys by being listed in the catalogue, and one test for each upstream defect of the field
+"""Laws that every rule of the catalogue obeys, and one test for each defect found in other code bases
 
-What is said of the rows: what row i becomes depends on its own seed, canvas and logits, never on its batch mates, their lengths or padding."""
+Rows are independent: what row i becomes depends on its own seed, canvas and logits, never on the other rows
+of the batch, their lengths or padding."""
 
 import dataclasses
 import inspect
@@ -120,7 +121,7 @@ OPTIONS = st.fixed_dictionaries(
 @few_examples
 @given(seed=st.integers(0, 10**6), T=st.sampled_from([1, 2, 5, 9, 30, None]), kwargs=OPTIONS)
 def test_rows_are_independent(name, seed, T, kwargs):
-    "A batch of one = a batch of many = permuted = padded, bit for bit; no mask is left, nothing given is changed"
+    "One row = many = permuted = padded, bit for bit; no mask is left, nothing given is changed"
     rule, n, width = RULES[name], 6, 9
     x, lengths = rows_of(seed, n, width)
     seeds = torch.arange(n) + seed
@@ -374,7 +375,7 @@ def test_guidance_needs_no_lengths():
 
 
 def test_counts_are_not_pooled_over_the_batch():
-    "Dream's quota is the mean of the batch, Dimple's top-k is over all rows: prompts are overwritten and masks are left"
+    "Dream's quota is the mean of the batch, Dimple's top-k over all rows: prompts overwritten, masks left"
     x = torch.full((3, 12), M)
     x[1, :11] = 2
     x[2, ::2] = 3
@@ -574,7 +575,7 @@ def test_what_a_denoiser_may_be(name):
 
 @pytest.mark.parametrize("name", RULES)
 def test_logits_stay_the_denoisers(name):
-    "A view of its own table, one row expanded to many, and a table in bf16: none is written to, none is refused"
+    "A view of its own table, one row expanded, a table in bf16: none is written to, none is refused"
     table = 2 * torch.randn(1, V, generator=torch.Generator().manual_seed(2))
     many = 2 * torch.randn(64, V, generator=torch.Generator().manual_seed(3))
     for own in (table.expand(64, V), many, many.bfloat16()):

@@ -1,4 +1,6 @@
-"From a shell: recordings said again, sentences said, and what is refused. Small networks with random weights and the built-in codec; what trained ones say is in the table"
+"""From a shell: recordings reconstructed, sentences synthesized, and what is refused
+
+Small networks with random weights, and the built-in codec."""
 
 import json
 from pathlib import Path
@@ -132,7 +134,7 @@ def test_reconstructs_a_recording(models, wav, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["ddm", "ar"])
 def test_a_long_recording_is_decoded_in_spans(models, tmp_path, capsys, name):
-    "Of three recordings the second is too long; the others do not notice. What a shell keeps of it is one trajectory"
+    "Of three recordings the second is too long, which changes nothing for the others; each has a trajectory"
     whole, cut = Reconstructor.from_pretrained(models / name), Reconstructor.from_pretrained(models / name)
     assert whole.max_span is None
     cut.max_span = 60

@@ -6,8 +6,9 @@
         page.assert_changed("picture", "sound")
         page.screenshot("trajectory")
 
-The server runs on a copy of the repo with a home of its own, so that neither the working tree nor the user's Jupyter is touched.
-A page error, an error box in an output or a request to another machine fails the test when it ends; nobody has to ask for it.
+The server runs on a copy of the repo with a home of its own, so that neither the working tree nor the user's
+Jupyter is touched. A page error, an error box in an output or a request to another machine fails the test
+when it ends; nobody has to ask for it.
 """
 
 import ctypes
@@ -51,7 +52,8 @@ class Server:
                 ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
             )
         shutil.copy2(REPO / "settings.ini", self.root)
-        # a new HOME moves every folder of Jupyter, IPython and matplotlib, unless a variable names it; PYTHONPATH wins over the editable install
+        # a new HOME moves every folder of Jupyter, IPython and matplotlib, unless a variable names it;
+        # PYTHONPATH wins over the editable install
         env = {
             k: v
             for k, v in os.environ.items()
@@ -129,30 +131,40 @@ CLEAR = "() => jupyterapp.commands.execute('notebook:clear-all-cell-outputs')"
 CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
     .filter(c => c.type == 'code' && c.sharedModel.getSource().trim())
     .map(c => ({source: c.sharedModel.getSource(), count: c.executionCount,
-                error: c.outputs.toJSON().filter(o => o.output_type == 'error').map(o => o.traceback.join('\\n')).join('\\n')}))"""
-# what a person sees and hears in the outputs; sounds are decoded, so that silence and broken files are found out
+                error: c.outputs.toJSON().filter(o => o.output_type == 'error')
+                    .map(o => o.traceback.join('\\n')).join('\\n')}))"""
+# what a person sees and hears in the outputs; sounds are decoded, so that silence and broken files are seen
 STATE = """async () => {
-    const all = css => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')].filter(e => !e.parentElement.closest('.jp-OutputArea-output'))
+    const all = css => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')]
+        .filter(e => !e.parentElement.closest('.jp-OutputArea-output'))
         .flatMap(e => [e, ...e.querySelectorAll('*')].filter(e => e.matches(css)));
     const listen = async audio => {
         const source = audio.src || audio.querySelector('source')?.src || '';
         try {
             const bytes = await (await fetch(source)).arrayBuffer();
-            const wave = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes), x = wave.getChannelData(0);
-            return {seconds: wave.duration, loudness: Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length), source};
+            const wave = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
+            const x = wave.getChannelData(0);
+            const loudness = Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length);
+            return {seconds: wave.duration, loudness, source};
         } catch (error) { return {seconds: 0, loudness: 0, source: `${error} in ${source.slice(0, 60)}`} }
     };
     return {
-        picture: [...all('.js-plotly-plot .mlayer, .js-plotly-plot .shapelayer').map(e => e.innerHTML), ...all('img').map(e => e.src),
-                  ...all('canvas').map(e => e.toDataURL())],
+        picture: [...all('.js-plotly-plot .mlayer, .js-plotly-plot .shapelayer').map(e => e.innerHTML),
+                  ...all('img').map(e => e.src), ...all('canvas').map(e => e.toDataURL())],
         sound: await Promise.all(all('audio').map(listen)),
-        text: all('.widget-html-content, .jp-RenderedText, .jp-RenderedHTMLCommon, .gtitle').map(e => e.textContent),
+        text: all('.widget-html-content, .jp-RenderedText, .jp-RenderedHTMLCommon, .gtitle')
+            .map(e => e.textContent),
     } }"""
-# red boxes and widgets that cannot be shown; a library's warning is also in a box of this type, but names no error
-ERRORS = """() => [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"], .jupyter-widgets-error-widget')]
+# red boxes and widgets that cannot be shown; a library's warning is in a box of this type, too, but names no
+# error
+ERRORS = """() => [...document.querySelectorAll(
+    '[data-mime-type="application/vnd.jupyter.stderr"], .jupyter-widgets-error-widget')]
     .map(e => e.textContent).filter(text => /Error|Traceback/.test(text))"""
-HEIGHT = "() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].reduce((sum, cell) => sum + cell.offsetHeight + 2, 0)"
-TOP = "() => { document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer').scrollTop = 0 }"
+HEIGHT = """() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')]
+    .reduce((sum, cell) => sum + cell.offsetHeight + 2, 0)"""
+TOP = """() => {
+    const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer');
+    panel.scrollTop = 0 }"""
 
 
 class Page:
@@ -183,9 +195,8 @@ class Page:
             99,
         )  # idle: for how many looks in a row the kernel had nothing to do
         while time.monotonic() < end:
-            if (
-                idle > 12
-            ):  # Run All on a fresh kernel can be lost, wholly or in part, without a sign of it: wait, and again if nothing happens
+            # Run All on a fresh kernel can be lost, wholly or in part, without a sign of it: wait, run again
+            if idle > 12:
                 self._idle(60)
                 self.tab.wait_for_timeout(1500)
                 self.tab.evaluate(RUN)
@@ -199,8 +210,9 @@ class Page:
             missing = [cell["source"] for cell in cells if not cell["count"]]
             if idle and not missing:
                 return self
+        first = (missing or ["none: the kernel is busy"])[0]
         raise AssertionError(
-            f"{self.path}: not every cell ran in {timeout} s. The first that did not:\n\n{(missing or ['none: the kernel is busy'])[0]}"
+            f"{self.path}: not every cell ran in {timeout} s. The first that did not:\n\n{first}"
         )
 
     def widget(self, css: str, which: int | str = 0):
@@ -238,7 +250,7 @@ class Page:
         self.tab.locator(".jp-OutputArea button.jupyter-button").filter(has_text=text).first.click()
 
     def state(self) -> dict:
-        "What the outputs show and play: per `picture`, `sound` and `text` a fingerprint, and the sounds as (seconds, loudness)"
+        "Hashes of what the outputs show and play: `picture`, `sound`, `text`; `sounds`: (seconds, loudness)"
         state = self.tab.evaluate(STATE)
         prints = {
             kind: hashlib.sha256(json.dumps(state[kind]).encode()).hexdigest() if state[kind] else ""
@@ -257,7 +269,7 @@ class Page:
         return seen[-1]
 
     def assert_changed(self, *kinds: str, timeout: float = 20):
-        "Each of `picture`, `sound`, `text` is there, and another than before the last move; a new sound can be heard"
+        "Each of `picture`, `sound`, `text` differs from before the last move; a new sound can be heard"
         end = time.monotonic() + timeout
         while (
             any(self.before[kind] == (now := self.state())[kind] for kind in kinds) and time.monotonic() < end

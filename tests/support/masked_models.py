@@ -1,7 +1,7 @@
 """Small masked models with the interfaces of published ones, made of transformers' own layers
 
-LLaDA, OmniVoice and MaskGCT bring their modelling code with their weights, which is not at hand in tests; these have
-the same arguments, attributes and outputs, and differ in size."""
+LLaDA, OmniVoice and MaskGCT bring their modelling code with their weights, which is not at hand in tests;
+these have the same arguments, attributes and outputs, and differ in size."""
 
 from types import SimpleNamespace
 

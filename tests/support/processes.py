@@ -1,4 +1,4 @@
-"What test_processes.py starts, in one process or in several: a short run of the speech decoder that writes down what it masks"
+"What test_processes.py starts, in one or several processes: a short training that writes down what it masks"
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ SHAPE = dict(dim=48, ffn_dim=64, embedding_dim=32)
 
 
 class CpuFsdpAccelerator(accelerate.Accelerator):
-    "Accelerate spreads weights over GPUs only. The code by which it does so runs on processors too, with gloo between them"
+    "Shards weights as Accelerate does over GPUs; the same code runs on processors, with gloo between them"
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

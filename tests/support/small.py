@@ -14,7 +14,7 @@ from diffuspeech.voice import prepared
 
 
 def prepare_clips(folder, vocoder="world", **splits):
-    "prepare_clips(folder, train=12, dev=2): the first so many clips in each split, under other names, since a test clip would be refused"
+    "prepare_clips(folder, train=12, dev=2): clips for each split, renamed, since test clips are refused"
     clips = [
         replace(u, id=f"c{k}", split="train")
         for k, u in enumerate(Manifest(files("diffuspeech") / "assets" / "pack" / "pack.jsonl"))
