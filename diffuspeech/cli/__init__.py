@@ -26,7 +26,7 @@ from .options import Command, UsageError, capitalize, nearest, words_before_sepa
 # %% ../../nbs/cli/main.ipynb #fce6d72c
 VERBS = {
     "Speech tokens": ("encode", "decode"),
-    "Speech": ("reconstruct", "synthesize"),
+    "Speech": ("reconstruct", "synthesize", "play"),
     "Training": ("train", "plan"),
     "Evaluation": ("judge", "evaluate", "bench"),
     "Data and models": ("corpus", "fetch", "convert"),

@@ -89,9 +89,12 @@ def save_trajectory(
     result,  # a SpeechResult
     folder: Path,
     name: str,  # of the utterance
+    reference: dict[str, Any] | None = None,  # where its voice is, by a manifest's names of fields
 ) -> None:
     "Save the trajectory of a run"
     from diffuspeech.base.checkpoint import safe_join
     from diffuspeech.diffusion.trajectory import save
 
+    if reference:
+        result.generation.trajectory.about["reference"] = reference
     save(result.generation.trajectory, safe_join(folder, f"{name}.safetensors"))

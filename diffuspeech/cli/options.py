@@ -239,7 +239,7 @@ SHARED = {
         ),
         Option(
             "--trajectory",
-            "also save each run's trajectory, for diffuspeech.diffusion.trajectory.load and the player",
+            "also save each run's trajectory, for diffuspeech play",
             "FOLDER",
             output_path,
             unset="not saved",

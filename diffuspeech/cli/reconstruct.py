@@ -83,7 +83,8 @@ def reconstruct(args: argparse.Namespace) -> int:
         save(target, result.waves[0])
         remember(target, "reconstruct")
         if args.trajectory:
-            save_trajectory(result, args.trajectory, u.id)
+            voice = dict(audio_filepath=str(Path(u.audio).resolve()), offset=u.offset, duration=u.duration)
+            save_trajectory(result, args.trajectory, u.id, voice)
         done += 1
     return print_summary(done, job.errors, "reconstructed", args.output)
 

@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'synthesize']
 # %% ../../nbs/cli/synthesize.ipynb #11ef59a8
 import argparse
 import sys
+from pathlib import Path
 
 from diffuspeech.cli.decoders import (
     DECODER_MODELS,
@@ -34,7 +35,8 @@ def synthesize(args: argparse.Namespace) -> int:
     )
     save(args.output, result.waves[0])
     if args.trajectory:
-        save_trajectory(result, args.trajectory, args.output.stem)
+        voice = dict(audio_filepath=str(Path(args.reference).resolve())) if args.reference else None
+        save_trajectory(result, args.trajectory, args.output.stem, voice)
     seconds, calls = len(result.waves[0]) / SAMPLE_RATE, result.generation.nfe
     spent = result.seconds["decoder"]
     print(f"{args.output}: {seconds:.2f} s, {calls} calls of the decoder in {spent:.2f} s", file=sys.stderr)

@@ -45,7 +45,7 @@ COMMANDS = {
                     metavar="FOLDER",
                     unset="runs/PRESET",
                     writes="folder",
-                    known_by=("step-*", "log.jsonl", "run.json"),
+                    known_by=("step-*", "log.jsonl", "run.json", "process.json"),
                     default_path=lambda args: Path("runs", Path(args.preset.rpartition(":")[2]).stem),
                 ),
                 shared("--overwrite"),

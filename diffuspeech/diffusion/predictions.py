@@ -9,7 +9,7 @@ __all__ = ['CHUNK', 'EOS_PENALTY', 'SCORES', 'sampling_probs', 'sample_categoric
 
 # %% ../../nbs/diffusion/predictions.ipynb #c2dda5d3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -69,6 +69,12 @@ class SamplingConfig:
     suppress_tokens: tuple[int, ...] = ()  # ids that are never drawn: padding, a start token
     eos_id: int | None = None
     eos: str = "free"  # free; suppress: never; last: committed only when nothing else is left
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        "What differs from the defaults"
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: found[f.name] for f in fields(self) if found[f.name] != f.default}
 
     def __post_init__(self):
         wrong = {

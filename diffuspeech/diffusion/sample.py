@@ -372,6 +372,7 @@ class SamplingRun:
         "The tokens as they stand, with what they cost"
         state, network = self.state, self.network
         trajectory = as_trajectory(state, repr(self.rule))
+        trajectory.about = dict(sampling=self.config.changed)
         tokens, calls = trajectory.final.clone(), network.calls.clone()
         generated = (state.commit_step >= 0).sum(1)
         return Generation(

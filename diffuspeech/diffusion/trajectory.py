@@ -72,7 +72,8 @@ class Trajectory:
     calls: Tensor | None = None  # (steps,) int32, calls of the network by the end of each step
     seconds: Tensor | None = None  # (steps,) float32, by the end of each step
     candidates: Candidates | None = None  # if the run was asked to keep them
-    about: dict[str, Any] = field(default_factory=dict)  # what else is known: a text, a model; JSON values
+    # JSON values: the options of sampling; texts (one a row), model, codec and reference of a speech model
+    about: dict[str, Any] = field(default_factory=dict)
 
     def canvas(
         self,
@@ -96,6 +97,8 @@ class Trajectory:
         kept: dict[str, Any] = {name: getattr(self, name)[pick] for name in fields}
         if self.candidates is not None:
             kept["candidates"] = Candidates(*(x[:, pick] for x in vars(self.candidates).values()))
+        if "texts" in self.about:
+            kept["about"] = self.about | dict(texts=self.about["texts"][pick])
         return replace(self, **kept, canvases=stack)
 
     def concat_rows(

@@ -67,6 +67,10 @@ class Condition:
     def __len__(self) -> int:
         return len(self.text)
 
+    def row(self, i: int) -> "Condition":
+        "One row, as a batch of one"
+        return Condition(*(None if x is None else x[i : i + 1] for x in vars(self).values()))
+
     def without(self, text: bool = False, vectors: bool = False) -> "Condition":
         "The same without text or vectors, as classifier-free guidance needs it"
         none = torch.zeros(len(self), dtype=torch.bool, device=self.text.device)

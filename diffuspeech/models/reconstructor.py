@@ -27,6 +27,7 @@ from .duration import DurationPredictor
 from .autoregressive import generate
 from .spans import Spans
 from ..data.audio import SAMPLE_RATE
+from ..voice.codec import decode_canvas
 from ..voice.jobs import load_codec
 from ..asr.recognizer import Recognizer, load_asr, text_table
 from ..tokenizers.taste import Taste
@@ -51,6 +52,8 @@ class SpeechResult:
     codes: Tensor | None = None  # (B, N, layers) of the text-aligned tokenizer
     # decode(canvas, row) -> wave of tokens (L,) that may hold masks: what a player plays at each step
     decode: "Callable[..., Tensor] | None" = None
+    # resume(canvas, row, **options of `Reconstructor.decode`) -> Generation: fills the masks of a canvas (L,)
+    resume: "Callable[..., Generation] | None" = None
 
 # %% ../../nbs/models/reconstructor.ipynb #08466926
 class Reconstructor:
@@ -74,6 +77,7 @@ class Reconstructor:
         self.tokens_per_piece = tokens_per_piece  # speech tokens for each piece of text, mean of the training
         self.max_span = max_span  # speech tokens that are decoded at once; longer rows are decoded in spans
         self.encoder_only = encoder_only  # its encoder was trained on, and its decoder no longer fits it
+        self.names: dict[str, str] = {}  # those that `from_pretrained` was given, for a trajectory
 
     @classmethod
     def from_pretrained(
@@ -86,7 +90,7 @@ class Reconstructor:
     ) -> "Reconstructor":
         "A trained one"
         folder = builtin_checkpoint(str(name)) if str(name) in ("ddm", "ar") else find_checkpoint(name)
-        codec = load_codec(codec)
+        names, codec = dict(model=str(name), codec=str(codec)), load_codec(codec)
         own = (folder / "recogniser").is_dir()  # an encoder that was trained with the rest
         metadata = read_config(folder / "decoder")["metadata"]
         name = recogniser or metadata.get("recogniser_name", "small")
@@ -95,7 +99,7 @@ class Reconstructor:
         taste = Taste.from_pretrained(folder / "taste", recogniser).to(device)
         decoder = SpeechDecoder.from_pretrained(folder / "decoder", text_table(recogniser)).to(device)
         duration = load_duration(duration, recogniser, codec)
-        return cls(
+        model = cls(
             recogniser.to(device),
             taste,
             decoder,
@@ -105,6 +109,8 @@ class Reconstructor:
             metadata.get("max_span"),
             own or encoder_was_trained(name),
         )
+        model.names = names
+        return model
 
     def fingerprints(self) -> dict:
         "Hashes of the weights, and the defaults of decoding: two models with the same are the same"
@@ -208,6 +214,7 @@ class Reconstructor:
         seed: "int | Tensor" = 0,
         stop_at_eos: bool = False,  # the canvas is too long, and a row ends where the end is predicted
         cfg_scale: float = 0.0,  # classifier-free guidance, against the text alone
+        canvas: Tensor | None = None,  # (B, L) tokens and masks, instead of `frames` masks in each row
         **kwargs,  # of `diffusion.sample` or `autoregressive.generate`: temperature, top_p, ...
     ) -> tuple[Tensor, Tensor, Generation]:  # tokens (B, L), lengths (B,), the run
         "Speech tokens of a condition"
@@ -223,7 +230,10 @@ class Reconstructor:
             run.seconds = time.perf_counter() - start_time
             return run.tokens, run.lengths, run
         plain = self.decoder.bind(condition.without(vectors=True)) if cfg_scale else None
-        tokens, lengths = make_canvas(frames, c.mask_token_id)
+        if canvas is None:
+            tokens, lengths = make_canvas(frames, c.mask_token_id)
+        else:
+            tokens, lengths = canvas, torch.full((len(canvas),), canvas.shape[1], device=self.device)
         run = sample(
             bound,
             tokens,
@@ -279,10 +289,21 @@ class Reconstructor:
         waves = self.decode_tokens(ids, lengths, references, seed)
         seconds = dict(condition=encode_seconds, decoder=run.seconds, voice=time.perf_counter() - start_time)
 
+        if run.trajectory is not None:
+            run.trajectory.about |= dict(texts=texts, frame_rate=SAMPLE_RATE / self.hop_length, **self.names)
+
         def decode(canvas, row):
             return self.run_codec(canvas, references[row] if references else None)
 
-        return SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes, decode)
+        def resume(canvas, row, **options):
+            if int((spans.rows == row).sum()) > 1:
+                raise ValueError("this utterance was decoded in several spans, and cannot be resumed as one")
+            options = dict(seed=seed) | kwargs | options
+            return self.decode(condition.row(row), canvas=canvas[None].to(self.device), **options)[2]
+
+        found = SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes, decode)
+        found.resume = None if causal else resume
+        return found
 
     def split(
         self,
@@ -367,15 +388,7 @@ class Reconstructor:
         voice: Tensor | None = None,
     ) -> Tensor:  # (samples,)
         "The wave of a canvas that is not yet full, with silence where a mask or an end token is"
-        speech = canvas < self.decoder.config.speech_vocab_size
-        if not speech.any():
-            return torch.zeros(len(canvas) * self.hop_length)
-        positions, at = torch.arange(len(canvas)), speech.nonzero()[:, 0]
-        nearest = at[(positions[:, None] - at).abs().argmin(1)]  # the codec needs a token at every position
-        wave = self.codec.decode(
-            canvas[nearest][None], torch.tensor([len(canvas)]), None if voice is None else [voice]
-        )[0, : len(canvas) * self.hop_length]
-        return wave * speech.repeat_interleave(self.hop_length)
+        return decode_canvas(self.codec, canvas, voice)
 
 # %% ../../nbs/models/reconstructor.ipynb #7b83de28
 def load_duration(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..asr.align import Alignment, align
 from ..data.audio import SAMPLE_RATE
-from ..diffusion.trajectory import Trajectory
+from ..diffusion.trajectory import Generation, Trajectory
 
 # %% ../../nbs/workbench/view.ipynb #22df4dde
 STATES = ("masked", "best guess", "given", "new", "committed", "masked again")
@@ -44,14 +44,15 @@ def cell_states(
     tokens: Tensor,  # (steps + 1, N) the canvases
     mask_id: int,
     predicted: Tensor,  # (steps + 1, N) bool: the network was asked about this place of this canvas
+    by_hand: Tensor,  # (steps + 1, N) bool: a person set this token, and from then on it is given
 ) -> tuple[Tensor, Tensor]:  # state and commit step, both (steps + 1, N)
     "What each cell is"
     masked = tokens == mask_id
     state, committed = torch.full_like(tokens, GIVEN), torch.full_like(tokens, -1)
     state[masked] = MASKED
     for n in range(1, len(tokens)):
-        new = ~masked[n] & (masked[n - 1] | (tokens[n] != tokens[n - 1]))
-        kept = ~masked[n] & ~new & (committed[n - 1] >= 0)
+        new = ~masked[n] & (masked[n - 1] | (tokens[n] != tokens[n - 1])) & ~by_hand[n]
+        kept = ~masked[n] & ~new & ~by_hand[n] & (committed[n - 1] >= 0)
         committed[n] = torch.where(new, n, torch.where(kept, committed[n - 1], -1))
         state[n, new], state[n, kept] = NEW, COMMITTED
         state[n, masked[n] & ~masked[n - 1]] = REMASKED
@@ -80,7 +81,10 @@ def run_cells(
     predicted = torch.zeros_like(tokens, dtype=torch.bool)
     if candidates:
         predicted[:-1] = candidates[1][..., 0].isfinite()
-    state, committed = cell_states(tokens, trajectory.mask_id, predicted)
+    by_hand = torch.zeros_like(predicted)
+    for step, place, _ in trajectory.about.get("by_hand", []):
+        by_hand[step, place] = True
+    state, committed = cell_states(tokens, trajectory.mask_id, predicted, by_hand)
     last = (committed >= 1) & (committed == committed[-1])
     probability, entropy = (
         torch.where(last, x[0, :length].flatten().float(), torch.nan)
@@ -138,8 +142,12 @@ class RunView:
     text: str = ""
     wave: Tensor | None = None  # of the last step; decoded when it is not given
     frame_rate: float | None = None  # tokens a second; from the wave when not given
+    # resume(canvas, **options of sampling) -> Generation: fills the masks of a canvas (L,) or (L, Q)
+    resume: Callable[..., Generation] | None = None
 
     def __post_init__(self):
+        self.frame_rate = self.frame_rate or self.trajectory.about.get("frame_rate")
+        self.text = self.text or next(iter(self.trajectory.about.get("texts", [])), "")
         if self.wave is None and self.decode and not self.frame_rate:
             try:
                 self.sound(self.steps)
@@ -238,6 +246,9 @@ def run_data(
         steps=view.steps,
         positions=view.length,
         mask_id=t.mask_id,
+        branched="by_hand" in t.about,
+        by_hand=t.about.get("by_hand", []),
+        live=view.resume is not None,
         codebooks=cells.tokens.shape[1] // view.length,
         seconds=view.seconds,
         nfe=[] if t.calls is None else [0, *t.calls.tolist()],

@@ -19,6 +19,7 @@ from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
 from diffuspeech.models.reconstructor import Reconstructor
 from diffuspeech.tokenizers.s3 import load_builtin_tokenizer
 from diffuspeech.tokenizers.taste import Taste
+from diffuspeech.workbench.branch import branch
 from diffuspeech.workbench.player import player
 
 CLIP = audio.load_clip()[:32_000]
@@ -73,6 +74,53 @@ def run(capsys, *words):
     return status, output.out + output.err
 
 
+EOS = dict(eos="suppress", eos_id=4096)
+
+
+def test_a_run_goes_on_by_hand(models):
+    "From its canvas at a step, with the condition of its own row; what stands there stays"
+    model = Reconstructor.from_pretrained(models / "ddm")
+    both = model.reconstruct([CLIP, CLIP[:16_000]], [TEXT, "leave"], steps=4, candidates=4)
+    alone = model.reconstruct(CLIP[:16_000], "leave", steps=4)
+    view = player(both, row=1).views[0]
+    blank = torch.full((view.length,), view.trajectory.mask_id)
+    again = view.resume(blank, steps=4, candidates=0)
+    assert again.tokens.tolist() == alone.generation.tokens.tolist(), "the run of this row"
+    changed = branch(view, 2, {3: 7}, rule="random", steps=2, seed=5)
+    t = changed.trajectory
+    assert t.final[0, 3] == 7 and (t.final != t.mask_id).all() and t.steps == 4
+    kept = (view.canvas(2) != t.mask_id) & (torch.arange(view.length) != 3)
+    assert kept.any() and torch.equal(t.final[0][kept], view.canvas(4)[kept])
+    assert len(changed.sound(4)) == len(both.waves[1]) and (changed.text, view.text) == ("leave", "leave")
+    with pytest.raises(ValueError, match="place 99 is outside"):
+        branch(view, 2, {99: 7})
+
+
+def test_play_opens_a_saved_run(models, wav, tmp_path, capsys, monkeypatch):
+    "The codec, the voice and the text of a run are known from its trace"
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    common = ("reconstruct", wav, "--text", TEXT, "--model", models / "ddm", "-o", tmp_path / "a.wav")
+    for steps in (2, 3):
+        target = tmp_path / f"trace{steps}"
+        assert run(capsys, *common, "--steps", steps, "--trajectory", target, "--overwrite")[0] == 0
+    trace = tmp_path / "trace2" / "in.safetensors"
+    status, told = run(capsys, "play", trace, "-o", tmp_path / "run.html")
+    page = (tmp_path / "run.html").read_text()
+    assert status == 0 and opened == [(tmp_path / "run.html").as_uri()] and TEXT in page
+    assert all(f'"0/silent/{step}":' in page for step in range(3)) and '"0/silent/3"' not in page
+    other = tmp_path / "trace3" / "in.safetensors"
+    both = ("play", trace, other, "-o", tmp_path / "two.html", "--no-browser")
+    assert run(capsys, *both)[0] == 0 and len(opened) == 1
+    assert '"1/silent/3":' in (tmp_path / "two.html").read_text()
+    wav.unlink()
+    status, told = run(capsys, "play", trace, "-o", tmp_path / "x.html", "--no-browser")
+    assert status == 1 and "--reference" in told and not (tmp_path / "x.html").exists()
+    assert run(capsys, "play", trace, "-o", tmp_path / "x.html", "--reference", tmp_path / "a.wav")[0] == 0
+    status, told = run(capsys, "play", tmp_path / "gone.safetensors", "-o", tmp_path / "y.html")
+    assert status == 1 and "no such file" in told
+
+
 def test_reconstructs_a_recording(models, wav, tmp_path, capsys):
     common = (
         "reconstruct",
@@ -99,6 +147,12 @@ def test_reconstructs_a_recording(models, wav, tmp_path, capsys):
         and (seen.commit_step[0] >= 0).all()
         and int(seen.lengths[0]) == len(CLIP) // 640
     )
+    reference = seen.about.pop("reference")
+    assert Path(reference.pop("audio_filepath")) == wav.resolve() and reference == dict(
+        offset=0, duration=2.0
+    )
+    known = dict(texts=[TEXT], model=str(models / "ddm"), codec="small", frame_rate=25.0, sampling=EOS)
+    assert seen.about == known, "what a saved run knows of itself"
     model = Reconstructor.from_pretrained(models / "ddm")
     shown = player(seen, model, text=TEXT)
     shown.save(tmp_path / "run.html")
@@ -235,7 +289,7 @@ def test_a_recording_is_not_written_over(models, wav, tmp_path, capsys):
         status, output = run(
             capsys, "reconstruct", wav, "--text", TEXT, "-o", out, "--model", models / "ddm", "--steps", 2
         )
-        assert status == 1 and "in.wav: is the recording itself" in output and wav.read_bytes() == before
+        assert status == 1 and "in.wav: is an input" in output and wav.read_bytes() == before
     for words in (("reconstruct", wav, "--text", TEXT), ("synthesize", TEXT)):
         status, output = run(
             capsys, *words, "-o", tmp_path / "out.txt", "--model", models / "ddm", "--steps", 10**6

@@ -83,6 +83,21 @@ def test_steps_and_seeds(codec):
     ).abs().mean()  # ten steps are nearer to forty than another seed is
 
 
+def test_a_reference_is_analysed_once(codec, pack, monkeypatch):
+    "And another one, or the same tensor with other samples in it, again"
+    first, second = pack[1][0][:16_000].clone(), pack[1][1][:16_000]
+    calls, analyze = [], codec.vocoder.analyze
+    monkeypatch.setattr(codec.vocoder, "analyze", lambda wave: calls.append(1) or analyze(wave))
+    codec.last_reference = None
+    a, b = codec.speaker_embeddings([first, first])
+    assert len(calls) == 1 and torch.equal(a, b)
+    assert not torch.equal(codec.speaker_embeddings([second])[0], a) and len(calls) == 2
+    codec.speaker_embeddings([first])
+    first *= 0.5
+    codec.speaker_embeddings([first])
+    assert len(calls) == 4
+
+
 def test_variance_of_the_spectrum_is_the_references(codec, pack):
     _, waves = pack
     ids, counts = codec.encode(

@@ -10,6 +10,7 @@ from jupyter_client import BlockingKernelClient
 
 pytestmark = pytest.mark.needs("chromium")
 
+VIEW = "document.querySelector('.ds-player').parentElement.player"
 FOLLOWS = """
 import ipywidgets as W, numpy as np, plotly.graph_objects as go
 from IPython.display import Audio, display
@@ -30,6 +31,50 @@ pick.observe(lambda change: setattr(reply, "value", pick.value), "value")
 press.on_click(lambda button: setattr(reply, "value", "pressed"))
 W.VBox([idle, W.HBox([still, pick]), press, reply])
 """
+
+
+BY_HAND = """
+import torch
+import diffuspeech as ds
+from diffuspeech.diffusion.oracle import MarkovChain
+chain = MarkovChain.random(vocab_size=12, seed=3)
+out = ds.sample(chain, torch.full((1, 40), chain.mask_id), steps=8, mask_id=chain.mask_id, candidates=8)
+def decode(tokens):
+    tone = torch.sin(torch.arange(640) * 0.1 * (1 + tokens[:, None]))
+    return (0.4 * tone * (tokens != chain.mask_id)[:, None]).flatten()
+shown = ds.player(out, decode, denoiser=chain)
+shown
+"""
+
+
+def test_step_by_hand(lab):
+    "A token is chosen, heard and set, the model goes on, both runs are there; undo takes the second away"
+    page = lab.open(lab.write("nbs/explore/scratch.ipynb", BY_HAND)).run_all()
+    root = page.tab.locator(".ds-player").first
+    page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=60_000)
+    root.locator(".ds-slider").focus()
+    for _ in range(5):
+        page.tab.keyboard.press("ArrowLeft")
+    page.tab.keyboard.press("e")  # opens the panel at the first place
+    root.locator(".ds-token").fill("4")
+    root.locator(".ds-token").press("Tab")
+    assert "0 → 4" in root.locator(".ds-changes").inner_text()
+    root.locator(".ds-listen").first.click()
+    page.tab.wait_for_selector(".ds-player[data-piece]", timeout=30_000)
+    assert 0.2 < float(root.get_attribute("data-piece")) <= 1.1
+    root.locator(".ds-go").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=30_000)
+    assert root.get_attribute("data-step") == "3" and root.locator(".ds-active").input_value() == "1"
+    made = page.tab.evaluate("(v => [v.runs[1].tokens.slice(-40)[0], v.runs[1].by_hand])(" + VIEW + ")")
+    assert made == [4, [[3, 0, 4]]], "it stays to the end"
+    page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=30_000)
+    page.screenshot("by-hand")
+    root.locator(".ds-rule").select_option("wino")  # needs what this denoiser has not
+    root.locator(".ds-go").click()
+    page.tab.wait_for_selector(".ds-changes.ds-wrong", timeout=30_000)
+    assert "positions" in root.locator(".ds-changes").inner_text()
+    root.locator(".ds-undo").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
 
 
 def test_trajectory(lab):

@@ -402,6 +402,20 @@ const CONTROLS = `
       <label>seed <input type="number" class="ds-seed" min="0" step="1" value="0"></label>
     </div>
     <div class="ds-preview ds-soft" aria-live="polite"></div>
+  </details>
+  <details class="ds-hand"><summary>Step by hand</summary>
+    <div class="ds-chosen"></div>
+    <div class="ds-row ds-choices"></div>
+    <div class="ds-row">
+      <label>rule <select class="ds-rule"><option value="">as before</option></select></label>
+      <label>steps <input type="number" class="ds-steps" min="1" step="1"></label>
+      <label>temperature <input type="number" class="ds-heat" min="0" max="5" step="0.1" placeholder="same"></label>
+      <label>top-p <input type="number" class="ds-nucleus" min="0.05" max="1" step="0.05" placeholder="same"></label>
+      <label>seed <input type="number" class="ds-new-seed" min="0" step="1" placeholder="same"></label>
+      <button class="ds-go" title="fill in what is masked, from this step on (g)">go on</button>
+      <button class="ds-undo" title="take back the last change, or the last branch (u)">undo</button>
+    </div>
+    <div class="ds-changes ds-soft" role="status" aria-live="polite"></div>
   </details>`
 
 class View {
@@ -431,9 +445,11 @@ class View {
       selected: null,
       hover: null,
       other: null,
+      edits: {}, // of each run and step: place -> token, set by hand
+      past: [], // of each branch, the changes that it was made of
     })
     this.mode = data.modes[0] || ""
-    this.main = this.runs.reduce((a, b) => (b.steps > a.steps ? b : a))
+    this.choose()
     this.step = this.main.steps
     this.sound = new Sound(() => this.showPlaying())
     this.controls()
@@ -452,8 +468,16 @@ class View {
   get at() {
     return this.stepOf(this.run)
   }
+  choose() {
+    this.main = this.runs.reduce((a, b) => (b.steps > a.steps ? b : a))
+  }
+  aligned(run) {
+    // step by step with the slider: a branch is the same run up to some step
+    const branch = (run.branched || this.main.branched) && run.steps === this.main.steps
+    return run === this.main || branch
+  }
   stepOf(run) {
-    return run === this.main ? this.step : run.stepAt(this.main.share(this.step))
+    return this.aligned(run) ? this.step : run.stepAt(this.main.share(this.step))
   }
 
   controls() {
@@ -461,11 +485,10 @@ class View {
       on = (name, event, f) => this.$(name).addEventListener(event, f)
     this.$("title").textContent = data.title || this.run.label
     this.$("about").textContent = data.text ? `“${data.text}”` : ""
-    this.$("slider").max = this.main.steps
     this.$("color").append(...COLORS.map((name, i) => new Option(`${i + 1} ${name}`, name)))
-    this.$("active").append(...this.runs.map((run, i) => new Option(`${"ABCDEFGH"[i]} ${run.label}`, i)))
-    this.$("which").hidden = this.runs.length < 2
-    this.$("which").style.display = this.runs.length < 2 ? "none" : ""
+    this.$("rule").append(...(data.rules || []).map(name => new Option(name.replaceAll("_", " "), name)))
+    this.$("hand").style.display = this.runs.some(run => run.live) ? "" : "none"
+    this.list()
     this.$("guess").style.display = data.modes.length > 1 ? "" : "none"
     this.$("other").style.display = this.runs.some(run => run.candidates) ? "" : "none"
     this.$("mode").value = this.mode
@@ -481,6 +504,9 @@ class View {
     on("mode", "change", () => this.setMode(this.$("mode").value))
     on("active", "change", () => this.setActive(Number(this.$("active").value)))
     on("other", "toggle", () => this.setOther())
+    on("hand", "toggle", () => this.showHand())
+    on("go", "click", () => this.goOn())
+    on("undo", "click", () => this.undo())
     for (const name of ["ranking", "temperature", "top-p", "seed"]) on(name, "input", () => this.setOther())
     this.root.addEventListener("keydown", event => this.key(event))
     const over = this.$("over")
@@ -495,6 +521,16 @@ class View {
       this.tip()
     })
     over.addEventListener("click", event => this.click(this.find(event)))
+  }
+
+  list() {
+    // what depends on how many runs there are
+    this.$("slider").max = this.main.steps
+    this.$("active").replaceChildren(
+      ...this.runs.map((run, i) => new Option(`${"ABCDEFGH"[i]} ${run.label}`, i)),
+    )
+    this.$("active").value = this.active
+    this.$("which").style.display = this.runs.length < 2 ? "none" : ""
   }
 
   watch() {
@@ -544,15 +580,43 @@ class View {
           bytes.buffer ? bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) : bytes,
         )
       } else if (message.type === "failed") {
-        this.failures[message.key] = message.text
+        if (message.key === "branch" || message.key === "listen") this.busy(message.text, true)
+        else this.failures[message.key] = message.text
         this.showPlaying()
-      } else if (message.type === "words") {
+      } else if (message.type === "piece") this.playPiece(buffers[0])
+      else if (message.type === "words") {
         Object.assign(this.runs[message.run], { words: message.words, phones: message.phones })
         this.resize()
         this.draw()
       }
     })
+    this.model.on("change:data", () => this.follow(this.model.get("data").runs))
     this.model.send({ type: "ready" })
+  }
+  follow(runs) {
+    // the kernel has added a run, or taken the last one away
+    const added = runs.slice(this.runs.length)
+    for (let i = runs.length; i < this.runs.length; i++)
+      for (const found of [this.buffers, this.pictures, this.urls, this.failures, this.edits])
+        for (const key of Object.keys(found))
+          if (key.replace(/^(map|sound)\//, "").startsWith(`${i}/`)) delete found[key]
+    if (added.length && this.sent) {
+      this.past.push([this.sent, this.edits[this.sent]])
+      delete this.edits[this.sent]
+    } else if (runs.length < this.runs.length && this.past.length) {
+      const [key, changes] = this.past.pop()
+      this.edits[key] = changes
+    }
+    const step = this.at
+    this.sent = null
+    this.runs = [...this.runs.slice(0, runs.length), ...added.map(run => new Run(run))]
+    this.active = added.length ? this.runs.length - 1 : Math.min(this.active, this.runs.length - 1)
+    this.choose()
+    this.list()
+    this.busy("")
+    this.resize()
+    this.go(this.run === this.main ? step : this.step)
+    this.showHand()
   }
   async receive(key, bytes) {
     try {
@@ -576,7 +640,7 @@ class View {
     if (!this.mode) return this.showPlaying()
     const buffer = this.buffers[this.key_()]
     if (buffer) this.sound.use(buffer)
-    else if (!this.failures[this.key_()]) this.model.send({ type: "need", key: this.key_() })
+    else if (!this.failures[this.key_()]) this.model.send({ type: "need", key: this.key_(), mode: this.mode })
     if (this.pending && buffer) {
       this.pending = false
       this.sound.start(this.sound.offset)
@@ -600,7 +664,7 @@ class View {
       ? "no sound: this run came without a decoder"
       : ready || failure
         ? made < all
-          ? `sound of ${made} of ${all} pictures is ready`
+          ? `${made} of ${all} sounds are ready`
           : ""
         : `the sound of step ${this.at} is being made …`
   }
@@ -659,6 +723,7 @@ class View {
     this.setOther(false)
     this.useSound()
     this.describe()
+    this.showHand()
     this.draw()
     this.tip()
   }
@@ -679,6 +744,7 @@ class View {
     this.$("active").value = this.active
     this.useSound()
     this.describe()
+    this.showHand()
     this.resize()
     this.draw()
   }
@@ -701,6 +767,134 @@ class View {
     }
     if (draw) this.draw()
   }
+
+  // -- by hand: tokens that are changed at a step, and the run that goes on from there
+
+  changes() {
+    // of the run and step that are shown
+    return (this.edits[`${this.active}/${this.at}`] ||= new Map())
+  }
+  showHand() {
+    const hand = this.$("hand")
+    if (!hand.open || hand.style.display === "none") return
+    const run = this.run,
+      n = this.at,
+      p = this.selected,
+      changes = this.changes()
+    this.$("changes").classList.remove("ds-wrong")
+    this.$("steps").placeholder = Math.max(run.steps - n, 1)
+    this.$("go").textContent = `go on from step ${n}`
+    this.$("go").disabled = !run.live
+    this.$("undo").disabled = !changes.size && !this.run.by_hand.length && this.runs.length < 2
+    const rows = p === null || p >= run.places ? [] : this.choices(run, n, p)
+    this.$("choices").replaceChildren(...rows)
+    this.$("chosen").textContent = rows.length
+      ? this.where(run, p)
+      : "Click a token in the map (shift and arrows) to change it."
+    this.$("changes").textContent =
+      changes.size === 0
+        ? "Nothing is changed at this step. What stands is kept, what is masked is filled in."
+        : `Changed at this step: ${[...changes]
+            .map(([q, to]) => `${Math.floor(q / run.codebooks)} → ${to === run.mask_id ? "masked" : to}`)
+            .join(", ")}`
+  }
+  choices(run, n, p) {
+    const i = n * run.places + p,
+      masked = isMasked(run.state[i]),
+      call = masked ? n : run.committed[i] - 1,
+      now = this.changes().get(p) ?? run.tokens[i]
+    const choice = (token, text) => {
+      const box = document.createElement("span"),
+        take = document.createElement("button")
+      box.className = "ds-choice"
+      take.textContent = text
+      take.className = "ds-take"
+      take.setAttribute("aria-pressed", token === now)
+      take.title = "set this token"
+      take.addEventListener("click", () => this.change(p, token))
+      if (this.mode && token !== run.mask_id) {
+        const listen = document.createElement("button")
+        listen.textContent = "♪"
+        listen.className = "ds-listen"
+        listen.title = "play a second around it, with this token"
+        listen.setAttribute("aria-label", `play token ${token} in its context`)
+        listen.addEventListener("click", () => this.listen(p, token))
+        box.append(listen)
+      }
+      box.append(take)
+      return box
+    }
+    const found = call >= 0 && run.asked(call, p) ? run.best(call, p, 8) : []
+    const rows = found.map(([token, q]) => choice(token, `${token} · ${percent(q)}`))
+    if (now !== run.mask_id && !found.some(([token]) => token === now)) rows.unshift(choice(now, `${now}`))
+    rows.push(choice(run.mask_id, "masked"))
+    const label = document.createElement("label"),
+      other = document.createElement("input")
+    Object.assign(other, { type: "number", min: 0, className: "ds-token" })
+    other.addEventListener("change", () => {
+      const token = Number(other.value)
+      if (other.value !== "" && Number.isInteger(token) && token >= 0) this.change(p, token)
+    })
+    label.append("another ", other)
+    return [...rows, label]
+  }
+  change(p, token) {
+    const changes = this.changes()
+    changes.delete(p) // the last change comes last
+    if (token !== this.run.tokens[this.at * this.run.places + p]) changes.set(p, token)
+    this.showHand()
+    this.draw()
+  }
+  asTokens() {
+    return [...this.changes()]
+  }
+  listen(place, token) {
+    this.sound.stop()
+    this.busy("sound is being made …")
+    const { active: run, mode } = this
+    this.model.send({ type: "listen", run, step: this.at, mode, tokens: this.asTokens(), place, token })
+  }
+  async playPiece(bytes) {
+    const data = bytes.buffer
+      ? bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)
+      : bytes
+    const piece = new Sound(() => {})
+    piece.buffer = await Sound.decode(data)
+    piece.start(0)
+    piece.onend = () => piece.close()
+    this.root.dataset.piece = piece.duration.toFixed(3)
+    this.busy("")
+  }
+  goOn() {
+    if (!this.run.live || this.runs.length > 7) return
+    const number = name => (this.$(name).value === "" ? null : Number(this.$(name).value))
+    this.busy("the model goes on …")
+    this.sent = `${this.active}/${this.at}`
+    this.model.send({
+      type: "branch",
+      run: this.active,
+      step: this.at,
+      tokens: this.asTokens(),
+      rule: this.$("rule").value || null,
+      steps: number("steps") || Math.max(this.run.steps - this.at, 1),
+      temperature: number("heat"),
+      top_p: number("nucleus"),
+      seed: number("new-seed"),
+    })
+  }
+  undo() {
+    const changes = this.changes()
+    if (changes.size) changes.delete([...changes.keys()].pop())
+    else if (this.runs.length > 1) this.model.send({ type: "drop" })
+    this.showHand()
+    this.draw()
+  }
+  busy(text, wrong = false) {
+    this.$("changes").textContent = text
+    this.$("changes").classList.toggle("ds-wrong", wrong)
+    if (!text) this.showHand()
+  }
+
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return
     const typing = event.target.matches("select, input[type=number]")
@@ -717,6 +911,9 @@ class View {
       l: () => this.mode && this.toggleLoop(),
       r: () => this.toggleRun(),
       a: () => this.setActive(this.active + 1),
+      e: () => this.openHand(),
+      g: () => this.goOn(),
+      u: () => this.undo(),
       Escape: () => this.select(null),
     }
     for (const [i, name] of COLORS.entries()) keys[i + 1] = () => this.setColor(name)
@@ -730,8 +927,16 @@ class View {
   swapMode() {
     if (this.$("guess").style.display !== "none") this.setMode(this.mode === "guess" ? "silent" : "guess")
   }
+  openHand() {
+    if (this.$("hand").style.display === "none") return
+    this.$("hand").open = true
+    if (this.selected === null) this.select(0)
+    this.showHand()
+    this.root.querySelector(".ds-take")?.focus()
+  }
   select(place) {
     this.selected = place
+    this.showHand()
     this.hover = null
     this.overlay()
     this.tip()
@@ -739,8 +944,12 @@ class View {
   click(found) {
     if (!found) return
     if (found.row !== undefined) {
-      if (found.run === this.main) this.go(found.row)
-      this.selected = this.selected === found.place && found.run === this.run ? null : found.place
+      const again = this.selected === found.place && found.run === this.run
+      if (found.run !== this.run) this.setActive(this.runs.indexOf(found.run))
+      if (this.aligned(found.run)) this.go(found.row)
+      this.selected = again && !this.run.live ? null : found.place
+      if (this.run.live) this.$("hand").open = true
+      this.showHand()
     } else if (this.mode) {
       this.sound.seek(found.x * (this.run.seconds || this.sound.duration))
       this.tick()
@@ -1028,7 +1237,26 @@ class View {
       if (row === n || Math.abs(row - n) >= apart)
         this.text(row, this.left - 8, box.y + (row + 0.5) * h, { align: "right", color: this.theme.soft })
     this.text(this.left < 60 ? n : `step ${n}`, this.left - 8, box.y + (n + 0.5) * h, { align: "right", weight: "600" })
+    this.drawByHand(run, box, n, h)
     if (this.other && run === this.run) this.drawPreview(run, box, n, h)
+  }
+  drawByHand(run, box, n, h) {
+    // tokens that a person set: framed in the rows where they were, filled where they wait for the model
+    const c = this.context,
+      sub = h / run.codebooks
+    const frame = (row, p, token) => {
+      const [a, b] = this.span(run, p),
+        y = box.y + row * h + (p % run.codebooks) * sub
+      if (token !== undefined) {
+        c.fillStyle = this.theme.state[token === run.mask_id ? MASKED : GIVEN]
+        c.fillRect(a, y, b - a, sub)
+      }
+      c.strokeStyle = this.theme.ink
+      c.lineWidth = 1.5
+      c.strokeRect(a, y, Math.max(b - a, 2), Math.max(sub, 2))
+    }
+    for (const [row, p] of run.by_hand) if (row <= n) frame(row, p)
+    for (const [p, token] of this.edits[`${this.runs.indexOf(run)}/${n}`] || []) frame(n, p, token)
   }
   drawPreview(run, box, n, h) {
     const c = this.context,
@@ -1053,11 +1281,12 @@ class View {
       for (let p = 0; p < Math.min(first.places, run.places); p++) {
         const one = first.tokens[n * first.places + p],
           two = run.tokens[m * run.places + p]
-        if (one === two || one === first.mask_id || two === run.mask_id) continue
-        const [a, b] = this.span(first, p)
-        c.fillStyle = this.theme.state[REMASKED]
+        if (one === two) continue
+        const [a, b] = this.span(first, p),
+          both = one !== first.mask_id && two !== run.mask_id
+        c.fillStyle = this.theme.state[both ? REMASKED : MASKED] // another token; masked in one of them
         c.fillRect(a, box.y, Math.max(b - a - 0.5, 1), box.height)
-        this.differing++
+        this.differing += both
       }
     }
     c.strokeStyle = this.theme.line
@@ -1261,7 +1490,7 @@ class View {
       found =
         this.hover?.place !== undefined
           ? this.hover
-          : this.selected !== null
+          : this.selected !== null && !(this.run.live && this.$("hand").open)
             ? { place: this.selected, run: this.run }
             : null
     tip.hidden = !found
@@ -1281,25 +1510,10 @@ class View {
       div.textContent = text
       return div
     }
-    const q = Math.floor(p / run.codebooks),
-      from = (q / run.positions) * run.width,
-      i = n * run.places + p,
+    const i = n * run.places + p,
       state = run.state[i],
       last = run.steps * run.places + p
-    const under = list =>
-      (list || []).find(
-        ([, a, b]) => a <= from + run.width / run.positions / 2 && from + run.width / run.positions / 2 < b,
-      )?.[0]
-    const where = [
-      run.seconds ? `${from.toFixed(2)}–${(from + run.width / run.positions).toFixed(2)} s` : "",
-      under(run.words),
-      under(run.phones),
-    ]
-      .filter(Boolean)
-      .join(" · ")
-    const lines = [
-      `position ${q}${run.codebooks > 1 ? `, codebook ${p % run.codebooks}` : ""}${where ? ` · ${where}` : ""}`,
-    ]
+    const lines = [this.where(run, p)]
     const future = n > this.stepOf(run),
       masked = isMasked(state)
     lines.push(
@@ -1319,6 +1533,21 @@ class View {
     if (!future && run.candidates && call >= 0 && run.asked(call, p))
       out.push(this.alternatives(run, call, p, masked ? -1 : run.tokens[i]))
     return out
+  }
+  where(run, p) {
+    // position, time, word and phone of a place
+    const q = Math.floor(p / run.codebooks),
+      from = (q / run.positions) * run.width,
+      to = from + run.width / run.positions
+    const under = list => (list || []).find(([, a, b]) => a <= (from + to) / 2 && (from + to) / 2 < b)?.[0]
+    return [
+      `position ${q}${run.codebooks > 1 ? `, codebook ${p % run.codebooks}` : ""}`,
+      run.seconds ? `${from.toFixed(2)}–${to.toFixed(2)} s` : "",
+      under(run.words),
+      under(run.phones),
+    ]
+      .filter(Boolean)
+      .join(" · ")
   }
   alternatives(run, call, p, token) {
     const table = document.createElement("table")
@@ -1348,7 +1577,11 @@ class View {
       for (const s of [MASKED, GUESS, GIVEN, NEW, COMMITTED, REMASKED]) {
         if (has(s)) parts.push(swatch(colors[s], STATES[s]))
       }
-    else {
+    if (this.color === "state" && this.runs.some(run => run.by_hand.length)) {
+      parts.push(swatch(colors[GIVEN], "set by hand"))
+      parts.at(-1).firstChild.className = "ds-framed"
+    }
+    if (this.color !== "state") {
       parts.push(swatch(colors[MASKED], "masked"))
       if (has(GIVEN) && this.color !== "token") parts.push(swatch(colors[GIVEN], "given"))
       const ends = {
