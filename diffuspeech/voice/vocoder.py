@@ -6,8 +6,8 @@
 __all__ = ['MAX_FRAMES', 'F0_MIN', 'F0_MAX', 'F0_DEFAULT', 'HOP', 'MAX_POWER', 'WORLD_GAIN', 'CONTEXT', 'MEL_CONFIG', 'N_MELS',
            'WINDOW', 'LOG_FLOOR', 'MAX_AMPLITUDE', 'RECEPTIVE_FIELD', 'Vocoder', 'check_wave', 'check_features',
            'import_pyworld', 'split_points', 'track_f0', 'World', 'log10_mel', 'mel_transform', 'log_mel', 'Mel',
-           'overlap_add', 'inverse_stft', 'VocosConfig', 'ConvNeXtBlock', 'Vocos', 'run_chunks', 'load_hifigan',
-           'HifiGan', 'load_vocoder']
+           'overlap_add', 'inverse_stft', 'mel_inverse', 'VocosConfig', 'ConvNeXtBlock', 'Vocos', 'run_chunks',
+           'load_hifigan', 'HifiGan', 'load_vocoder']
 
 # %% ../../nbs/voice/vocoder.ipynb #420697a3
 import json
@@ -307,6 +307,12 @@ def inverse_stft(
     return overlap_add(frames * window) / norm
 
 # %% ../../nbs/voice/vocoder.ipynb #48c8d0b5
+@cache
+def mel_inverse() -> Tensor:  # (80, WINDOW / 2 + 1)
+    "The pseudo-inverse of the mel bands: amplitudes in bands to amplitudes at frequencies"
+    return torch.linalg.pinv(mel_transform(HOP, N_MELS, WINDOW, 0.0, SAMPLE_RATE / 2).mel_scale.fb.cpu())
+
+
 @dataclass(frozen=True)
 class VocosConfig:
     "The configuration of Vocos"
@@ -350,6 +356,7 @@ class Vocos(PretrainedModel, Mel):
         self.norm, self.last_norm = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.layers))
         self.head = nn.Linear(d, 2 * bins)
+        self.register_buffer("mel_inverse", mel_inverse(), persistent=False)
         for module in self.modules():
             if isinstance(module, (nn.Conv1d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -367,7 +374,10 @@ class Vocos(PretrainedModel, Mel):
         for block in self.blocks:
             x = block(x)
         # a Fourier transform needs float32, whatever the network ran in
-        return inverse_stft(*self.head(self.last_norm(x)).float().chunk(2, -1))
+        log_amplitude, phase = self.head(self.last_norm(x)).float().chunk(2, -1)
+        with torch.autocast(mel.device.type, enabled=False):
+            prior = (mel.float().exp() @ self.mel_inverse).clamp_min(math.exp(LOG_FLOOR)).log()
+        return inverse_stft(prior + log_amplitude, phase)
 
     @torch.inference_mode()
     def synthesize(
