@@ -65,7 +65,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-def _player_of(run) -> dict | None:
+def _player_of(run) -> dict | tuple[dict, dict] | None:
     from .workbench.player import player
 
     return player(run)._repr_mimebundle_() if getattr(run, "generation", run).trajectory else None

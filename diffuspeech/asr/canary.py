@@ -348,6 +348,7 @@ class Canary(PretrainedModel):
     def from_pretrained(
         cls,
         name: "str | Path",  # a folder, or an id on the hub
+        *parts: Any,  # none
     ) -> Self:  # in eval mode, on the CPU
         "Load a recognizer with its text tokenizer"
         folder = find_checkpoint(name)
@@ -357,7 +358,7 @@ class Canary(PretrainedModel):
                 f"convert that first (diffuspeech convert {name} -o FOLDER) and give the folder "
                 "(to a training: --set options.recogniser=FOLDER)"
             )
-        model = super().from_pretrained(folder)
+        model = super().from_pretrained(folder, *parts)
         try:
             model.text_tokenizer = text.SubwordTokenizer((folder / "pieces.json").read_text(encoding="utf-8"))
         except Exception as e:  # tokenizers raises a bare one

@@ -23,7 +23,9 @@ class Recognizer(Protocol):
     "A speech recognizer as the text-aligned tokenizer uses it"
 
     text_tokenizer: Any  # encode(text) -> ids, word_ids(ids), version
-    enc_to_dec_proj: nn.Module  # from the encoder's width to the decoder's
+
+    @property
+    def enc_to_dec_proj(self) -> nn.Module: ...  # from the encoder's width to the decoder's
 
     @property
     def decoder(self) -> Any: ...  # of transformers: embed_tokens, layers with encoder_attn

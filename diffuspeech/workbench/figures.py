@@ -6,12 +6,15 @@
 __all__ = ['STATE_COLORS', 'VALUES_MAP', 'cell_values', 'draw_map', 'draw_words', 'draw_sound', 'figure']
 
 # %% ../../nbs/workbench/figures.ipynb #34e682fe
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -98,9 +101,11 @@ def draw_words(
 ):
     "Words above, phones below them, where they are spoken"
     a = view.alignment
-    rows = [([(w.word, w.start, w.end) for w in a.words], 1.5, 8)]
+    assert a is not None, "there are no words to draw"
+    rows: list[tuple[list, float, float]] = [([(w.word, w.start, w.end) for w in a.words], 1.5, 8)]
     rows.append(([(p.phone.lower(), p.start, p.end) for p in a.phones], 0.5, 5.5))
-    points = 72 * 0.85 * ax.figure.get_figwidth() / a.seconds  # to a second
+    figure: Any = ax.figure
+    points = 72 * 0.85 * figure.get_figwidth() / a.seconds  # to a second
     for found, height, size in rows:
         for text, start, end in found:
             ax.plot([start, start], [height - 0.4, height + 0.4], color="0.5", linewidth=0.4)
@@ -127,8 +132,9 @@ def draw_sound(
     wave_ax.grid(False)
     mel = log_mel(wave)
     extent = (0, len(wave) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
+    top = float(mel.max())
     spectrum_ax.imshow(
-        mel, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=mel.max() - 12, vmax=mel.max()
+        mel, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=top - 12, vmax=top
     )
     spectrum_ax.set(ylabel="mel scale\nto 8 kHz", yticks=[])
     spectrum_ax.grid(False)
@@ -160,7 +166,9 @@ def figure(
         layout="constrained",
     )
     axes = list(axes[:, 0])
-    fig.get_layout_engine().set(hspace=0.02, h_pad=0.02)
+    engine = fig.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(hspace=0.02, h_pad=0.02)
     if words:
         draw_words(view, axes[0])
     draw_map(view, axes[words], step, color)

@@ -61,19 +61,18 @@ def run_view(
         if run.resume is not None:
             known["resume"] = partial(run.resume, row=row)
         run = run.generation
-    if isinstance(run, Generation):
-        run = run.trajectory
-    if run is None:
+    steps = run.trajectory if isinstance(run, Generation) else run
+    if steps is None:
         raise ValueError("this run has no trajectory: an autoregressive decoder has no steps to show")
-    check_row(row, len(run.lengths))
-    if not int(run.lengths[row]):
+    check_row(row, len(steps.lengths))
+    if not int(steps.lengths[row]):
         raise ValueError("this run is empty: it holds no token")
     if denoiser is not None:
         known["resume"] = partial(resume, denoiser, run)
     if isinstance(decode, Reconstructor):
         known["frame_rate"] = frame_rate or decode.codec.frame_rate
         decode = partial(decode.run_codec, voice=voice)
-    return RunView(run.row(row), decode, run.rule if label is None else label, **known)
+    return RunView(steps.row(row), decode, steps.rule if label is None else label, **known)
 
 # %% ../../nbs/workbench/player.ipynb #b146d706
 def check_row(row: int, rows: int):
@@ -173,8 +172,9 @@ class Player:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         if os.environ.get(STATIC) == "static" or find_spec("anywidget") is None:
-            return {"text/html": self.html(brief=True), "text/plain": repr(self)}
-        return self.widget._repr_mimebundle_(include=include, exclude=exclude)
+            return {"text/html": page_html(self, brief=True), "text/plain": repr(self)}
+        selection: Any = dict(include=include, exclude=exclude)
+        return self.widget._repr_mimebundle_(**selection)
 
     def __repr__(self) -> str:
         return f"<Player of {', '.join(view.label for view in self.views) or self.message}>"
@@ -209,7 +209,7 @@ def page_html(
 # %% ../../nbs/workbench/player.ipynb #ea3b522f
 def picture_url(player: Player) -> str:
     "The first run as a PNG in a data URL"
-    file, drawn = io.BytesIO(), player.figure(width=8)
+    file, drawn = io.BytesIO(), player_figure(player, width=8)
     drawn.savefig(file, format="png", dpi=60)
     plt.close(drawn)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -223,7 +223,7 @@ def save_page(
     if player.message:
         raise ValueError(player.message)
     title = html.escape(player.title or player.views[0].text or player.views[0].label)
-    page = PAGE.format(title=title, body=player.html())
+    page = PAGE.format(title=title, body=page_html(player))
     atomic_write(path, lambda temp_path: temp_path.write_text(page, encoding="utf-8"))
 
 # %% ../../nbs/workbench/player.ipynb #86058596

@@ -241,7 +241,7 @@ def run_data(
     "All that the browser needs to draw a run; not its words and sounds, which come when they are made"
     t, cells = view.trajectory, view.cells
     token_type = "uint16" if int(cells.tokens.max()) < 65_536 else "int32"
-    data = dict(
+    data: dict[str, Any] = dict(
         label=view.label,
         steps=view.steps,
         positions=view.length,

@@ -51,7 +51,7 @@ def save_random_models(folder):
 
 
 def save_random_whisper(folder):
-    "A Whisper of two layers with random weights, as a folder of the hub; its subwords are of letters and pairs"
+    "A Whisper of two layers with random weights, as a folder of the hub; subwords are letters and pairs"
     import_torchaudio()
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
