@@ -91,6 +91,7 @@ ALLOWED = {
     "licence": "the field `licence` of manifests that users have",
     "recogniser": "a key in config.json of committed TASTE checkpoints, and the name of a preset",
     "from_recogniser": "as the key `recogniser`",
+    "recogniser_name": "as the key `recogniser`",
 }
 
 

@@ -11,13 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel, find_checkpoint
 from ..base.files import atomic_write
+from ..base.schema import Count, Depth, Range, ShareBelowOne, Size, check_dataclass
+from ..base.schema import require_multiple
 from ..data import text
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 from ..data.batches import check_waves
@@ -69,28 +71,30 @@ class LogMelFeatures(nn.Module):
 class CanaryConfig:
     "The configuration of a recognizer; the default is the small one"
 
-    hidden: int = 144  # of the encoder
-    layers: int = 5
-    heads: int = 4
-    ffn_dim: int = 432
-    channels: int = 64  # of the subsampling convolutions
-    n_mels: int = 80  # of the features
-    subsampling_factor: int = 8  # frames of 10 ms for one of the encoder
-    kernel: int = 9
-    decoder_hidden: int = 144
-    decoder_layers: int = 2
-    decoder_heads: int = 4
-    decoder_ffn_dim: int = 432
-    max_positions: int = 1024  # the decoder's longest text
-    vocab_size: int = 258  # subwords, and special tokens after them
-    pad_token_id: int = 0
-    prompt_ids: tuple[int, ...] = (256,)  # the decoder's input before the first subword
-    eos_token_id: int = 257
-    ctc_upsampling: int = 2  # CTC outputs per encoder frame; 0: no CTC head
-    dropout: float = 0.1
+    hidden: Size = 144  # of the encoder
+    layers: Depth = 5
+    heads: Size = 4
+    ffn_dim: Size = 432
+    channels: Size = 64  # of the subsampling convolutions
+    n_mels: Size = 80  # of the features
+    subsampling_factor: Size = 8  # frames of 10 ms for one of the encoder
+    kernel: Size = 9
+    decoder_hidden: Size = 144
+    decoder_layers: Depth = 2
+    decoder_heads: Size = 4
+    decoder_ffn_dim: Size = 432
+    max_positions: Annotated[int, Range(1, 2**16)] = 1024  # the decoder's longest text
+    vocab_size: Size = 258  # subwords, and special tokens after them
+    pad_token_id: Count = 0
+    prompt_ids: tuple[Count, ...] = (256,)  # the decoder's input before the first subword
+    eos_token_id: Count = 257
+    ctc_upsampling: Depth = 2  # CTC outputs per encoder frame; 0: no CTC head
+    dropout: ShareBelowOne = 0.1
 
     def __post_init__(self):
-        object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
+        check_dataclass(self)
+        require_multiple(self, "hidden", "heads")
+        require_multiple(self, "decoder_hidden", "decoder_heads")
 
 
 CANARY_180M_FLASH = CanaryConfig(  # canary-180m-flash; the prompt asks for English without punctuation

@@ -25,7 +25,7 @@ from ..base.checkpoint import find_checkpoint, fingerprint, load_tensors
 from ..base.pretrained import PRETRAINED, fetch
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 from ..data.batches import check_waves
-from ..data.text import normalize_text
+from ..data.text import spoken_words
 
 # %% ../../nbs/asr/whisper.ipynb #bfd6e55f
 TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
@@ -177,7 +177,7 @@ class WhisperTokenizer:
         source: str = "text",  # the name of the text in errors
     ) -> list[int]:
         "The ids of a text's words"
-        return self.tokenizer.encode(" " + normalize_text(text, source), add_special_tokens=False).ids
+        return self.tokenizer.encode(" " + spoken_words(text, source), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         "The text of ids; special tokens are left out"

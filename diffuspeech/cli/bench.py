@@ -34,12 +34,13 @@ def bench_decoder(args: argparse.Namespace) -> int:
     "What decoders cost"
     device = resolve_device(args.device)
     from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
+    from diffuspeech.base.schema import from_dict
     from diffuspeech.evaluate import speed
     from diffuspeech.models.decoder import DecoderConfig
     from diffuspeech.voice.codec import SpeechCodec
 
     voice = SpeechCodec.from_pretrained().decode
-    config = DecoderConfig(**read_config(builtin_checkpoint("ddm") / "decoder")["config"])
+    config = from_dict(DecoderConfig, read_config(builtin_checkpoint("ddm") / "decoder")["config"])
     rows = speed.decoder_table(config=config, voice=voice, device=device)
     output_rows(rows + speed.size_table(speed.SIZES[1:], voice, device=device), args.json)
     return 0

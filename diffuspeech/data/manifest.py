@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'LINE_FORMAT', 'DURATION_PATTERN', 'MIN_INDEXED_BYTES', 'TOLERANCE', 'Utterance', 'ManifestError', 'parse',
-           'quick_duration', 'Index', 'file_state', 'build_index', 'open_index', 'Skipped', 'Manifest',
+           'quick_duration', 'Index', 'file_state', 'build_index', 'open_index', 'Skipped', 'Manifest', 'check_text',
            'check_manifest', 'write_manifest', 'open_audio', 'load_audio']
 
 # %% ../../nbs/data/manifest.ipynb #b7fd76bd
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..base import random
 from ..base.files import atomic_write
-from . import audio
+from . import audio, text
 
 # %% ../../nbs/data/manifest.ipynb #d8326f71
 @dataclass(frozen=True)
@@ -327,6 +327,19 @@ class Manifest(Sequence):
                     self.skipped.add(u)
 
 # %% ../../nbs/data/manifest.ipynb #c4359d2b
+def check_text(
+    u: Utterance,
+):
+    "Refuse a text of which something would not be spoken"
+    try:
+        if u.text:
+            text.spoken_words(u.text, u.where)
+    except ValueError as e:
+        raise ManifestError(str(e)) from None
+    if unspoken := text.describe_unspoken(u.text):
+        raise ManifestError(f"{u.where}: {unspoken}")
+
+
 def check_manifest(
     manifest: Manifest,
     check_audio: bool = False,  # also check the headers of the sound files
@@ -339,6 +352,7 @@ def check_manifest(
             try:
                 u = manifest._read(file, i)
                 ids[i] = random.key(u.id)
+                check_text(u)
                 if check_audio:
                     with open_audio(u):
                         pass
@@ -405,7 +419,9 @@ def open_audio(
     try:
         if hasattr(u.audio, "seek"):  # a file in memory, from a shard: it may have been read before
             u.audio.seek(0)
-        with soundfile.SoundFile(u.audio) as file:
+        else:  # closed again: soundfile reads a path much faster than an open file
+            audio.open_regular(u.audio, where).close()
+        with soundfile.SoundFile(u.audio if hasattr(u.audio, "seek") else os.fsencode(u.audio)) as file:
             ends = file.frames / file.samplerate
             if u.offset + u.duration > ends + min(TOLERANCE, u.duration / 10):
                 raise ManifestError(
@@ -414,13 +430,15 @@ def open_audio(
                 )
             file.seek(min(round(u.offset * file.samplerate), file.frames))
             yield file
-    except soundfile.SoundFileError as e:
-        trouble = (
-            f"cannot be read as sound ({str(e).split(': ', 1)[-1].strip()}); fetch it again or drop the line"
-            if u.audio.is_file()
-            else "no such file; relative paths start at the manifest's folder"
-        )
-        raise ManifestError(f"{where}: {trouble}") from None
+    except ManifestError:
+        raise
+    except (soundfile.SoundFileError, TypeError, OSError) as e:
+        reason = str(e).split(": ", 1)[-1].strip()
+        raise ManifestError(
+            f"{where}: cannot be read as sound ({reason}); fetch it again or drop the line"
+        ) from None
+    except ValueError as e:  # of `audio.open_regular`; a relative path starts at the manifest's folder
+        raise ManifestError(str(e)) from None
 
 # %% ../../nbs/data/manifest.ipynb #e5d2cb0f
 def load_audio(
@@ -435,9 +453,7 @@ def load_audio(
             f"{u.where or u.id}: {u.audio}: breaks off after {u.offset + len(wave) / rate:.2f} s; "
             "fetch the file again"
         )
-    if not torch.isfinite(wave).all():
-        raise ManifestError(
-            f"{u.where or u.id}: {u.audio}: holds values that are not finite; "
-            "convert it again or drop the line"
-        )
-    return audio.resample(wave, rate)
+    try:
+        return audio.resample(audio.check_samples(wave, f"{u.where or u.id}: {u.audio}", 0, rate), rate)
+    except ValueError as e:
+        raise ManifestError(str(e)) from None

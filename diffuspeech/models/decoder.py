@@ -8,11 +8,14 @@ __all__ = ['DecoderConfig', 'Condition', 'TextEmbedding', 'DecoderLayer', 'Speec
 # %% ../../nbs/models/decoder.ipynb #a67f2f50
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.schema import Depth, Positive, Range, ShareBelowOne, Size, check_dataclass
+from ..base.schema import require_multiple
 from ..base.checkpoint import PretrainedModel
 from ..base.layers import Block, rotary_embedding, attention, apply_rotary, timestep_embedding
 
@@ -22,23 +25,23 @@ class DecoderConfig:
     "The shape of a speech decoder"
 
     causal: bool = False  # autoregressive; False: masked diffusion
-    text_vocab_size: int = 258  # kinds of pieces
-    text_dim: int = 0  # width of a recognizer's frozen embeddings of the pieces; 0: a trained table
-    vector_dim: int = 144  # of the vector of a piece; 0: text alone
-    speech_vocab_size: int = 4096  # kinds of speech tokens; the end and the mask come after them
-    dim: int = 176
-    embedding_dim: int = 64  # width of the table of speech tokens, which is also the output's
-    encoder_layers: int = 2  # layers
-    decoder_layers: int = 4
-    heads: int = 4
-    ffn_dim: int = 352  # of the feed-forward
-    position_scale: float = 3.8  # speech tokens for each piece, about: piece n has position scale * n
+    text_vocab_size: Size = 258  # kinds of pieces
+    text_dim: Annotated[int, Range(0, 2**20)] = 0  # of a recognizer's frozen embeddings; 0: a table
+    vector_dim: Annotated[int, Range(0, 2**20)] = 144  # of the vector of a piece; 0: text alone
+    speech_vocab_size: Size = 4096  # kinds of speech tokens; the end and the mask come after them
+    dim: Size = 176
+    embedding_dim: Size = 64  # width of the table of speech tokens, which is also the output's
+    encoder_layers: Depth = 2  # layers
+    decoder_layers: Depth = 4
+    heads: Size = 4
+    ffn_dim: Size = 352  # of the feed-forward
+    position_scale: Positive = 3.8  # speech tokens for each piece, about: piece n has position scale * n
     time_conditioning: bool = False  # t is an input of the network
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
 
     def __post_init__(self):
-        if self.dim % (2 * self.heads):
-            raise ValueError(f"dim={self.dim} must be a multiple of twice heads={self.heads}")
+        check_dataclass(self)
+        require_multiple(self, "dim", "heads", times=2)
         if self.causal and self.time_conditioning:
             raise ValueError(
                 "time_conditioning=True: only for diffusion decoders; this one is autoregressive"

@@ -7,11 +7,14 @@ __all__ = ['DurationConfig', 'DurationPredictor']
 
 # %% ../../nbs/models/duration.ipynb #0fb0a68e
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.schema import Depth, Positive, Range, Share, ShareBelowOne, Size, check_dataclass
+from ..base.schema import require_multiple
 from ..base.checkpoint import PretrainedModel
 from ..base.layers import Block, rotary_embedding
 from .decoder import Condition, TextEmbedding
@@ -21,20 +24,22 @@ from .decoder import Condition, TextEmbedding
 class DurationConfig:
     "The shape of the predictor"
 
-    text_vocab_size: int = 256  # kinds of pieces
-    text_dim: int = 0  # width of a recognizer's frozen embeddings of the pieces; 0: a trained table
-    dim: int = 32
-    layers: int = 1
-    heads: int = 2
-    ffn_dim: int = 64
-    quantiles: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # rising
-    frame_rate: float = 25.0  # speech tokens a second
-    dropout: float = 0.2
+    text_vocab_size: Size = 256  # kinds of pieces
+    text_dim: Annotated[int, Range(0, 2**20)] = 0  # of a recognizer's frozen embeddings; 0: a table
+    dim: Size = 32
+    layers: Depth = 1
+    heads: Size = 2
+    ffn_dim: Size = 64
+    quantiles: tuple[Share, ...] = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # rising
+    frame_rate: Positive = 25.0  # speech tokens a second
+    dropout: ShareBelowOne = 0.2
 
     def __post_init__(self):
-        object.__setattr__(self, "quantiles", tuple(self.quantiles))
+        check_dataclass(self)
+        require_multiple(self, "dim", "heads", times=2)
         if (
-            list(self.quantiles) != sorted(set(self.quantiles))
+            not self.quantiles
+            or list(self.quantiles) != sorted(set(self.quantiles))
             or not 0 < self.quantiles[0] <= self.quantiles[-1] < 1
         ):
             raise ValueError(f"quantiles={self.quantiles}: should rise, between 0 and 1")

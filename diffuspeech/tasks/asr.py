@@ -18,7 +18,8 @@ from ..voice.prepared import PreparedCorpus, PreparedBatch
 from ..asr.canary import Canary, CanaryConfig
 from .tokenizer import AugmentOptions, augment, ctc_loss, edit_distance, letter_targets
 from ..data.batches import LazyMap
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import NonNegative, from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Task, Update, single_batch
 
@@ -42,8 +43,8 @@ class ASROptions(AugmentOptions):
     "How a recogniser is trained"
 
     split: str = "second"  # of the corpus: the part that the speech tokenizer was not trained on
-    ctc: float = 1.0  # weight of CTC in the loss
-    attention: float = 1.0  # weight of the decoder's cross-entropy
+    ctc: NonNegative = 1.0  # weight of CTC in the loss
+    attention: NonNegative = 1.0  # weight of the decoder's cross-entropy
 
 # %% ../../nbs/tasks/asr.ipynb #8b5027c0
 class ASRTask(Task[Canary]):

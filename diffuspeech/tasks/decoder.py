@@ -17,7 +17,8 @@ from ..diffusion.loss import diffusion_loss
 from ..diffusion.schedule import stratified_times
 from ..models.decoder import ConditionedDecoder
 from .speech import DecoderModel, SpeechBatch, SpeechOptions, SpeechTask, TasteOptions
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import from_dict
+from ..train.config import TrainConfig
 from ..train.task import Update
 
 # %% ../../nbs/tasks/decoder.ipynb #79f8e4c9

@@ -22,7 +22,8 @@ from ..models.decoder import ConditionedDecoder
 from .speech import DecoderModel, SpeechBatch, SpeechOptions, SpeechTask, TasteOptions
 from .speech import sample_tokens
 from ..tokenizers.taste import Taste
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import Positive, PositiveInt, Share, from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Update
 
@@ -96,9 +97,9 @@ def distill_loss(
 class DistillOptions(SpeechOptions):
     "How a decoder is distilled; `init_from`, a run's export or ddm, is teacher and first student"
 
-    steps: int = 8  # of the teacher
-    temperature: float = 1.0  # of both distributions
-    kl_weight: float = 0.5  # share of the divergence in the loss
+    steps: PositiveInt = 8  # of the teacher
+    temperature: Positive = 1.0  # of both distributions
+    kl_weight: Share = 0.5  # share of the divergence in the loss
 
 # %% ../../nbs/tasks/distill.ipynb #fa3e6770
 def read_options(

@@ -21,8 +21,9 @@ from ..data.batches import LazyMap
 from ..diffusion.length import coverage, pinball_loss
 from ..models.decoder import Condition
 from ..models.duration import DurationConfig, DurationPredictor
+from ..base.schema import PositiveInt, from_dict
 from .speech import load_tokenizer
-from ..train.config import TrainConfig, from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Task, Update
 from ..voice.prepared import PreparedCorpus
@@ -41,7 +42,7 @@ class DurationBatch:
 class DurationOptions:
     "How the predictor is trained"
 
-    rows: int = 128  # of a batch
+    rows: PositiveInt = 128  # of a batch
     recogniser: str = "small"  # whose pieces the texts are cut into, as `asr.recognizer.load_asr` knows it
     tokenizer: str = "small"  # whose tokens are counted, as `tasks.speech.load_tokenizer` knows it
 

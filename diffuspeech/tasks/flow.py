@@ -25,7 +25,8 @@ from ..tokenizers.s3 import load_builtin_tokenizer
 from ..diffusion.corrupt import utterance_keys
 from ..diffusion.schedule import stratified_times
 from .tokenizer import feature_weights, feature_stats
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import Share, from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Task, Update, single_batch
 
@@ -78,7 +79,7 @@ class FlowOptions:
     "How the flow is trained"
 
     tokenizer: str = "small"  # the built-in one, or a folder
-    speaker_dropout: float = 0.1  # share of the rows without a speaker
+    speaker_dropout: Share = 0.1  # share of the rows without a speaker
 
 # %% ../../nbs/tasks/flow.ipynb #6b34f682
 class FlowTask(Task[Flow]):

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..asr.canary import CANARY_180M_FLASH, Canary, CanaryConfig
 from ..asr.recognizer import Recognizer, load_asr, text_table
 from ..base import random
-from ..base.checkpoint import read_config
+from ..base.checkpoint import read_config, read_metadata
 from ..base.pretrained import PRETRAINED, expand_home
 from ..data.batches import LazyMap, plan_batches
 from ..diffusion.corrupt import utterance_keys
@@ -31,7 +31,8 @@ from .flow import on_accelerator, tokenize_corpus
 from ..tokenizers.quantize import QuantizerConfig
 from ..tokenizers.s3 import SpeechTokenizer, load_builtin_tokenizer
 from ..tokenizers.taste import Taste
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Task
 from ..voice.jobs import is_cosyvoice, load_codec
@@ -415,7 +416,7 @@ class SpeechTask(Task):
         else:
             c = CanaryConfig() if name == "small" else CANARY_180M_FLASH
             if (Path(name) / "config.json").is_file():
-                c = CanaryConfig(**read_config(Path(name))["config"])
+                c = from_dict(CanaryConfig, read_config(Path(name))["config"], "config")
             recogniser, rate = Canary(c), 100 / c.subsampling_factor
         taste = getattr(options, "taste", TasteOptions())
         vocab_size = run.model.get("speech_vocab_size", DecoderConfig.speech_vocab_size)
@@ -511,17 +512,18 @@ def load_first_stage(
     first = Taste.from_pretrained(folder / "taste", model.recogniser[0])
     decoder = SpeechDecoder.from_pretrained(folder / "decoder")
     check_first_stage(first, decoder, model, folder)
-    metadata, quantizer = read_config(folder / "decoder")["metadata"], model.taste.config.quantizer
-    other_seed = metadata.get("run", {}).get("seed", seed)
+    metadata, quantizer = read_metadata(folder / "decoder"), model.taste.config.quantizer
+    other_seed = metadata.run.get("seed", seed)
     if quantizer.kind != "none" and other_seed != seed:
         raise ValueError(
             f"{folder}: comes from a run with seed={other_seed}, and this one has seed={seed}; "
             "each seed needs a first stage of its own"
         )
     for what, version in versions.items():
-        if metadata.get(what) != version:
+        trained_with = getattr(metadata, what)
+        if trained_with != version:
             raise ValueError(
-                f"{folder}: was trained with the {what} {metadata.get(what)}, and this run's is {version}; "
+                f"{folder}: was trained with the {what} {trained_with}, and this run's is {version}; "
                 f"train it again, or name the other in options.{what}"
             )
     model.decoder.load_state_dict(decoder.state_dict())

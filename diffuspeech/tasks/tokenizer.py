@@ -29,7 +29,8 @@ from ..voice.prepared import PreparedCorpus, PreparedBatch
 from ..tokenizers.quantize import sequence_mask, perplexity, codebook_usage
 from ..tokenizers.s3 import Tokenizer, TokenizerConfig
 from ..diffusion.corrupt import utterance_keys
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import Count, NonNegative, Share, from_dict
+from ..train.config import TrainConfig
 from ..train.plan import Component
 from ..train.task import Task, Update, single_batch
 
@@ -157,8 +158,8 @@ def mask_time_frequency(
 class AugmentOptions:
     "How recordings are augmented in training"
 
-    augment_prob: float = 0.4  # share of the recordings with noise (one half) or reverberation (the other)
-    augment_after: int = 1500  # updates without either, at the beginning
+    augment_prob: Share = 0.4  # share of the recordings with noise (one half) or reverberation (the other)
+    augment_after: Count = 1500  # updates without either, at the beginning
 
 
 LEVEL_RANGE = 8.0  # dB up and down: how much the level varies
@@ -234,10 +235,10 @@ def feature_loss(
 class TokenizerOptions(AugmentOptions):
     "How the tokenizer is trained"
 
-    feature_weight: float = 1.0  # of the reconstruction, in the loss
-    early_ctc_weight: float = 0.5  # of CTC before the quantizer
-    phone_weight: float = 1.0  # of the phones
-    quantizer_warmup: int = 600  # updates in which the layers after the quantizer get a mixture
+    feature_weight: NonNegative = 1.0  # of the reconstruction, in the loss
+    early_ctc_weight: NonNegative = 0.5  # of CTC before the quantizer
+    phone_weight: NonNegative = 1.0  # of the phones
+    quantizer_warmup: Count = 600  # updates in which the layers after the quantizer get a mixture
 
 # %% ../../nbs/tasks/tokenizer.ipynb #5a16afac
 class TokenizerTask(Task):

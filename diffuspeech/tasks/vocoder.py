@@ -24,7 +24,8 @@ from ..data.audio import SAMPLE_RATE
 from ..data.batches import LazyMap
 from ..voice.prepared import PreparedCorpus
 from ..voice.vocoder import HOP, Vocos, VocosConfig, log_mel
-from ..train.config import TrainConfig, from_dict
+from ..base.schema import from_dict
+from ..train.config import TrainConfig
 from ..train.task import Task, Update
 
 # %% ../../nbs/tasks/vocoder.ipynb #0a775d3d

@@ -10,10 +10,12 @@ __all__ = ['OPTION_KIND', 'QuantizerConfig', 'QuantizerOutput', 'seeded_rng', 's
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..base.schema import Count, NonNegative, Range, Share, Size, check_dataclass
 from ..base import random
 
 # %% ../../nbs/tokenizers/quantize.ipynb #479e7455
@@ -33,62 +35,28 @@ OPTION_KIND = {
 class QuantizerConfig:
     "The configuration of a quantizer; `dataclasses.asdict` of it is JSON"
 
-    kind: str = "fsq"  # fsq, rvq, or none, which returns the vector unchanged
-    dim: int = 256  # of the input and output vectors
-    layers: int = 4  # codes for each vector
-    levels: tuple[int, ...] = (8, 8, 8)  # FSQ: of each number in a layer
-    structure: str = "residual"  # FSQ: or grouped
-    codebook_size: int = 512  # RVQ: vectors in each codebook
-    codebook_dim: int = 256  # RVQ: their width; projected to and from `dim` where it differs
-    decay: float = 0.99  # RVQ: of the running means that are the codebook
+    kind: Literal["fsq", "rvq", "none"] = "fsq"  # fsq, rvq, or none, which returns the vector unchanged
+    dim: Size = 256  # of the input and output vectors
+    layers: Annotated[int, Range(1, 256)] = 4  # codes for each vector
+    levels: tuple[Annotated[int, Range(2, 2**16)], ...] = (8, 8, 8)  # FSQ: of each number in a layer
+    structure: Literal["residual", "grouped"] = "residual"  # FSQ: or grouped
+    codebook_size: Annotated[int, Range(2, 2**20)] = 512  # RVQ: vectors in each codebook
+    codebook_dim: Size = 256  # RVQ: their width; projected to and from `dim` where it differs
+    decay: Share = 0.99  # RVQ: of the running means that are the codebook
     kmeans_init: bool = True  # RVQ: the first batch in training sets the codebooks; else small random ones
-    commitment_weight: float = 1.0  # RVQ: weight of the loss
-    dead_code_threshold: float = 0.0  # RVQ: a code with a lower running count moves to a vector of the batch
-    quantizer_dropout: float = 0.0  # share of training rows with only n layers, n uniform in 1..layers
-    seed: int = 0
+    commitment_weight: NonNegative = 1.0  # RVQ: weight of the loss
+    dead_code_threshold: NonNegative = 0.0  # RVQ: a code with a lower running count is moved to a vector
+    quantizer_dropout: Share = 0.0  # share of training rows with only n layers, n uniform in 1..layers
+    seed: Count = 0
 
     def __post_init__(self):
-        def wrong(name, expected):
-            raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
-
-        object.__setattr__(self, "levels", tuple(self.levels))  # JSON has lists only
-        if self.kind not in ("fsq", "rvq", "none"):
-            wrong("kind", "one of fsq, rvq, none")
+        check_dataclass(self)
         for f in fields(self):
-            if (
-                f.name in OPTION_KIND
-                and OPTION_KIND[f.name] != self.kind
-                and getattr(self, f.name) != f.default
-            ):
-                raise ValueError(
-                    f"{f.name}={getattr(self, f.name)!r} is an option of {OPTION_KIND[f.name]}, "
-                    f"and kind is {self.kind!r}"
-                )
-        for name in ("dim", "layers", "codebook_dim"):
-            if (
-                isinstance(getattr(self, name), bool)
-                or not isinstance(getattr(self, name), int)
-                or getattr(self, name) < 1
-            ):
-                wrong(name, "an integer of at least 1")
-        if (
-            not self.levels
-            or not all(isinstance(n, int) and n >= 2 for n in self.levels)
-            or math.prod(self.levels) > 2**16
-        ):
-            wrong("levels", "integers of at least 2, with a product of at most 65536")
-        if self.structure not in ("residual", "grouped"):
-            wrong("structure", "residual or grouped")
-        if not isinstance(self.codebook_size, int) or self.codebook_size < 2:
-            wrong("codebook_size", "an integer of at least 2")
-        for name, low, high in (
-            ("decay", 0, 1),
-            ("quantizer_dropout", 0, 1),
-            ("commitment_weight", 0, math.inf),
-            ("dead_code_threshold", 0, math.inf),
-        ):
-            if not low <= getattr(self, name) <= high:
-                wrong(name, f"from {low} to {high}")
+            kind, value = OPTION_KIND.get(f.name, self.kind), getattr(self, f.name)
+            if kind != self.kind and value != f.default:
+                raise ValueError(f"{f.name}={value!r} is an option of {kind}, and kind is {self.kind!r}")
+        if not self.levels or math.prod(self.levels) > 2**16:
+            raise ValueError(f"levels={self.levels!r} should have a product of at most 65536")
 
 # %% ../../nbs/tokenizers/quantize.ipynb #c46230f3
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..base.schema import Depth, ShareBelowOne, Size, check_dataclass
+from ..base.schema import require_multiple
 from ..base.checkpoint import PretrainedModel, builtin_checkpoint
 from ..data import text
 from ..data.audio import SAMPLE_RATE, import_torchaudio, log_mel
@@ -47,18 +49,19 @@ class SpeechTokenizer(Protocol):
 class TokenizerConfig:
     "The configuration of the built-in tokenizer"
 
-    hidden: int = 192
-    encoder_layers: int = 3  # conformer layers before the quantizer
-    ctc_layers: int = 2
-    heads: int = 4
-    ffn_dim: int = 576
-    channels: int = 64  # of the subsampling convolutions
-    levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
-    ctc_vocab_size: int = len(text.char_tokenizer)  # characters; the first is CTC's blank
-    dropout: float = 0.1
+    hidden: Size = 192
+    encoder_layers: Depth = 3  # conformer layers before the quantizer
+    ctc_layers: Depth = 2
+    heads: Size = 4
+    ffn_dim: Size = 576
+    channels: Size = 64  # of the subsampling convolutions
+    levels: tuple[Size, ...] = (4, 4, 4, 4, 4, 4)
+    ctc_vocab_size: Size = len(text.char_tokenizer)  # characters; the first is CTC's blank
+    dropout: ShareBelowOne = 0.1
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))
+        check_dataclass(self)
+        require_multiple(self, "hidden", "heads")
 
 # %% ../../nbs/tokenizers/s3.ipynb #7653e452
 LOG_MEL_MEAN, LOG_MEL_STD = -6.0, 4.0  # approximate, to normalize the network's input

@@ -7,7 +7,7 @@ __all__ = ['TasteConfig', 'Taste']
 
 # %% ../../nbs/tokenizers/taste.ipynb #95d57ce4
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel
 from ..base.layers import add_lora, freeze
+from ..base.schema import check_dataclass
 from .quantize import QuantizerOutput, QuantizerConfig, make_quantizer
 from ..asr.canary import Canary, CanaryConfig
 from ..asr.recognizer import Recognizer
@@ -36,15 +37,12 @@ class TasteConfig:
     )
 
     def __post_init__(self):
-        if isinstance(self.recogniser, dict):
-            object.__setattr__(self, "recogniser", CanaryConfig(**self.recogniser))
+        check_dataclass(self)
         if not self.dim:
             if self.recogniser is None:
                 raise ValueError("dim=0: without the configuration of a Canary, the width has to be given")
             object.__setattr__(self, "dim", self.recogniser.decoder_hidden)
-        options = self.quantizer if isinstance(self.quantizer, dict) else asdict(self.quantizer)
-        settings: dict[str, Any] = {**options, "dim": self.dim}
-        object.__setattr__(self, "quantizer", QuantizerConfig(**settings))
+        object.__setattr__(self, "quantizer", replace(self.quantizer, dim=self.dim))
 
 # %% ../../nbs/tokenizers/taste.ipynb #cf14e63a
 class Taste(PretrainedModel):

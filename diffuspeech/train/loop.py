@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base import random
+from ..base.checkpoint import require_finite
 from . import state
 from .config import TrainConfig
 from .journal import Journal
@@ -226,7 +227,7 @@ def add_gradients(
                 ids = ", ".join(map(str, getattr(batch, "ids", [])))
                 raise ValueError(
                     f"step {step}, with the rows {ids}: {e}; "
-                    "no weight was changed and the last checkpoint stands"
+                    f"this step changed no weight; {state.describe_last(run.folder)}"
                 ) from None
             # shares are summed, and both Accelerate and DDP divide by the number of batches
             accelerator.backward(parts["loss"] * run.config.batches_per_update)
@@ -257,7 +258,7 @@ def train_step(
             ids = ", ".join(nonfinite_rows([batch for _, batch in batches], [t["loss"] for t in terms]))
             raise FloatingPointError(
                 f"step {step}: the {words} is {line[name]}{' with the rows ' + ids if ids else ''}; "
-                "no weight was changed and the last checkpoint stands: "
+                f"this step changed no weight; {state.describe_last(run.folder)}: "
                 "check these rows, or start again with a lower lr"
             )
     optimizer.step()
@@ -369,6 +370,7 @@ def export_best(
     metadata = {"run": asdict(run.config), "step": run.progress.step, "validation": run.progress.validation}
     with state.ema_weights(run.task.model, run.ema), full_weights(run.task, run.full_model):
         if run.journal:
+            require_finite(state.named_tensors(run.task.model), run.folder / "model")
             run.task.export(run.folder / "model", **metadata)
     return run.progress.validation
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .config import TrainConfig, unknown_name
+from ..base.schema import unknown_name
+from .config import TrainConfig
 from .task import find_task
 
 # %% ../../nbs/train/plan.ipynb #5221d363

@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'CHANGEABLE', 'PICKLE_SUFFIXES', 'Progress', 'named_tensors', 'trainable_parameters', 'save_tensors',
            'fsync', 'full_tensor', 'distribute_like', 'save', 'write_folder', 'remove_checkpoint', 'checkpoint_step',
            'checkpoints', 'remove_partial_files', 'get_rng_state', 'set_rng_state', 'last_checkpoint', 'read_state',
-           'recovery_hint', 'config_differences', 'read_tensors', 'copy_tensors', 'load_weights', 'load',
-           'local_tensor', 'update_ema', 'ema_weights']
+           'recovery_hint', 'describe_last', 'config_differences', 'read_tensors', 'copy_tensors', 'load_weights',
+           'load', 'local_tensor', 'update_ema', 'ema_weights']
 
 # %% ../../nbs/train/state.ipynb #a3e9d994
 import base64
@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..base.checkpoint import write_tensors
+from ..base.checkpoint import describe_tensor, require_finite, write_tensors
+from ..base.schema import Count, NonNegative, from_dict, read_json
 from .config import TrainConfig
 
 # %% ../../nbs/train/state.ipynb #863cd7f2
@@ -48,15 +49,15 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 class Progress:
     "How far a run has come"
 
-    step: int = 0  # updates of the weights
-    epoch: int = 0
-    batch: int = 0  # batches done in this epoch, empty ones too
-    empty: int = 0  # batches that had no rows
-    seconds: float = 0.0  # of training
-    audio: float = 0.0  # seconds of audio in all batches so far
+    step: Count = 0  # updates of the weights
+    epoch: Count = 0
+    batch: Count = 0  # batches done in this epoch, empty ones too
+    empty: Count = 0  # batches that had no rows
+    seconds: NonNegative = 0.0  # of training
+    audio: NonNegative = 0.0  # seconds of audio in all batches so far
     best: float | None = None  # the lowest score
-    best_step: int | None = None
-    validated: int | None = None  # the step of the last validation
+    best_step: Count | None = None
+    validated: Count | None = None  # the step of the last validation
     validation: dict = dataclasses.field(default_factory=dict)  # its numbers
 
 # %% ../../nbs/train/state.ipynb #2db1f6a7
@@ -159,6 +160,13 @@ def save(
         "run": dataclasses.asdict(run),
         "versions": versions or {},
     }
+    try:
+        for file, named in gathered.items():
+            require_finite(named, f"{file} after step {progress.step}")
+    except ValueError as e:
+        raise FloatingPointError(
+            f"{e}; it is not saved, {describe_last(folder)}; start again from there with a lower lr"
+        ) from None
     write_folder(path, gathered, state)
     for old in checkpoints(folder)[: -run.save_total_limit]:
         if checkpoint_step(old) != progress.best_step:
@@ -186,12 +194,10 @@ def write_folder(
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        last = checkpoints(path.parent)[-1:]
-        kept = f"{last[0].name} is complete" if last else "and there is no checkpoint yet"
         raise OSError(
             errno.ENOSPC,
-            f"the disk is full: {path.name} of {path.parent} could not be saved, {kept}; "
-            "free some space and start the same run again",
+            f"the disk is full: {path.name} of {path.parent} could not be saved, "
+            f"{describe_last(path.parent)}; free some space and start the same run again",
         ) from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -285,10 +291,10 @@ def read_state(
         raise ValueError(f"{pickled}: a pickle, which is never read; {recovery_hint(path)}")
     file = path / "state.json"
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_json(file)
         version, *_ = (state[name] for name in ("format", "progress", "random", "run"))
         if version == FORMAT:
-            Progress(**state["progress"])
+            from_dict(Progress, state["progress"])
     except FileNotFoundError:
         raise ValueError(f"{file}: missing; {recovery_hint(path)}") from None
     except (ValueError, KeyError, TypeError):
@@ -307,6 +313,14 @@ def recovery_hint(
     "How to resume without it"
     before = [p for p in checkpoints(path.parent) if checkpoint_step(p) < checkpoint_step(path)]
     return f"delete the folder {path.name} to resume from {before[-1].name if before else 'the beginning'}"
+
+
+def describe_last(
+    folder: Path,  # of a run
+) -> str:
+    "Which checkpoint there is to go on from, for a message"
+    last = checkpoints(folder)[-1:]
+    return f"{last[0].name} is complete" if last else "and there is no checkpoint yet"
 
 # %% ../../nbs/train/state.ipynb #e32f836a
 def config_differences(
@@ -348,13 +362,17 @@ def copy_tensors(
 ):
     "Copy saved tensors into those of the same names, without any missing or left over"
     mismatched = sorted(targets.keys() ^ saved.keys()) or sorted(
-        n for n in targets if targets[n].shape != saved[n].shape
+        n for n in targets if describe_tensor(targets[n]) != describe_tensor(saved[n])
     )
     if mismatched:
         raise ValueError(
             f"{path}: does not fit the model at {', '.join(mismatched[:5])}"
             f"{' ...' if len(mismatched) > 5 else ''}; {recovery_hint(path.parent)}"
         )
+    try:
+        require_finite(saved, path)
+    except ValueError as e:
+        raise ValueError(f"{e}; {recovery_hint(path.parent)}") from None
     with torch.no_grad():
         for name, tensor in targets.items():
             tensor.copy_(distribute_like(saved[name], tensor))
@@ -372,7 +390,7 @@ def load_weights(
     copy_tensors(named_tensors(model), files["model"], path / "model.safetensors")
     if ema:
         copy_tensors(ema, files["ema"], path / "ema.safetensors")
-    return Progress(**read_state(path)["progress"])
+    return from_dict(Progress, read_state(path)["progress"])
 
 
 def load(
@@ -409,7 +427,7 @@ def load(
         optimizer.state[p][what] = (
             tensor if what == "step" else distribute_like(tensor, p)
         )  # Adam counts on the CPU
-    return Progress(**state["progress"]), state["random"]
+    return from_dict(Progress, state["progress"]), state["random"]
 
 # %% ../../nbs/train/state.ipynb #6da38f03
 def local_tensor(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel
-from .config import TrainConfig, check_fields, config_from_dict, from_dict
+from ..base.schema import check_fields, from_dict
+from .config import TrainConfig, config_from_dict
 from .config import override, preset_file, read_preset
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def find_task(
 ) -> type[Task]:
     "The class of a task by its name"
     module, _, cls = name.partition(":")
-    if not module or not cls:
+    if not all(part.isidentifier() for part in (*module.split("."), cls)):
         raise ValueError(f"task={name}: should be module:class, as diffuspeech.tasks.decoder:DecoderTask")
     if os.getcwd() not in sys.path:  # the folder of a console script is there in its place
         sys.path.append(os.getcwd())

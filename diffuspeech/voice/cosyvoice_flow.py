@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.schema import Depth, Positive, Size, check_dataclass
 from ..base.checkpoint import PretrainedModel
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #b994fcf8
@@ -23,22 +24,22 @@ from ..base.checkpoint import PretrainedModel
 class CosyFlowConfig:
     "The configuration of CosyVoice's flow; the defaults are those of CosyVoice-300M"
 
-    vocab_size: int = 4096
-    frame_rate: float = 50.0  # ids a second
-    dim: int = 512  # of the encoder
-    heads: int = 8
-    ffn_dim: int = 2048
-    layers: int = 6
-    n_mels: int = 80
-    speaker_dim: int = 192  # of the speaker vector
-    channels: tuple[int, ...] = (256, 256)  # of the estimator's levels
-    num_blocks: int = 4  # transformer blocks after each convolution block
-    num_mid_blocks: int = 12  # convolution blocks on the lowest level
-    estimator_heads: int = 8
-    head_dim: int = 64
+    vocab_size: Size = 4096
+    frame_rate: Positive = 50.0  # ids a second
+    dim: Size = 512  # of the encoder
+    heads: Size = 8
+    ffn_dim: Size = 2048
+    layers: Depth = 6
+    n_mels: Size = 80
+    speaker_dim: Size = 192  # of the speaker vector
+    channels: tuple[Size, ...] = (256, 256)  # of the estimator's levels
+    num_blocks: Depth = 4  # transformer blocks after each convolution block
+    num_mid_blocks: Depth = 12  # convolution blocks on the lowest level
+    estimator_heads: Size = 8
+    head_dim: Size = 64
 
     def __post_init__(self):
-        object.__setattr__(self, "channels", tuple(self.channels))
+        check_dataclass(self)
 
 # %% ../../nbs/voice/cosyvoice_flow.ipynb #5b292565
 class RelativeAttention(nn.Module):

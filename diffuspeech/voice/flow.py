@@ -8,10 +8,13 @@ __all__ = ['speaker_embedding', 'FlowConfig', 'Flow', 'gaussian_noise']
 # %% ../../nbs/voice/flow.ipynb #6db889e7
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from ..base.schema import Depth, Range, Size, check_dataclass
+from ..base.schema import require_multiple
 from ..base import random
 from ..base.checkpoint import PretrainedModel
 from ..base.layers import Block, rotary_embedding, timestep_embedding
@@ -37,21 +40,21 @@ def speaker_embedding(
 class FlowConfig:
     "The configuration of the flow"
 
-    levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)  # of the tokenizer: the digits of an id
-    dim: int = 240
-    encoder_layers: int = 2  # layers that encode the ids, computed once for all steps
-    layers: int = 3
-    heads: int = 4
-    ffn_dim: int = 600
-    feature_dim: int = 43  # of the vocoder
-    level_features: int = 1  # whose mean is a frame's level: WORLD's first, all bands of a mel
-    frames_per_id: int = 4  # of the vocoder
-    patch_size: int = 2  # frames per position of the network
+    levels: tuple[Size, ...] = (4, 4, 4, 4, 4, 4)  # of the tokenizer: the digits of an id
+    dim: Size = 240
+    encoder_layers: Depth = 2  # layers that encode the ids, computed once for all steps
+    layers: Depth = 3
+    heads: Size = 4
+    ffn_dim: Size = 600
+    feature_dim: Size = 43  # of the vocoder
+    level_features: Size = 1  # whose mean is a frame's level: WORLD's first, all bands of a mel
+    frames_per_id: Annotated[int, Range(1, 256)] = 4  # of the vocoder
+    patch_size: Annotated[int, Range(1, 256)] = 2  # frames per position of the network
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))
-        if self.frames_per_id % self.patch_size:
-            raise ValueError(f"patch_size={self.patch_size} must divide frames_per_id={self.frames_per_id}")
+        check_dataclass(self)
+        require_multiple(self, "dim", "heads", times=2)
+        require_multiple(self, "frames_per_id", "patch_size")
 
 # %% ../../nbs/voice/flow.ipynb #b2daeacf
 class Flow(PretrainedModel):

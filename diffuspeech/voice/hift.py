@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import cached
 
+from ..base.schema import Depth, NonNegative, Size, check_dataclass
 from ..base import random
 from ..base.checkpoint import PretrainedModel
 from ..data.audio import import_torchaudio
@@ -26,31 +27,24 @@ from .flow import gaussian_noise
 class HiftConfig:
     "The configuration of HiFT; the defaults are those of CosyVoice-300M"
 
-    n_mels: int = 80
-    base_channels: int = 512  # of the first convolution; halved at each upsampling
-    f0_channels: int = 512
-    harmonics: int = 8  # above the fundamental
-    amplitude: float = 0.1  # of each harmonic
-    noise_std: float = 0.003  # in voiced frames
-    voiced_threshold: float = 10.0  # Hz: a frame with a higher pitch is voiced
-    upsample_rates: tuple[int, ...] = (8, 8)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16)
-    n_fft: int = 16  # samples
-    hop: int = 4
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    source_resblock_kernel_sizes: tuple[int, ...] = (7, 11)
-    resblock_dilations: tuple[int, ...] = (1, 3, 5)
-    leaky_relu_slope: float = 0.1  # of leaky ReLU
+    n_mels: Size = 80
+    base_channels: Size = 512  # of the first convolution; halved at each upsampling
+    f0_channels: Size = 512
+    harmonics: Depth = 8  # above the fundamental
+    amplitude: NonNegative = 0.1  # of each harmonic
+    noise_std: NonNegative = 0.003  # in voiced frames
+    voiced_threshold: NonNegative = 10.0  # Hz: a frame with a higher pitch is voiced
+    upsample_rates: tuple[Size, ...] = (8, 8)
+    upsample_kernel_sizes: tuple[Size, ...] = (16, 16)
+    n_fft: Size = 16  # samples
+    hop: Size = 4
+    resblock_kernel_sizes: tuple[Size, ...] = (3, 7, 11)
+    source_resblock_kernel_sizes: tuple[Size, ...] = (7, 11)
+    resblock_dilations: tuple[Size, ...] = (1, 3, 5)
+    leaky_relu_slope: NonNegative = 0.1  # of leaky ReLU
 
     def __post_init__(self):
-        for name in (
-            "upsample_rates",
-            "upsample_kernel_sizes",
-            "resblock_kernel_sizes",
-            "source_resblock_kernel_sizes",
-            "resblock_dilations",
-        ):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_dataclass(self)
 
 # %% ../../nbs/voice/hift.ipynb #bed4f434
 SAMPLE_RATE, HOP, WINDOW = 22_050, 256, 1024

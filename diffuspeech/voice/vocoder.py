@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..base.checkpoint import PretrainedModel, builtin_checkpoint, is_hub_id
+from ..base.schema import Range, Size, check_dataclass
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 
 # %% ../../nbs/voice/vocoder.ipynb #5106bb63
@@ -317,12 +318,13 @@ def mel_inverse() -> Tensor:  # (80, WINDOW / 2 + 1)
 class VocosConfig:
     "The configuration of Vocos"
 
-    dim: int = 320
-    layers: int = 6
-    ffn_dim: int = 960
-    kernel: int = 7  # of the convolutions, in frames
+    dim: Size = 320
+    layers: Annotated[int, Range(1, 256)] = 6
+    ffn_dim: Size = 960
+    kernel: Annotated[int, Range(1, 4096)] = 7  # of the convolutions, in frames
 
     def __post_init__(self):
+        check_dataclass(self)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel} must not be even: it is centered on a frame")
 

@@ -80,7 +80,11 @@ BAD = {
         lambda w: (d := sound(w, "FLAC"))[:40_000] + bytes(20_000) + d[60_000:],
         "breaks off or is damaged|holds no audio",
     ),
-    "a NaN": ("a.wav", with_value(float("nan")), r"the sample at 1.000 s is nan; write the file again"),
+    "a NaN": (
+        "a.wav",
+        with_value(float("nan")),
+        r"the sample at 1.000 s is nan, not finite; write the file again",
+    ),
     "a NaN at the end": ("a.wav", with_value(float("nan"), at=5.65), r"the sample at 5.650 s is nan"),
     "an infinity": ("a.wav", with_value(float("inf")), r"the sample at 1.000 s is inf"),
     "minus infinity at 8 kHz": ("a.wav", with_value(-float("inf"), 8_000), r"the sample at 1.000 s is -inf"),

@@ -115,8 +115,8 @@ def broken_sounds(folder):
     soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(folder / "silent.wav", np.zeros(0, np.float32), 16_000)
     return {
-        "gone": (line(audio_filepath="gone.wav"), "gone.wav: no such file; relative paths start"),
-        "a folder": (line(audio_filepath="folder.wav"), "no such file"),
+        "gone": (line(audio_filepath="gone.wav"), "gone.wav: no such file; check the path"),
+        "a folder": (line(audio_filepath="folder.wav"), "a folder"),
         "no bytes": (line(audio_filepath="nothing.wav"), "cannot be read as sound"),
         "not sound": (line(audio_filepath="text.wav"), "cannot be read as sound"),
         "no samples": (line(audio_filepath="silent.wav"), "ends at 0.00 s"),

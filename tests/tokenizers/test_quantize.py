@@ -232,13 +232,13 @@ def test_meta_device_and_empty_batches():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(kind="vq"), "kind='vq'"),
+        (dict(kind="vq"), 'kind="vq"'),
         (dict(layers=0), "layers=0"),
         (dict(dim=2.5), "dim=2.5"),
         (dict(levels=()), r"levels=\(\)"),
-        (dict(levels=(8, 1)), r"levels=\(8, 1\)"),
+        (dict(levels=(8, 1)), r"levels=\[8, 1\]"),
         (dict(levels=(256, 256, 2)), "levels="),
-        (dict(structure="stacked"), "structure='stacked'"),
+        (dict(structure="stacked"), 'structure="stacked"'),
         (dict(quantizer_dropout=-0.1), "quantizer_dropout=-0.1"),
         (dict(codebook_dim=64), "codebook_dim=64"),
         (dict(kind="rvq", levels=(4, 4)), r"levels=\(4, 4\)"),

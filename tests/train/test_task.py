@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import diffuspeech
+from diffuspeech.base.schema import from_dict
 from diffuspeech.train import config
-from diffuspeech.train.config import TrainConfig, from_dict, list_presets, load_preset, merge
+from diffuspeech.train.config import TrainConfig, list_presets, load_preset, merge
 from diffuspeech.train.journal import history
 from diffuspeech.train.loop import train, train_preset
 from diffuspeech.train.plan import components

@@ -89,6 +89,12 @@ def run_training(run, folder, task=Toy, **kw):
     return train(run, folder, "cpu", progress_bar=False, task=task, **kw)
 
 
+def run_to_the_end(run, folder):
+    "A TERM that ends the tests, as of `timeout`, stops the run inside them, too: say so"
+    done = run_training(run, folder)
+    assert "stopped" not in done, f"a signal from outside stopped it at step {done['stopped']:.0f}"
+
+
 def stop_at(*at, sign=signal.SIGTERM, base=Toy):
     "A task that gets a signal at some steps, as it would from outside"
 
@@ -191,7 +197,7 @@ def test_killed_twenty_times(tmp_path):
     and a run that resumes, after one kill or after all, ends as one that was never killed, bit for bit"""
     dice, long = Random(), replace(RUN, steps=400, save_every=3)
     reference_run, folder, steps = tmp_path / "whole", tmp_path / "killed", []
-    run_training(long, reference_run)
+    run_to_the_end(long, reference_run)
     for kill in range(20):
         before = (folder / "log.jsonl").stat().st_mtime_ns if (folder / "log.jsonl").exists() else 0
         job = process(folder, 0.01, long)
@@ -215,7 +221,7 @@ def test_killed_twenty_times(tmp_path):
             state.checkpoint_step(state.last_checkpoint(folder)) if state.last_checkpoint(folder) else 0
         )
         shutil.copytree(folder, tmp_path / f"{kill}")
-        run_training(long, tmp_path / f"{kill}")
+        run_to_the_end(long, tmp_path / f"{kill}")
         assert final_state(tmp_path / f"{kill}") == final_state(reference_run), f"killed after {steps}"
     assert steps == sorted(steps) and 0 < steps[-1] < 400, "each process resumes where the last one saved"
     job = process(folder, run=long)
