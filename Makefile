@@ -34,6 +34,7 @@ docs: .venv/.ready  ## build the site, in _docs/
 
 bench: .venv/.ready  ## measure time and memory of sampling, decoding and training
 	@.venv/bin/diffuspeech bench sampler
+	@.venv/bin/diffuspeech bench vocabulary
 	@.venv/bin/diffuspeech bench decoder
 	@.venv/bin/diffuspeech bench training
 	@.venv/bin/diffuspeech bench law

@@ -50,7 +50,7 @@ def check_device(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch finds no GPU here; auto uses one if there is one")
 
-
+# %% ../../nbs/train/launch.ipynb #1f39d183
 def make_accelerator(
     run: TrainConfig,
     device: str = "auto",  # or cpu, cuda
