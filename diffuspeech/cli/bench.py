@@ -8,6 +8,7 @@ __all__ = ['SAMPLER', 'VOCABULARY', 'DECODER', 'TRAINING', 'LAW', 'SUMMARY', 'CO
 
 # %% ../../nbs/cli/bench.ipynb #e6c5447e
 import argparse
+import os
 
 from .decoders import resolve_device
 from .options import Command, Option, number, shared
@@ -34,6 +35,7 @@ def bench_vocabulary(args: argparse.Namespace) -> int:
     "What a step costs with a large vocabulary"
     from diffuspeech.evaluate.bench import vocabulary_table
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints each start and stop
     output_rows(vocabulary_table(), args.json)
     return 0
 
