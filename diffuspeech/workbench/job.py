@@ -8,8 +8,8 @@ __all__ = ['RECORD', 'OUTPUT', 'training_command', 'last_lines', 'Job', 'launch'
 
 # %% ../../nbs/workbench/job.ipynb #02181d77
 import json
-import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,7 +89,8 @@ class Job:
             log = self.folder / "log.jsonl"
             began = log.exists() and log.stat().st_mtime >= self.record["created"]
             return "running" if began else "starting"
-        if any(line.startswith("stopped at step") for line in tail[-3:]):
+        begun = max((i for i, line in enumerate(tail) if line.startswith("$ ")), default=-1)
+        if any(line.startswith("stopped at step") for line in tail[begun + 1 :]):
             return "stopped"
         return "finished" if (self.folder / "model").is_dir() else "died"
 
@@ -118,7 +119,8 @@ def launch(
 ) -> Job:
     "Start the command of a run"
     write_record(folder, record)  # by which `diffuspeech train` knows that the folder is that of a run
-    with open(folder / OUTPUT, "ab") as output:
+    with open(folder / OUTPUT, "ab", buffering=0) as output:
+        output.write(f"$ {shlex.join(record['command'])}\n".encode())
         process = subprocess.Popen(
             record["command"],
             cwd=record["cwd"],
@@ -143,6 +145,7 @@ def start(
     overrides: Sequence[str] = (),  # each key=value
     device: str = "auto",
     processes: int = 1,  # more than one: torchrun, a process for each GPU
+    cwd: "str | Path" = ".",  # from which a preset's paths are read
 ) -> Job:
     "Train in a process of its own; in a folder that has a run, go on with it"
     folder = Path(folder).resolve()
@@ -151,7 +154,7 @@ def start(
     run = resolve_preset(preset, overrides)  # what is wrong is said here, and not in a log
     folder.mkdir(parents=True, exist_ok=True)
     command = training_command(preset, folder, overrides, device, processes)
-    return launch(folder, dict(preset=preset, steps=run.steps, command=command, cwd=os.getcwd()))
+    return launch(folder, dict(preset=preset, steps=run.steps, command=command, cwd=str(Path(cwd).resolve())))
 
 # %% ../../nbs/workbench/job.ipynb #03c3ca50
 def find_jobs(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'Decode', 'SOUND_STEPS', 'STATIC', 'PAGE', 'BODY', 'run_view', 'check_row', 'resume', 'sounds_inside', 'Player',
-           'page_html', 'picture_url', 'save_page', 'player_figure', 'player']
+           'page_html', 'picture_url', 'save_page', 'player_figure', 'save_animation', 'save_player', 'player']
 
 # %% ../../nbs/workbench/player.ipynb #8790be56
 import base64
@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ..base.checkpoint import atomic_write
@@ -220,8 +221,6 @@ def save_page(
     path: "str | Path",  # of an .html file
 ):
     "Write one HTML file with the sounds inside, to be mailed or put on a site"
-    if player.message:
-        raise ValueError(player.message)
     title = html.escape(player.title or player.views[0].text or player.views[0].label)
     page = PAGE.format(title=title, body=page_html(player))
     atomic_write(path, lambda temp_path: temp_path.write_text(page, encoding="utf-8"))
@@ -234,13 +233,53 @@ def player_figure(
     run: int = 0,  # which, where the player has several
     width: float = 6.8,  # inches: two columns of a paper
 ) -> Figure:
-    "The view as a matplotlib figure; `savefig` writes it as PDF or SVG"
+    "The view as a matplotlib figure"
     if player.message:
         raise ValueError(player.message)
     return figures.figure(player.views[run], step, color, width=width)
 
+# %% ../../nbs/workbench/player.ipynb #3587fb7d
+def save_animation(
+    player: Player,
+    path: "str | Path",  # of a .gif file
+    seconds: float = 0.6,  # for each step; the last one stays three times as long
+    dpi: int = 110,
+    **options: Any,  # of `player_figure`, but for the step
+):
+    "The steps one after the other"
+    view, frames = player.views[options.get("run", 0)], []
+    for step in range(view.steps + 1):
+        file, drawn = io.BytesIO(), player_figure(player, step, **options)
+        drawn.savefig(file, format="png", dpi=dpi)
+        plt.close(drawn)
+        frames.append(Image.open(file).convert("RGB"))
+    times = [round(1000 * seconds)] * view.steps + [round(3000 * seconds)]
+    more = dict(save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+    atomic_write(path, lambda temp_path: frames[0].save(temp_path, format="gif", **more))
+
+# %% ../../nbs/workbench/player.ipynb #caf655fb
+def save_player(
+    player: Player,
+    path: "str | Path",  # .html: a page with sounds; .gif: the steps; .pdf, .svg or .png: one step
+    **options: Any,  # of `player_figure`, for a picture: step, color, run, width; of .gif: seconds
+):
+    "Write it to a file, in the form that the file's name says"
+    kind = Path(path).suffix.lower()
+    if player.message:
+        raise ValueError(player.message)
+    if kind not in (".html", ".gif", ".pdf", ".svg", ".png"):
+        raise ValueError(f"{path}: should end in .html, .gif, .pdf, .svg or .png")
+    if kind == ".html":
+        save_page(player, path, **options)
+    elif kind == ".gif":
+        save_animation(player, path, **options)
+    else:
+        drawn = player_figure(player, **options)
+        atomic_write(path, lambda temp_path: drawn.savefig(temp_path, format=kind[1:], dpi=300))
+        plt.close(drawn)
+
 # %% ../../nbs/workbench/player.ipynb #c3c3188e
-Player.html, Player.save, Player.figure = page_html, save_page, player_figure
+Player.html, Player.save, Player.figure = page_html, save_player, player_figure
 
 # %% ../../nbs/workbench/player.ipynb #d38f80fb
 def player(

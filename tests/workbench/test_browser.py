@@ -1,12 +1,17 @@
 "What a person does in JupyterLab: open, run, move, see, hear, edit"
 
 import copy
+import json
+import shutil
 import time
 import urllib.error
 
 import psutil
 import pytest
+from browser import REPO
 from jupyter_client import BlockingKernelClient
+
+from diffuspeech.train.journal import history
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -75,6 +80,54 @@ def test_step_by_hand(lab):
     assert "positions" in root.locator(".ds-changes").inner_text()
     root.locator(".ds-undo").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
+
+
+MONITOR = """
+import sys
+sys.path.insert(0, "../..")
+from diffuspeech.workbench.monitor import Monitor
+Monitor("../../runs")
+"""
+
+
+def test_a_run_is_started_watched_stopped_and_resumed(lab):
+    "Its kernel is shut down meanwhile, and a new one finds it; a killed run says so"
+    for name in ("line_task.py",):
+        shutil.copy(REPO / "tests" / "support" / name, lab.server.root)
+    page = lab.open(lab.write("nbs/launch/scratch.ipynb", MONITOR)).run_all()
+    root, tab = page.tab.locator(".ds-monitor").first, page.tab
+    tab.wait_for_selector(".ds-monitor[data-status=none]")
+    root.locator(".ds-preset").fill("line_task:LineTask")
+    assert root.locator(".ds-folder").input_value() == "runs/LineTask"
+    options = "steps=400 lr=0.02 warmup_steps=5 validate_every=50 save_every=50 precision=fp32 ema_decay=0.5"
+    root.locator(".ds-changes").fill(options)
+    root.locator(".ds-device").select_option("cpu")
+    root.locator(".ds-start").click()
+    tab.wait_for_selector(".ds-monitor[data-status=running]", timeout=120_000)
+    tab.wait_for_function("Number(document.querySelector('.ds-monitor').dataset.step) > 60", timeout=60_000)
+    tab.wait_for_selector(".ds-monitor[data-sample]", timeout=30_000)
+    root.locator("audio").evaluate("a => a.play()")
+    tab.wait_for_function("document.querySelector('.ds-monitor audio').currentTime > 0.1")
+    page.screenshot("monitor")
+    process = json.loads((lab.server.root / "runs/LineTask/process.json").read_text())["pid"]
+    page.close()  # and its kernel
+    lab.pages.remove(page)
+    assert psutil.pid_exists(process), "the run goes on"
+
+    page = lab.open("nbs/launch/scratch.ipynb").run_all()
+    root, tab = page.tab.locator(".ds-monitor").first, page.tab
+    tab.wait_for_selector(".ds-monitor[data-status=running]", timeout=30_000)
+    root.locator(".ds-stop").click()
+    tab.wait_for_selector(".ds-monitor[data-status=stopped]", timeout=60_000)
+    stopped = int(root.get_attribute("data-step"))
+    before = history(lab.server.root / "runs/LineTask")["train"]["loss"]
+    root.locator(".ds-resume").click()
+    tab.wait_for_selector(".ds-monitor[data-status=running]", timeout=120_000)
+    after = history(lab.server.root / "runs/LineTask")["train"]["loss"]
+    assert stopped < 400 and after[: len(before)] == before, "the same curve"
+    process = json.loads((lab.server.root / "runs/LineTask/process.json").read_text())["pid"]
+    psutil.Process(process).kill()
+    tab.wait_for_selector(".ds-monitor[data-status=died]", timeout=30_000)
 
 
 def test_trajectory(lab):
