@@ -421,7 +421,8 @@ def open_audio(
             u.audio.seek(0)
         else:  # closed again: soundfile reads a path much faster than an open file
             audio.open_regular(u.audio, where).close()
-        with soundfile.SoundFile(u.audio if hasattr(u.audio, "seek") else os.fsencode(u.audio)) as file:
+        source: Any = u.audio if hasattr(u.audio, "seek") else os.fsencode(u.audio)
+        with soundfile.SoundFile(source) as file:
             ends = file.frames / file.samplerate
             if u.offset + u.duration > ends + min(TOLERANCE, u.duration / 10):
                 raise ManifestError(

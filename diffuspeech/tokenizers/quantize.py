@@ -392,7 +392,7 @@ class IdentityQuantizer(nn.Module):
 
 # %% ../../nbs/tokenizers/quantize.ipynb #15d4ff31
 def make_quantizer(
-    kind: "str | QuantizerConfig" = "fsq",  # fsq, rvq or none
+    kind: "Literal['fsq', 'rvq', 'none'] | QuantizerConfig" = "fsq",
     **options,  # of QuantizerConfig
 ) -> "Quantizer | IdentityQuantizer":
     "Make a quantizer; the same seed gives the same weights"

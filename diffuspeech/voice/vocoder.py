@@ -362,6 +362,7 @@ class Vocos(PretrainedModel, Mel):
         for module in self.modules():
             if isinstance(module, (nn.Conv1d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
+                assert module.bias is not None, "each layer here has one"
                 nn.init.zeros_(module.bias)
 
     def __repr__(self) -> str:

@@ -69,7 +69,7 @@ def run_view(
     if not int(steps.lengths[row]):
         raise ValueError("this run is empty: it holds no token")
     if denoiser is not None:
-        known["resume"] = partial(resume, denoiser, run)
+        known["resume"] = partial(resume, denoiser, steps)
     if isinstance(decode, Reconstructor):
         known["frame_rate"] = frame_rate or decode.codec.frame_rate
         decode = partial(decode.run_codec, voice=voice)

@@ -67,7 +67,8 @@ class SoundMaker:
         self.views, self.publish = views, publish
         self.made: dict[str, tuple[dict[str, Any], list[bytes]]] = {}
         self.todo, self.requests = sound_keys(views), queue.Queue()
-        self.thread, self.lock = None, threading.Lock()
+        self.thread: threading.Thread | None = None
+        self.lock = threading.Lock()
 
     def start(self):
         "The page is there: send what has been made, and make the rest"

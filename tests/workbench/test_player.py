@@ -11,6 +11,7 @@ from playwright.sync_api import sync_playwright
 from diffuspeech.data.audio import SAMPLE_RATE
 from diffuspeech.diffusion.oracle import MarkovChain
 from diffuspeech.diffusion.sample import sample
+from diffuspeech.workbench.branch import branch
 from diffuspeech.workbench.player import player
 from diffuspeech.workbench.view import RunView
 
@@ -282,3 +283,13 @@ def test_a_move_is_seen_at_once(open_page):
     painted = float(fact(tab, "painted"))
     print(f"first paint {painted:.0f} ms; a move {statistics.median(times):.0f} ms, p95 {times[47]:.0f} ms")
     assert statistics.median(times) < 100 and painted < 1500
+
+
+def test_a_sampling_run_goes_on_with_its_denoiser():
+    "Of a `Generation` as of its trajectory"
+    run = generate()
+    for shown in (player(run, decode, denoiser=CHAIN), player(run.trajectory, decode, denoiser=CHAIN)):
+        (view,) = shown.views
+        other = branch(view, 4, {0: 3}, seed=1).trajectory
+        assert other.final[0, 0] == 3 and (other.final != CHAIN.mask_id).all()
+        assert torch.equal(other.canvas(3), view.canvas(3)[None])
