@@ -157,7 +157,7 @@ def test_help_is_light():
         ),
         (
             "bench lwa",
-            "diffuspeech bench: lwa is not one of sampler, decoder, training, law; the nearest is law",
+            "bench: lwa is not one of sampler, vocabulary, decoder, training, law; the nearest is law",
         ),
         ("encode a.wav --outptu x", "diffuspeech encode: --outptu: no such option; the nearest is --output"),
         ("encode a.wav --out x", "no such option; the nearest is --output"),
