@@ -52,7 +52,8 @@ class Monitor(anywidget.AnyWidget):
         every: float = 1.0,  # seconds from one look to the next
     ):
         super().__init__(presets=list_presets())
-        self.root, self.every, self.thread = Path(root).resolve(), every, None
+        self.root, self.every = Path(root).resolve(), every
+        self.thread: threading.Thread | None = None
         jobs = find_jobs(self.root)
         self.job = jobs[0] if jobs else None
         self.look()
