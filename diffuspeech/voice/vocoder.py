@@ -223,7 +223,8 @@ def log10_mel(
 @cache
 def mel_transform(hop: int, n_mels: int, window: int, low: float, high: float):
     "The transform, made once"
-    with torch.inference_mode(False):  # the first call may be in inference mode, a later one need gradients
+    # the first call may be in inference mode or on the meta device, and a later one need gradients
+    with torch.inference_mode(False), torch.device("cpu"):
         return import_torchaudio().transforms.MelSpectrogram(
             SAMPLE_RATE,
             window,
@@ -311,7 +312,8 @@ def inverse_stft(
 @cache
 def mel_inverse() -> Tensor:  # (80, WINDOW / 2 + 1)
     "The pseudo-inverse of the mel bands: amplitudes in bands to amplitudes at frequencies"
-    return torch.linalg.pinv(mel_transform(HOP, N_MELS, WINDOW, 0.0, SAMPLE_RATE / 2).mel_scale.fb.cpu())
+    with torch.device("cpu"):
+        return torch.linalg.pinv(mel_transform(HOP, N_MELS, WINDOW, 0.0, SAMPLE_RATE / 2).mel_scale.fb.cpu())
 
 
 @dataclass(frozen=True)
