@@ -293,7 +293,7 @@ def test_rows_of_vocos_are_independent(vocos):
 def test_vocos_is_found_by_its_folder(vocos, tmp_path, clip):
     vocos.save_pretrained(tmp_path / "v")
     for made_once in (vocoder.mel_transform, vocoder.mel_inverse):
-        made_once.cache_clear()  # in a new process the first call is on the meta device, where sizes are checked
+        made_once.cache_clear()  # a process's first call is on the meta device, where sizes are checked
     again = load_vocoder(str(tmp_path / "v"))
     assert isinstance(again, Vocos) and again.features == Mel().features == load_vocoder("mel").features
     assert torch.equal(again.synthesize(again.analyze(clip)), vocos.synthesize(vocos.analyze(clip)))
