@@ -78,8 +78,9 @@ def build_decoders(
 ) -> tuple[SpeechDecoder, SpeechDecoder]:  # diffusion, autoregressive
     "The two decoders, with random weights; neither ends by itself"
     torch.manual_seed(0)
-    diffusion = SpeechDecoder(replace(config, causal=False)).eval().to(device)
-    causal = SpeechDecoder(replace(config, causal=True, time_conditioning=False)).eval().to(device)
+    table = torch.randn(config.text_vocab_size, config.text_dim) if config.text_dim else None
+    diffusion = SpeechDecoder(replace(config, causal=False), table).eval().to(device)
+    causal = SpeechDecoder(replace(config, causal=True, time_conditioning=False), table).eval().to(device)
     with torch.no_grad():
         for decoder in (diffusion, causal):
             decoder.bias[config.eos_token_id] = -100.0
