@@ -161,7 +161,8 @@ class WhisperTokenizer:
             if multilingual
             else ("startoftranscript", "notimestamps")
         )
-        self.prompt_ids = [self.tokenizer.token_to_id(f"<|{name}|>") for name in prompt]
+        vocabulary = self.tokenizer.get_vocab()
+        self.prompt_ids = [vocabulary[f"<|{name}|>"] for name in prompt]
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()

@@ -57,12 +57,14 @@ class Taste(PretrainedModel):
         recogniser: Recognizer | None = None,  # gives the decoder; None: a Canary with random weights
     ):
         super().__init__(config)
-        if recogniser is None and config.recogniser is None:
-            raise ValueError(
-                "this tokenizer keeps only what was trained beside a recognizer's weights; give the "
-                "recognizer, too: Taste.from_pretrained(folder, load_asr(name))"
-            )
-        source: Any = Canary(config.recogniser) if recogniser is None else recogniser
+        source: Any = recogniser
+        if source is None:
+            if config.recogniser is None:
+                raise ValueError(
+                    "this tokenizer keeps only what was trained beside a recognizer's weights; give the "
+                    "recognizer, too: Taste.from_pretrained(folder, load_asr(name))"
+                )
+            source = Canary(config.recogniser)
         self.prompt_ids, self.max_positions = source.prompt_ids, source.max_positions
         self.decoder_states = source.decoder_states
         self.aggregator = deepcopy(source.decoder).requires_grad_(True)
