@@ -33,6 +33,7 @@ class Phonemes:
     def __init__(self):
         hama = require_package("hama", "the phoneme recogniser", "pip install hama")
         self.asr, self.g2p = hama.ASRModel(), hama.G2PModel()
+        self.known: dict[str, str] = {}  # texts and their phonemes, which take longer than listening
         assets = package_folder(hama) / "assets"
         self.name = f"hama{metadata.version('hama')}-{sha256(assets / 'asr_waveform.hama')[:8]}"
 
@@ -52,7 +53,10 @@ class Phonemes:
                 raise ValueError(
                     f"text {i} has {'digits in it: spell them out' if words else 'no words'}: {text!r}"
                 )
-            phonemes.append(join_phonemes(p.phoneme for p in self.g2p.predict(" ".join(words)).alignments))
+            line = " ".join(words)
+            if line not in self.known:
+                self.known[line] = join_phonemes(p.phoneme for p in self.g2p.predict(line).alignments)
+            phonemes.append(self.known[line])
         return phonemes
 
 # %% ../../nbs/evaluate/judges.ipynb #766607ac

@@ -12,14 +12,16 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -192,7 +194,15 @@ class Whisper:
         )
         title = source if source in PRETRAINED else Path(source).name
         weights, version = sha256(folder / "model.bin")[:8], metadata.version("faster-whisper")
-        self.name = f"{title}-{weights}-{compute_type}-beam{beam_size}-fw{version}"
+        self.source, self.name = source, f"{title}-{weights}-{compute_type}-beam{beam_size}-fw{version}"
+
+    @property
+    def retry(self) -> "Whisper":
+        "The same network, forbidden to repeat four tokens: for a clip on which it ran away"
+        other = copy(self)
+        other.decode_options = self.decode_options | dict(no_repeat_ngram_size=4)
+        other.name = f"{self.name}-ngram4"
+        return other
 
     def __call__(self, waves: Sequence[Tensor]) -> list[str]:
         "What is said in each wave"
@@ -309,22 +319,40 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Judges:
-    "Who judges a table"
+    "Who judges a table: transcribers all clips, the others those that are graded"
 
     transcribers: dict[str, Judge]  # waves to texts, by the column of their word errors
     mos: Judge | None = None  # waves to grades
     speaker: Judge | None = None  # waves to embeddings
+    second: dict[str, Judge] = field(default_factory=dict)  # second opinions, as transcribers
+    phonemes: Any = None  # waves to phonemes, and `phonemize` for texts
+
+    @property
+    def all(self) -> dict[str, Judge]:
+        "Every judge, by its column or what it is for"
+        others = dict(per=self.phonemes, mos=self.mos, speaker=self.speaker)
+        return self.transcribers | self.second | {k: judge for k, judge in others.items() if judge}
 
     @property
     def names(self) -> dict[str, str]:
-        "The name of each judge, with version and weights"
-        others = dict(mos=self.mos, speaker=self.speaker)
-        return {k: judge.name for k, judge in (self.transcribers | others).items() if judge}
+        "The name of each judge, with version and weights, and how it decodes what ran away"
+        retries = {k: getattr(getattr(judge, "retry", None), "name", "") for k, judge in self.all.items()}
+        again = {k: f", then {name.removeprefix(self.all[k].name)}" for k, name in retries.items() if name}
+        return {k: judge.name + again.get(k, "") for k, judge in self.all.items()}
 
 
 def default_judges() -> Judges:
-    "The judges of a table that names no others"
-    return Judges(dict(wer=Whisper()), DistillMos(), Resemblyzer())
+    "The judges of a table that names no others; a second opinion that is missing is left out with a warning"
+    from diffuspeech.evaluate.judges import Phonemes
+
+    second = {}
+    for column, make in dict(wer_base=lambda: Whisper("whisper-base"), per=Phonemes).items():
+        try:
+            second[column] = make()
+        except MissingDependency as e:
+            warnings.warn(f"no column {column}: {e}", stacklevel=2)
+    phonemes = second.pop("per", None)
+    return Judges(dict(wer=Whisper()), DistillMos(), Resemblyzer(), second, phonemes)
 
 # %% ../../nbs/evaluate/metrics.ipynb #f192c6b4
 def cosine(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Tensor:  # (rows,)

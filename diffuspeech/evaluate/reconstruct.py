@@ -49,7 +49,7 @@ def student_systems(
         systems += [Decoder(name, ddm, steps=steps), Decoder(student_name, student, steps=steps)]
     return systems
 
-
+# %% ../../nbs/evaluate/reconstruct.ipynb #a60e71d3
 def default_systems(
     ddm: Reconstructor,
     ar: Reconstructor,
@@ -57,19 +57,27 @@ def default_systems(
 ) -> list[System]:
     "The rows of the table; where ddm has no duration predictor, without those that need one"
     name, ar_name = decoder_label(ddm, False), decoder_label(ar, True)
-    modes = ("ratio", "predicted", "eos") if ddm.duration else ("ratio",)
+    free, modes = ("predicted", ("ratio", "eos")) if ddm.duration else ("ratio", ())  # needs no recording
     controls = [
         Decoder(f"{label}, {control}", model, steps=steps, control=control)
         for label, model, steps in ((name, ddm, 10), (ar_name, ar, None))
         for control in ("text only", "shuffled")
     ]
+    pairs = ((name, ddm, 10, free), (ar_name, ar, None, "eos"))
+    transcripts = [
+        Decoder(f"{label}, transcript", model, steps=steps, length=length, text="transcript")
+        for label, model, steps, length in pairs
+        if not model.encoder_only  # whose recognizer can no longer transcribe
+    ]
     return [
-        Recording(),
-        CodecOracle(ddm.codec, baseline="oracle"),
-        Decoder(ar_name, ar, length="eos", baseline="ar"),
+        Recording(headline=True),
+        CodecOracle(ddm.codec, baseline="oracle", headline=True),
+        Decoder(ar_name, ar, length="eos", baseline="ar", headline=True),
         Decoder(ar_name, ar),
+        Decoder(name, ddm, steps=10, length=free, headline=True),
         *(Decoder(name, ddm, steps=steps) for steps in (1, 10, 50)),
         *(Decoder(name, ddm, steps=10, length=mode) for mode in modes),
+        *transcripts,
         *controls,
         *(student_systems(ddm, student) if student else []),
     ]

@@ -10,7 +10,7 @@ __all__ = ['SETTINGS', 'wave_hash', 'clip_differences', 'EvalProtocol', 'SweepCo
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..base.checkpoint import atomic_write, write_json
 from ..data.manifest import Utterance, load_audio
 from .clips import ClipSet
 from .metrics import Cache, Judges, default_judges
-from .score import CLUSTERS, judge_clips, score_row
+from .score import INTERVALS, Clusters, judge_clips, score_row
 from .systems import Decoder
 from ..models.reconstructor import LENGTH_MODES, Reconstructor
 
@@ -193,7 +193,7 @@ SETTINGS = ("system", "split", "rule", "steps", "temperature", "length", "scale"
 def summarize(
     table: Sequence[dict],  # of `sweep` or `judge_clips`
     by: Sequence[str] = SETTINGS,  # what no row has is left out
-    clusters: dict[str, str] = CLUSTERS,  # see `score_row`
+    intervals: Mapping[str, Clusters] = INTERVALS,  # see `score_row`
 ) -> list[dict]:  # a row for each combination, seeds taken together
     "Means with their intervals"
     groups, columns = {}, {name for row in table for name in row}
@@ -202,7 +202,7 @@ def summarize(
         groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
     summaries = []
     for key, rows in groups.items():
-        summary = dict(zip(by, key)) | score_row(rows, clusters=clusters)
+        summary = dict(zip(by, key)) | score_row(rows, intervals=intervals)
         summary["seeds"] = len({row.get("seed") for row in rows})
         for name in ("nfe", "decoder_seconds"):
             if name in rows[0]:

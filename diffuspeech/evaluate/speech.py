@@ -33,13 +33,14 @@ from ..voice.jobs import AUDIO_EXTENSIONS, Job
 def codec_systems(
     codec: SpeechTokenizer,  # one that decodes, too
 ) -> list[System]:
-    "The rows of a codec: two more show how much of the voice comes from the tokens"
+    "The rows of a codec: three more show how much of the voice comes from the tokens"
     voice = partial(CodecOracle, codec, trim=True, graded_only=True, compare_with=())
     vocoder = [CodecOracle(codec, name="Vocoder", source="features")] if hasattr(codec, "vocoder") else []
     return [
         Recording(),
         *vocoder,  # a public codec has no vocoder of its own
         CodecOracle(codec, trim=True),
+        voice(name="S3-Oracle, own spread", spread="recording"),
         voice(name="S3-Oracle, other clip", reference="other"),
         voice(name="S3-Oracle, no voice", reference="none"),
     ]

@@ -128,6 +128,7 @@ class SpeechCodec:
         steps: int = 10,  # of the flow
         seed: "int | Tensor" = 0,  # one for all rows, or one per row
         temperature: float = TEMPERATURE,  # scale of the flow's noise
+        spreads: Tensor | None = None,  # (B, 2 features) whose spectrum's spread it gets; `voices` if None
     ) -> Tensor:  # (B, L * 4, features)
         "The vocoder's features; long rows are generated in overlapping windows, which are cross-faded"
         frames_per_id, B = self.flow.config.frames_per_id, len(ids)
@@ -159,7 +160,9 @@ class SpeechCodec:
         return (
             features
             if voices is None
-            else self.match_variance(features, (ids >= 0).sum(1) * frames_per_id, voices)
+            else self.match_variance(
+                features, (ids >= 0).sum(1) * frames_per_id, voices if spreads is None else spreads
+            )
         )
 
     def match_variance(
@@ -185,12 +188,16 @@ class SpeechCodec:
         steps: int = 10,
         seed: "int | Tensor" = 0,  # one for all rows, or one per row
         temperature: float = TEMPERATURE,
+        spread: "Tensor | list[Tensor] | None" = None,  # whose spectrum's spread; `reference` if None
     ) -> Tensor:  # (B, samples) at 16 kHz
         "Waves of ids"
         ids = check_ids(ids, lengths, self.vocab_size)
-        features = self.features(
-            ids, None if reference is None else self.speaker_embeddings(reference), steps, seed, temperature
+        if spread is not None and reference is None:
+            raise ValueError("spread: needs a reference, too; without one the spectrum stays as it is")
+        voices, spreads = (
+            None if waves is None else self.speaker_embeddings(waves) for waves in (reference, spread)
         )
+        features = self.features(ids, voices, steps, seed, temperature, spreads)
         out = torch.zeros(len(ids), ids.shape[1] * self.tokenizer.hop)
         for i, n in enumerate((ids >= 0).sum(1).tolist()):
             if n:

@@ -2,17 +2,20 @@
 
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import permutations
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate.clip_rows import read_clip_rows
 from diffuspeech.evaluate.clips import ClipSet, load_bundled_clips
 from diffuspeech.evaluate.metrics import Cache, Judges
-from diffuspeech.evaluate.score import judge_clips, score_row, word_rows
+from diffuspeech.evaluate.score import judge_clips, prefix, score_row, word_rows
 from diffuspeech.evaluate.systems import Recording, System, SystemResult
-from diffuspeech.evaluate.table import evaluate_systems, render
+from diffuspeech.evaluate.table import evaluate_systems, render, shares
 
 CLIPS = load_bundled_clips()[::4]
 
@@ -93,7 +96,8 @@ def test_rows_do_not_depend_on_their_order_or_on_names(tmp_path):
         assert (r["wer_over_oracle"] is None) == (name in ("Original", "tokens", "a part"))
         assert r["rendered"] == r["judged"] == (3 if name == "a part" else r["clips"])
         if name == "ten steps":
-            assert r["wer_over_oracle"] > 0 > r["wer_over_ar"] and r["wer_detectable"] > 0
+            assert r["wer_over_oracle"] > 0 > r["wer_over_ar"] and r["wer_over_ar_detectable"] > 0
+            assert r["wer_over_ar_voices_detectable"] > 0
     named = [replace(s, name=f"AR-{i} S3-Oracle Original") for i, s in enumerate(SYSTEMS)]
     for r, (_, other) in zip(table(named, tmp_path), expected.items()):
         assert {k: v for k, v in r.items() if k != "system"} == {
@@ -116,7 +120,7 @@ def test_too_few_clips_are_refused_before_anything_is_rendered(tmp_path, monkeyp
         evaluate_systems(SYSTEMS, CLIPS, lambda u: dict(id=u.id), (), None, JUDGES)
 
 
-def test_transcribers_and_clusters_are_data(tmp_path):
+def test_transcribers_and_intervals_are_data(tmp_path):
     two = Judges(dict(wer=Reader(), wer_second=Constant("")), *(JUDGES.mos, JUDGES.speaker))
     one = table(SYSTEMS, tmp_path)
     for r, alone in zip(table(SYSTEMS, tmp_path, two), one):
@@ -126,11 +130,85 @@ def test_transcribers_and_clusters_are_data(tmp_path):
     assert two.names == dict(wer="reader", wer_second="constant-") | dict(mos="constant-3.0") | dict(
         speaker="constant-[1.0, 0.0]"
     )
-    voices, sentences = (table(SYSTEMS, tmp_path, clusters={k: k}) for k in ("speaker", "text"))
+    kinds = {k: {k: k} for k in ("speaker", "text")}
+    voices, sentences = (table(SYSTEMS, tmp_path, intervals={k: kinds[k]}) for k in kinds)
     assert [r["wer"] for r in voices] == [r["wer"] for r in sentences] == [r["wer"] for r in one]
     assert all(
         a["wer_high"] != b["wer_high"] for a, b in zip(voices, sentences) if a["system"] == "ten steps"
     )
+    both = table(SYSTEMS, tmp_path, intervals={k: kinds[k] for k in ("text", "speaker")})
+    for a, b, r in zip(sentences, voices, both):
+        assert (r["wer_low"], r["wer_speaker_low"]) == (a["wer_low"], b["wer_low"]), "each beside the other"
+
+
+def test_second_judges_get_the_graded_clips(tmp_path):
+    second = Reader("second")
+    judges = replace(JUDGES, second=dict(wer_base=second))
+    rows = table(SYSTEMS[:4], tmp_path, judges, clip_rows=tmp_path / "t.clips.jsonl.gz")
+    assert second.asked == 2 * 4 * 3, "three clips of each split and system, the recordings among them"
+    assert judges.names["wer_base"] == "second"
+    header, found = read_clip_rows(tmp_path / "t.clips.jsonl.gz")
+    assert list(found) == [s.label for s in SYSTEMS[:4]] == list(header["systems"])
+    assert header["systems"]["ten steps"] == dict(share=0.6) and header["judges"] == judges.names
+    for r in rows:
+        own = [c for c in found[r["system"]] if c["split"] == r["split"]]
+        graded = [c for c in own if "wer_base_words" in c]
+        assert len(graded) == 3 and len(own) == r["clips"] and r["wer_base_retries"] == 0
+        for column, some in (("wer", own), ("wer_base", graded)):
+            errors = sum(c[prefix(column) + "errors"] for c in some)
+            assert r[column] == pytest.approx(errors / sum(c["words"] for c in some), abs=1e-4)
+        if r["wer_over_ar"] is not None:
+            other = [c for c in found["left to right"] if c["split"] == r["split"]]
+            words = sum(c["words"] for c in own)
+            by_hand = sum(a["errors"] - b["errors"] for a, b in zip(own, other)) / words
+            assert r["wer_over_ar"] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_labels_tell_systems_apart(tmp_path):
+    with pytest.raises(ValueError, match="the same name, steps and length mode"):
+        table([Share("one", 0.5), Share("one", 0.6)], tmp_path)
+    assert Share("one", 0.5, steps=10, length="predicted").label == "one, 10 steps, length predicted"
+    assert Share("one", 0.5, steps=1).label == "one, 1 step"
+
+
+class WhisperAttention(nn.Module):
+    "Known by its name and width, as transformers' own"
+
+    def __init__(self, embed_dim):
+        super().__init__()
+        self.embed_dim = embed_dim
+
+
+@pytest.mark.parametrize(
+    "source, width, expected",
+    [
+        ("whisper-base", 512, "weights of Whisper base"),
+        ("openai/whisper-base", 512, "weights of Whisper base"),
+        ("whisper-tiny.en", 512, "the family of Whisper"),
+        ("whisper-tiny.en", 384, "weights of Whisper tiny"),
+        ("nvidia/parakeet", 512, ""),
+        ("whisper-base", None, ""),
+    ],
+)
+def test_what_a_judge_shares_is_in_its_row(source, width, expected, tmp_path):
+    judge = Reader()
+    judge.source = source
+    clips = ClipSet.load(CLIPS[:2])
+    network = nn.Sequential(WhisperAttention(width)) if width else nn.Linear(1, 1)
+
+    @dataclass(frozen=True)
+    class WithParts(Share):
+        @property
+        def parts(self):
+            return (network, SimpleNamespace(tokenizer=network))
+
+    assert shares(judge, WithParts("codec", 0.9), clips) == expected
+    assert shares(judge, Recording(), clips) == ""
+    chosen = [replace(u, extra=u.extra | dict(kind="bible")) for u in CLIPS[:2]]
+    found = shares(judge, Recording(), ClipSet.load(chosen))
+    assert found == ("chose the synthetic clips" if source.endswith("base") else "")
+    row = table([WithParts("codec", 0.9)], tmp_path, Judges(dict(wer=judge)))[0]
+    assert row["wer_shares"] == expected
 
 
 def test_rendered_once(tmp_path):

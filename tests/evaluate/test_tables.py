@@ -8,6 +8,7 @@ from diffuspeech.cli import main
 from diffuspeech.data import audio
 from diffuspeech.data.manifest import load_audio
 from diffuspeech.evaluate import clips, reconstruct, speed, systems
+from diffuspeech.evaluate.clip_rows import read_clip_rows
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def test_reconstruct_and_external(short_clips, tmp_path, monkeypatch, capsys):
         ("AR-4L-FSQ", None, "given"),
         *((name, n, "given") for n in (1, 10, 50)),
         *((name, 10, mode) for mode in ("ratio", "predicted", "eos")),
+        (f"{name}, transcript", 10, "predicted"),
+        ("AR-4L-FSQ, transcript", None, "eos"),
         *(
             (f"{whose}, {control}", n, "given")
             for whose, n in ((name, 10), ("AR-4L-FSQ", None))
@@ -67,13 +70,19 @@ def test_reconstruct_and_external(short_clips, tmp_path, monkeypatch, capsys):
             r["wer_over_ar"] is None
         ) == (
             r["system"] in ("Original", "S3-Oracle")
-            or r["system"].startswith("AR")
+            or r["system"] == "AR-4L-FSQ"
             and r["length_mode"] == "eos"
         )
         kinds = {clips.voice_kind(u) for u in short_clips if u.split == r["split"]}
         assert {kind for kind in clips.VOICE_KINDS if r[f"wer_{kind}"] is not None} == kinds and (
             len(kinds) > 1 or r[f"wer_{next(iter(kinds))}"] == r["wer"]
         )
+        headline = ("Original", None), ("S3-Oracle", None), (name, "predicted"), ("AR-4L-FSQ", "eos")
+        assert r["headline"] == ((r["system"], r["length_mode"]) in headline)
+    header, found = read_clip_rows(tmp_path / "ours.clips.jsonl.gz")
+    assert len(found) == len(ways) and {len(some) for some in found.values()} == {len(short_clips)}
+    assert header["judges"] == json.loads((tmp_path / "protocol.json").read_text())["judges"]
+    assert {"transcript", "errors", "retry"} <= set(found[f"{name}, 10 steps, length predicted"][0])
     original = {r["split"]: r for r in rows if r["system"] == "Original"}
     assert all(r["spksim"] > 0.99 for r in original.values())
     for u in short_clips:
