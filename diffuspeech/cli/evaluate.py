@@ -86,7 +86,10 @@ def output_table(
     rows: list[dict],
 ) -> int:
     "Write all columns, print the main ones and what they mean"
-    output_rows(rows, args.json, [{name: row[name] for name in COLUMNS if name in row} for row in rows])
+    shown = []
+    for row in rows:
+        shown.append({name: row[name] for name in COLUMNS if name in row})
+    output_rows(rows, args.json, shown)
     print_notes(rows)
     return 0
 
@@ -250,7 +253,10 @@ def evaluate_voices(args: argparse.Namespace) -> int:
     rows = voice_card(args.corpus, args.mos_clips)
     if args.json:
         write_voice_card(args.json, rows, args.mos_clips)
-    output_rows(rows, None, [{k: v for k, v in r.items() if not k.endswith(("_low", "_high"))} for r in rows])
+    shown = []
+    for row in rows:
+        shown.append({name: row[name] for name in row if not name.endswith(("_low", "_high"))})
+    output_rows(shown, None)
     return 0
 
 

@@ -99,9 +99,9 @@ def difference_row(
     if not both:
         raise ValueError(f"no clip has {column} of both systems")
     rows, baseline = [own[id] for id in both], [others[id] for id in both]
-    row = dict(column=column, clips=len(both), words=int(word_errors(rows, column).size.sum()))
-    for name, errors in (("rate", word_errors(rows, column)), ("baseline", word_errors(baseline, column))):
-        row[name] = round(errors.rate, 4)
+    errors, base = word_errors(rows, column), word_errors(baseline, column)
+    row = dict(column=column, clips=len(both), words=int(errors.size.sum()))
+    row |= dict(rate=round(errors.rate, 4), baseline=round(base.rate, 4))
     found = comparison_columns(column, "", compare(rows, baseline, column, intervals), list(intervals))
     start = f"{column}_over_"
     return row | {name.replace(start, "difference"): value for name, value in found.items()}

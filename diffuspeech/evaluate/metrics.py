@@ -345,7 +345,7 @@ def default_judges() -> Judges:
     "The judges of a table that names no others; a second opinion that is missing is left out with a warning"
     from diffuspeech.evaluate.judges import Phonemes
 
-    second = {}
+    second: dict[str, Any] = {}
     for column, make in dict(wer_base=lambda: Whisper("whisper-base"), per=Phonemes).items():
         try:
             second[column] = make()

@@ -9,6 +9,7 @@ __all__ = ['Clusters', 'INTERVALS', 'prefix', 'error_counts', 'word_rows', 'tran
 
 # %% ../../nbs/evaluate/score.ipynb #7deb4341
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ def find_intervals(
     values: Tensor,  # of each row
     rows: Sequence[dict],
     intervals: Mapping[str, Clusters],
-    **how: Tensor,  # of `bootstrap`: size, baseline
+    **how: Any,  # of `bootstrap`: size, baseline
 ) -> dict[str, Interval | None]:  # none where there is one cluster alone
     "The intervals of each kind"
     found: dict[str, Interval | None] = {}
@@ -161,11 +162,12 @@ def interval_columns(
     found: Mapping[str, Interval | None],
 ) -> dict[str, float | None]:
     "An estimate and the ends of its intervals; the first kind has no name of its own"
-    columns, rounded = {name: estimate}, lambda value: None if value is None else round(value, 4)
+    columns: dict[str, float | None] = {name: estimate}
+    rounded = lambda value: None if value is None else round(value, 4)
     for i, (kind, interval) in enumerate(found.items()):
         start = f"{name}_{kind}" if i else name
-        columns[f"{start}_low"] = interval and interval.low
-        columns[f"{start}_high"] = interval and interval.high
+        columns[f"{start}_low"] = None if interval is None else interval.low
+        columns[f"{start}_high"] = None if interval is None else interval.high
     return {key: rounded(value) for key, value in columns.items()}
 
 # %% ../../nbs/evaluate/score.ipynb #5ce5522f

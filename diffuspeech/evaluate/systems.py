@@ -111,10 +111,11 @@ def with_spread(
     spread: str,  # of `SPREADS`
 ) -> SpeechTokenizer:
     "A codec that scales the spread of the spectrum to that of other clips, where it scales it at all"
-    if spread == "recording" or "spread" not in signature(codec.decode).parameters:
+    decode: Any = codec.decode  # that of the protocol takes no spread
+    if spread == "recording" or "spread" not in signature(decode).parameters:
         return codec
     other: Any = copy(codec)
-    other.decode = partial(codec.decode, spread=clips.other_waves)
+    other.decode = partial(decode, spread=clips.other_waves)
     return other
 
 # %% ../../nbs/evaluate/systems.ipynb #bb2e5af8

@@ -53,7 +53,7 @@ def read_journal_lines(folder: Path) -> dict[str, dict]:
             continue
     return lines
 
-
+# %% ../../nbs/evaluate/voices.ipynb #e1c0b7d2
 def clips_of_corpus(
     clips: Sequence[Clip],  # of the voice, in the plan
     journal: dict[str, dict],  # of `read_journal_lines`
@@ -105,7 +105,7 @@ def voice_distances(
         found.append((1 - (e * rest).sum(1), 1 - e @ means[nearest], nearest))
     return found
 
-
+# %% ../../nbs/evaluate/voices.ipynb #71fa02c9
 def card_row(name: str, clips: VoiceClips) -> dict:
     "What is known of a voice before the slow judges"
     errors, words = torch.tensor(clips.errors), torch.tensor(clips.words)
@@ -123,7 +123,7 @@ def card_row(name: str, clips: VoiceClips) -> dict:
     found = bootstrap(errors, dict(sentence=clips.texts), words)
     return row | interval_columns("wer", found.estimate, dict(sentences=found))
 
-
+# %% ../../nbs/evaluate/voices.ipynb #0ab94e5d
 def voice_card(
     folder: "str | Path | None" = None,  # of the corpus; that of `diffuspeech corpus build small`
     count: int = 10,  # clips of each voice that the slow judges get
