@@ -177,7 +177,7 @@ PREPARE = Command(
                 metavar="FOLDER",
                 unset="prepared/NAME beside the manifest",
                 writes="folder",
-                known_by=("index.json", "shard-0000.*"),
+                known_by=("shard-0000-*",),
                 default_path=prepared_folder,
             ),
             shared("--overwrite"),

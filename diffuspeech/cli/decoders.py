@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODER_MODELS', 'SAMPLING', 'length_option', 'resolve_device', 'load_reconstructor', 'decode_options',
-           'require_speech', 'save_trajectory']
+           'require_speech', 'check_trajectory', 'save_trajectory']
 
 # %% ../../nbs/cli/decoders.ipynb #7048066e
 import argparse
@@ -85,16 +85,31 @@ def require_speech(result):  # a SpeechResult
     return result
 
 
+def check_trajectory(
+    args: argparse.Namespace,
+    name: str,  # of the utterance
+) -> Path | None:  # None where none is saved
+    "The file of a trajectory; one that another program wrote is refused"
+    from diffuspeech.base.checkpoint import safe_join
+    from diffuspeech.base.output import Results
+
+    if not args.trajectory:
+        return None
+    path = safe_join(args.trajectory, f"{name}.safetensors")
+    Results("trajectory", args.overwrite).is_done(path)
+    return path
+
+
 def save_trajectory(
     result,  # a SpeechResult
-    folder: Path,
-    name: str,  # of the utterance
+    path: Path,
     reference: dict[str, Any] | None = None,  # where its voice is, by a manifest's names of fields
 ) -> None:
     "Save the trajectory of a run"
-    from diffuspeech.base.checkpoint import safe_join
+    from diffuspeech.base.output import remember
     from diffuspeech.diffusion.trajectory import save
 
     if reference:
         result.generation.trajectory.about["reference"] = reference
-    save(result.generation.trajectory, safe_join(folder, f"{name}.safetensors"))
+    save(result.generation.trajectory, path)
+    remember(path, "trajectory")

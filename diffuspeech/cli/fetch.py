@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'fetch']
 
 # %% ../../nbs/cli/fetch.ipynb #d611f93d
 import argparse
+import sys
 
 from .options import Command, Option, nearest
 
@@ -14,16 +15,25 @@ from .options import Command, Option, nearest
 def fetch(args: argparse.Namespace) -> int:
     "Download pretrained files"
     from diffuspeech.base import pretrained
+    from diffuspeech.cli import user_error
 
     known = list(pretrained.PRETRAINED)
     for name in args.names:
         if name not in known:
             raise ValueError(f"{name} is none of {', '.join(known)}{nearest(name, known)}")
+    failures: list[Exception] = []
     for name in args.names:
-        pretrained.fetch(name)
+        try:
+            pretrained.fetch(name)
+        except (pretrained.MissingDependency, OSError, ValueError) as e:
+            if len(args.names) == 1:
+                raise
+            failures.append(e)
+            print(f"diffuspeech fetch: {user_error(e)[1]}", file=sys.stderr)
+            continue
         entry = pretrained.PRETRAINED[name]
         print(f"{name}: ready ({', '.join(entry['packages'])}; {entry['licence']})")
-    return 0
+    return max((user_error(e)[0] for e in failures), default=0)
 
 
 COMMANDS = {

@@ -36,8 +36,8 @@ def write_rows(
     rows: Sequence[dict[str, Any]],
     json_file: Path | None,  # of `--json`
 ) -> None:
-    "Write rows to the file of `--json`, where there is one"
-    if json_file:
+    "Write rows to the file of `--json`, where there is one; no rows replace nothing"
+    if json_file and rows:
         from diffuspeech.base.checkpoint import write_json
 
         write_json(json_file, rows)

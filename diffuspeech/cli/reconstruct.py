@@ -14,6 +14,7 @@ from pathlib import Path
 from diffuspeech.cli.decoders import (
     DECODER_MODELS,
     SAMPLING,
+    check_trajectory,
     decode_options,
     load_reconstructor,
     require_speech,
@@ -72,6 +73,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             target = target_of(u.id)
             if args.output != target:  # else the one file has been checked
                 results.is_done(target, source=Path(u.audio))
+            trajectory = check_trajectory(args, u.id)
             wave = check_speech(load_audio(u), str(u.where or u.audio))
             if not (text := args.text or u.text):
                 text = transcribe([wave])[0]
@@ -82,9 +84,9 @@ def reconstruct(args: argparse.Namespace) -> int:
             continue
         save(target, result.waves[0])
         remember(target, "reconstruct")
-        if args.trajectory:
+        if trajectory:
             voice = dict(audio_filepath=str(Path(u.audio).resolve()), offset=u.offset, duration=u.duration)
-            save_trajectory(result, args.trajectory, u.id, voice)
+            save_trajectory(result, trajectory, voice)
         done += 1
     return print_summary(done, job.errors, "reconstructed", args.output)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from diffuspeech.cli.decoders import (
     DECODER_MODELS,
     SAMPLING,
+    check_trajectory,
     decode_options,
     length_option,
     load_reconstructor,
@@ -24,21 +25,32 @@ from .options import Command, Option, shared
 # %% ../../nbs/cli/synthesize.ipynb #82d60b08
 def synthesize(args: argparse.Namespace) -> int:
     "Synthesize a sentence"
+    import torch
+    from tqdm.auto import tqdm
+
     from diffuspeech.data.audio import SAMPLE_RATE, audio_format, check_speech, load, save
+    from diffuspeech.data.text import has_words, split_text, spoken_words
 
     audio_format(args.output)  # an extension that names no format is refused before anything is decoded
     model = load_reconstructor(args, args.model)
     options = decode_options(args, model)
     reference = check_speech(load(args.reference), args.reference) if args.reference else None
-    result = require_speech(
-        model.synthesize(args.text, reference, length=args.length, seed=args.seed, **options)
-    )
-    save(args.output, result.waves[0])
-    if args.trajectory:
-        voice = dict(audio_filepath=str(Path(args.reference).resolve())) if args.reference else None
-        save_trajectory(result, args.trajectory, args.output.stem, voice)
-    seconds, calls = len(result.waves[0]) / SAMPLE_RATE, result.generation.nfe
-    spent = result.seconds["decoder"]
+    spoken_words(args.text)  # a text that cannot be spoken is refused before its first part is
+    parts = [part for part in split_text(args.text) if has_words(part)]
+    names = [args.output.stem + (f"-{k}" if len(parts) > 1 else "") for k in range(1, len(parts) + 1)]
+    trajectories = [check_trajectory(args, name) for name in names]
+    voice = dict(audio_filepath=str(Path(args.reference).resolve())) if args.reference else None
+    waves, calls, spent = [], 0, 0.0
+    for k, part in enumerate(tqdm(parts, unit="part", disable=None if len(parts) > 1 else True)):
+        result = require_speech(
+            model.synthesize(part, reference, length=args.length, seed=(args.seed + k) % 2**63, **options)
+        )
+        waves.append(result.waves[0])
+        calls, spent = calls + result.generation.nfe, spent + result.seconds["decoder"]
+        if trajectories[k]:
+            save_trajectory(result, trajectories[k], voice)
+    save(args.output, torch.cat(waves))
+    seconds = sum(map(len, waves)) / SAMPLE_RATE
     print(f"{args.output}: {seconds:.2f} s, {calls} calls of the decoder in {spent:.2f} s", file=sys.stderr)
     return 0
 

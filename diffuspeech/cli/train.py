@@ -8,6 +8,8 @@ __all__ = ['COMMANDS', 'train']
 # %% ../../nbs/cli/train.ipynb #1f2eff1f
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 from .decoders import resolve_device
@@ -25,11 +27,15 @@ def train(args: argparse.Namespace) -> int:
     metrics = train_preset(args.preset, args.set, folder, device)
     if int(os.environ.get("RANK", 0)):  # torchrun starts this many times, and one of them prints
         return 0
-    if "stopped" in metrics:
-        print(f"stopped at step {metrics['stopped']:.0f}; run the same command to resume")
-    else:
-        print_table([metrics])
-        print(f"the model is in {folder / 'model'}, the log in {folder / 'log.jsonl'}")
+    if "stopped" in metrics:  # by Ctrl-C or TERM, in this process or in another one
+        print(
+            f"diffuspeech train: stopped after step {metrics['stopped']:.0f}, which is saved; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 128 + int(metrics.get("signal", signal.SIGTERM))
+    print_table([metrics])
+    print(f"the model is in {folder / 'model'}, the log in {folder / 'log.jsonl'}")
     return 0
 
 
@@ -45,7 +51,7 @@ COMMANDS = {
                     metavar="FOLDER",
                     unset="runs/PRESET",
                     writes="folder",
-                    known_by=("step-*", "log.jsonl", "run.json", "process.json"),
+                    known_by=("step-[0-9]*", ".lock", "process.json"),
                     default_path=lambda args: Path("runs", Path(args.preset.rpartition(":")[2]).stem),
                 ),
                 shared("--overwrite"),

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..base import random
 from ..base.files import atomic_write
@@ -343,11 +344,12 @@ def check_text(
 def check_manifest(
     manifest: Manifest,
     check_audio: bool = False,  # also check the headers of the sound files
+    progress: Callable = tqdm,
 ) -> Skipped:
     "All errors in a manifest"
     found, ids = Skipped(), np.zeros(len(manifest), np.int64)
     with manifest._open() as file:
-        for i in range(len(manifest)):
+        for i in progress(range(len(manifest)), desc="check", unit="line", disable=None):
             ids[i] = -i  # no id: a number of its own; it equals a key with probability 10^-13
             try:
                 u = manifest._read(file, i)

@@ -11,13 +11,13 @@ __all__ = ['BIBLE', 'FORTUNES', 'FORTUNE_FILES', 'ASTERISK', 'TRANSCRIPT', 'DIGI
 import gzip
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 from ..base import random
+from ..base.files import run_program
 from ..base.pretrained import MissingDependency, local_folder
 
 # %% ../../nbs/data/texts.ipynb #7cb21077
@@ -111,9 +111,7 @@ def bible(seed: int = 0) -> list[str]:
         raise MissingDependency(
             "the text needs diatheke and the World English Bible: apt-get install diatheke sword-text-web"
         )
-    raw = subprocess.run(
-        ["diatheke", "-b", BIBLE, "-f", "plain", "-k", "Gen-Rev"], capture_output=True, text=True
-    ).stdout
+    raw = run_program(["diatheke", "-b", BIBLE, "-f", "plain", "-k", "Gen-Rev"]).stdout.decode()
     if len(raw) < 1_000_000:
         raise MissingDependency("diatheke finds no World English Bible: apt-get install sword-text-web")
     chapters, last = [], ""

@@ -11,7 +11,6 @@ __all__ = ['HUMAN', 'TRAIN_VOICES', 'DEV_VOICES', 'TEST_VOICES', 'BLENDS', 'FLIT
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base import files
 from ..base.pretrained import MissingDependency, local_folder
 from .audio import SAMPLE_RATE, load, resample
 
@@ -102,7 +102,7 @@ def missing(
 # %% ../../nbs/data/voices.ipynb #92cbc07d
 def run_program(command: list, **options) -> bytes:
     "Run a program and return its output; an error has the last line that it printed"
-    done = subprocess.run([str(c) for c in command], capture_output=True, **options)
+    done = files.run_program(command, **options)
     if done.returncode:
         raise RuntimeError(
             f"{command[0]} failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}"

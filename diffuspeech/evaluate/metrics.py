@@ -10,8 +10,6 @@ __all__ = ['require_package', 'package_folder', 'validate_waves', 'replace_silen
 # %% ../../nbs/evaluate/metrics.ipynb #85aefdd5
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -26,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..base.checkpoint import write_json
 from ..base.pretrained import PRETRAINED, MissingDependency, home, local_folder, make_folder, sha256
 from ..data.audio import SAMPLE_RATE, import_torchaudio
 
@@ -440,19 +439,23 @@ class Cache:
         key = hashlib.sha256(wave.contiguous().numpy().tobytes()).hexdigest()
         return self.folder / judge.name / key[:2] / f"{key}.json"
 
+    def _read(self, file: Path):
+        "A stored answer; None where there is none, or where the file is empty or damaged"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def __call__(self, judge: Callable, waves: Sequence[Tensor]) -> list:
         "The judge's answer to each wave"
         waves = validate_waves(waves)
         files = [self._file(judge, wave) for wave in waves]
         new = list(
-            {file: wave for file, wave in zip(files, waves) if not file.is_file()}.items()
+            {file: wave for file, wave in zip(files, waves) if self._read(file) is None}.items()
         )  # the same wave twice is asked once
         for k in range(0, len(new), 64):  # what was answered is kept, should the next question end it all
             for (file, _), answer in zip(
                 new[k : k + 64], judge([wave for _, wave in new[k : k + 64]]), strict=True
             ):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as f:
-                    json.dump(answer, f)
-                os.replace(f.name, file)
-        return [json.loads(file.read_text()) for file in files]
+                write_json(file, answer)
+        return [self._read(file) for file in files]

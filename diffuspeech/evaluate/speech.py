@@ -130,6 +130,6 @@ def judge_all(
     for u in job.iterate():
         try:
             rows.append(judge_clip(u, original, *judges, cache))
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             job.errors.append(str(e) if str(u.audio) in str(e) else f"{u.where}: {e}")
     return rows, total_row(rows)

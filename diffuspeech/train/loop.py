@@ -455,7 +455,7 @@ def train(
     tensorboard: bool = False,  # write for TensorBoard, too
 ) -> dict[
     str, float
-]:  # the best validation, which is that of the exported model; {"stopped": step} if stopped
+]:  # the best validation, which is that of the exported model; {"stopped": step, "signal": number} if stopped
     "Train, or resume training, until the last step"
     cls = check_task(task, run.task) if task else find_task(run.task)
     check_run(run, cls)
@@ -470,7 +470,7 @@ def train(
         if train_steps(training, signals, progress_bar, on_step):
             result = export_best(training)
         else:
-            result = {"stopped": float(training.progress.step)}
+            result = {"stopped": float(training.progress.step)} | {"signal": float(s) for s in signals[:1]}
         accelerator.end_training()
         return result
 

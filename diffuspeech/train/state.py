@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..base.checkpoint import describe_tensor, require_finite, write_tensors
+from ..base.files import temporary
 from ..base.schema import Count, NonNegative, from_dict, read_json
 from .config import TrainConfig
 
@@ -180,17 +181,17 @@ def write_folder(
     state: dict,  # of state.json
 ):
     "Write the files under a temporary name, and rename the folder when they are on the disk"
-    tmp = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-        for file, named in tensors.items():
-            save_tensors(tmp / f"{file}.safetensors", named)
-        (tmp / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        fsync(tmp / "state.json")
-        fsync(tmp)
-        os.rename(tmp, path)
-        fsync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(path.parent) as tmp:
+            tmp.mkdir()
+            for file, named in tensors.items():
+                save_tensors(tmp / f"{file}.safetensors", named)
+            (tmp / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            fsync(tmp / "state.json")
+            fsync(tmp)
+            os.rename(tmp, path)
+            fsync(path.parent)
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
@@ -199,17 +200,14 @@ def write_folder(
             f"the disk is full: {path.name} of {path.parent} could not be saved, "
             f"{describe_last(path.parent)}; free some space and start the same run again",
         ) from None
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/train/state.ipynb #4de8e2e4
 def remove_checkpoint(
     path: Path,  # a checkpoint
 ):
     "Delete a checkpoint; it is renamed first, so that one deleted by half is not mistaken for a checkpoint"
-    tmp = path.with_name(f".{path.name}.part{os.getpid()}")
-    os.rename(path, tmp)
-    shutil.rmtree(tmp)
+    with temporary(path.parent) as tmp:
+        os.rename(path, tmp)
 
 # %% ../../nbs/train/state.ipynb #ba6f928a
 def checkpoint_step(

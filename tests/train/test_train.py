@@ -150,7 +150,8 @@ def test_resume_is_bit_for_bit(tmp_path, ema, precision):
     run = replace(RUN, ema_decay=ema, precision=precision)
     done = run_training(run, tmp_path / "a")
     for at in (3, 7, 10):
-        assert run_training(run, tmp_path / "b", stop_at(at)) == {"stopped": at}
+        found = run_training(run, tmp_path / "b", stop_at(at))
+        assert found == {"stopped": at, "signal": signal.SIGTERM}
         assert (
             not (tmp_path / "b/model").exists()
             and state.last_checkpoint(tmp_path / "b").name == f"step-{at:08d}"

@@ -414,14 +414,16 @@ def test_training_refuses_test_clips(tmp_path):
         json.dumps(
             {
                 "manifest": "dev.jsonl",
-                "features": True,
+                "vocoder": "none",
+                "skipped": [],
                 "shards": {
-                    "shard-0000.safetensors": [
+                    "shard-0000-00000000.safetensors": [
                         {
                             "id": "test-clean-allison-00001",
                             "seconds": 1.0,
                             "text": "x",
                             "speaker": "allison",
+                            "split": "",
                             "copy_of": None,
                         }
                     ]
@@ -438,7 +440,7 @@ def test_a_shard_of_another_analysis_is_made_again(tmp_path):
     from small import prepare_clips
 
     prepare_clips(tmp_path, dev=1)
-    shard = tmp_path / "prepared/dev/shard-0000.safetensors"
+    (shard,) = (tmp_path / "prepared/dev").glob("shard-0000-*.safetensors")
     was, tensors = shard.stat().st_mtime_ns, load_file(shard)
     prepare_clips(tmp_path, dev=1)
     assert shard.stat().st_mtime_ns == was
@@ -447,6 +449,11 @@ def test_a_shard_of_another_analysis_is_made_again(tmp_path):
         shard,
         {"analysis": "World(envelope=40, tracker='dio')", "speed_copies": "0"},
     )
+    prepare_clips(tmp_path, dev=1)
+    assert all(torch.equal(t, tensors[name]) for name, t in load_file(shard).items())
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged.*corpus prepare again"):
+        prepared.PreparedCorpus(tmp_path / "prepared/dev").batch([0])
     prepare_clips(tmp_path, dev=1)
     assert all(torch.equal(t, tensors[name]) for name, t in load_file(shard).items())
 
@@ -542,19 +549,31 @@ def test_workers_exit_with_a_killed_parent(tmp_path):
     assert len(workers) == 3 and not alive()
 
 
-def test_an_interrupted_preparation_is_not_a_corpus(tmp_path, monkeypatch):
+def test_a_preparation_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     prepare_clips(tmp_path, train=3)
     folder = tmp_path / "prepared" / "train"
-    assert len(prepared.PreparedCorpus(folder)) == 3
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    real = prepared.run_jobs
 
-    def full(*_):
+    def full(fn, jobs, workers):
+        yield from list(real(fn, jobs, 1))
         raise OSError("the disk is full")
 
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:2]))
     monkeypatch.setattr(prepared, "run_jobs", full)
-    with pytest.raises(OSError):
-        prepared.prepare_corpus(tmp_path / "train.jsonl")
+    for words in ({}, {"vocoder": "nosuch"}):
+        with pytest.raises((OSError, ValueError)):
+            prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=0, **words)
+        assert len(prepared.PreparedCorpus(folder)) == 3
+        assert all((folder / name).read_bytes() == data for name, data in before.items())
     with pytest.raises(ValueError, match="no prepared corpus; make it"):
-        prepared.PreparedCorpus(folder)
+        prepared.PreparedCorpus(tmp_path / "prepared" / "dev")
+    monkeypatch.undo()
+    assert (
+        len(prepared.PreparedCorpus(prepared.prepare_corpus(tmp_path / "train.jsonl", speed_copies=0))) == 2
+    )
+    assert not any(name.startswith("shard") and (folder / name).exists() for name in before), "removed last"
 
 
 def test_prepare_refuses_bad_manifests(tmp_path):
