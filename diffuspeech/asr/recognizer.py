@@ -6,7 +6,6 @@
 __all__ = ['Recognizer', 'text_table', 'load_asr']
 
 # %% ../../nbs/asr/recognizer.ipynb #7a10c3f4
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from .canary import Canary
 from .whisper import Whisper
 from ..base.checkpoint import builtin_checkpoint, find_checkpoint
 from ..base.pretrained import PRETRAINED
+from ..base.schema import read_json
 
 # %% ../../nbs/asr/recognizer.ipynb #7a10c3f6
 class Recognizer(Protocol):
@@ -68,6 +68,11 @@ def load_asr(
         return Whisper.from_pretrained(name)
     if str(name) == "small":
         return Canary.from_pretrained(builtin_checkpoint("recogniser"))
-    file = find_checkpoint(name) / "config.json"
-    is_whisper = file.is_file() and json.loads(file.read_text("utf-8")).get("model_type") == "whisper"
+    try:
+        file = find_checkpoint(name) / "config.json"
+    except ValueError as e:
+        known = ", ".join(["small", *(known for known in PRETRAINED if known.startswith("whisper-"))])
+        raise ValueError(f"{e}; recognizers are {known}, a folder, or an id on the hub") from None
+    config = read_json(file) if file.is_file() else {}
+    is_whisper = isinstance(config, dict) and config.get("model_type") == "whisper"
     return (Whisper if is_whisper else Canary).from_pretrained(name)

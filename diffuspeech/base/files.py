@@ -7,6 +7,7 @@ __all__ = ['MACHINE', 'TEMPORARY', 'UNFINISHED', 'TIDIED', 'PROGRAMS', 'remove',
            'atomic_write', 'sync', 'stop_program', 'run_program', 'clean_up']
 
 # %% ../../nbs/base/files.ipynb #f7cb172b
+import errno
 import hashlib
 import os
 import re
@@ -92,8 +93,14 @@ def atomic_write(
     with temporary(path.parent) as temp_path:
         os.close(os.open(temp_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = stat.S_IMODE((path if path.exists() else temp_path).stat().st_mode)
-        if write(temp_path) is False:
-            return
+        try:
+            if write(temp_path) is False:
+                return
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+            reason = "the disk is full; nothing was replaced: free some space and run it again"
+            raise OSError(errno.ENOSPC, reason, str(path)) from None
         if stat.S_IMODE(temp_path.stat().st_mode) != mode:
             os.chmod(temp_path, mode)
         sync(temp_path)

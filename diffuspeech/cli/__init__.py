@@ -226,7 +226,9 @@ def stop_on_signals(words: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         STOPPED.append(128 + number)
         what = "interrupted" if number == signal.SIGINT else "ended by a signal"
-        os.write(2, f"{typed_name(words)}: {what}\n".encode())
+        bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # the line of one is ended first
+        end = "\n" if getattr(bars, "_instances", None) else ""
+        os.write(2, f"{end}{typed_name(words)}: {what}\n".encode())
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what others say of it is not for the user
         clean_up()
         watch = threading.Timer(3, os._exit, [128 + number])  # some libraries catch every exception
@@ -247,7 +249,8 @@ def main(
     if argv is None:
         stop_on_signals(words)
     try:
-        return dispatch(words)
+        status = dispatch(words)
+        return STOPPED[0] if STOPPED else status  # a library may have swallowed what ends the process
     except KeyboardInterrupt:
         print(f"{typed_name(words)}: interrupted", file=sys.stderr)
         return 130

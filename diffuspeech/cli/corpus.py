@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.pretrained import home
 
 from .options import Command, Option, number, shared
-from .output import print_summary
+from .output import print_named, print_summary
 
 # %% ../../nbs/cli/corpus.ipynb #3c667c01
 MANIFEST = Option("manifest", "a manifest: one JSON object a line", "MANIFEST", reads=True)
@@ -133,12 +133,16 @@ PACK = Command(
 # %% ../../nbs/cli/corpus.ipynb #9341af26
 def prepare(args: argparse.Namespace) -> int:
     "Prepare a manifest for training"
+    from diffuspeech.data.text import describe_unspoken
     from diffuspeech.voice.prepared import PreparedCorpus, prepare_corpus
 
     folder = prepare_corpus(
         args.manifest, args.output, speed_copies=args.speed_copies, vocoder=args.vocoder, workers=args.workers
     )
     result = PreparedCorpus(folder)
+    texts = {row["id"]: row["text"] for row in result.rows if row["copy_of"] is None}
+    notes = [f"{name}: {note}" for name, text in texts.items() if (note := describe_unspoken(text))]
+    print_named(notes, "not spoken")
     return print_summary(len(result), result.skipped, "prepared", folder)
 
 

@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'flow_options', 'decode']
 import argparse
 from typing import Any
 
-from .options import Command, Option, number, shared
+from .options import MAX_STEPS, Command, Option, number, shared
 from .output import print_summary
 
 # %% ../../nbs/cli/decode.ipynb #d04287a3
@@ -46,7 +46,13 @@ COMMANDS = {
             ],
             "Model": [shared("--codec")],
             "Sampling": [
-                Option("--flow-steps", "ODE steps of the codec's flow", "N", number(int, 1), unset="10"),
+                Option(
+                    "--flow-steps",
+                    "ODE steps of the codec's flow",
+                    "N",
+                    number(int, 1, MAX_STEPS),
+                    unset="10",
+                ),
                 shared("--seed", "of the initial noise (CosyVoice; the built-in flow draws none)"),
             ],
             "Output": [

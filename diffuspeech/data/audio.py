@@ -6,17 +6,20 @@
 __all__ = ['SAMPLE_RATE', 'HINT', 'MIN_SAMPLE_RATE', 'MAX_SAMPLE_RATE', 'STREAMED_WAV_BYTES', 'MAX_PEAK', 'FORMATS',
            'K_WEIGHTING', 'FILTER_MEMORY', 'PLAYER_HTML', 'import_torchaudio', 'resampling_ratio', 'resample',
            'open_regular', 'open_file', 'truncation', 'load_chunks', 'check_samples', 'read_mono', 'load', 'check_wave',
-           'audio_format', 'save', 'load_clip', 'k_weighting', 'loudness', 'normalize_loudness', 'check_speech',
-           'data_url', 'Player', 'log_mel', 'plot_mel', 'WaveView', 'spectrogram_html', 'view_wave', 'view_waves']
+           'audio_format', 'write_sound', 'save', 'load_clip', 'k_weighting', 'loudness', 'normalize_loudness',
+           'check_speech', 'data_url', 'Player', 'log_mel', 'plot_mel', 'WaveView', 'spectrogram_html', 'view_wave',
+           'view_waves']
 
 # %% ../../nbs/data/audio.ipynb #670ecff4
 import base64
+import errno
 import html
 import io
 import json
 import math
 import os
 import re
+import shutil
 import stat
 import sys
 import types
@@ -298,18 +301,28 @@ def audio_format(path: "str | Path") -> "tuple[str, str | None]":  # container, 
     return FORMATS[ending]
 
 
+def write_sound(
+    path: Path,  # whose name says nothing of the format
+    wave: Tensor,  # (samples,) at 16 kHz
+    kind: str,  # of soundfile
+    coding: str | None = None,
+):
+    "Write a wave; a full disk is an OSError, as with any other file"
+    try:
+        soundfile.write(str(path), wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format=kind, subtype=coding)
+    except (soundfile.SoundFileError, AssertionError) as e:  # the second: fewer samples were written
+        full = shutil.disk_usage(path.parent).free < 2**20
+        reason = str(e).split(": ", 1)[-1] or "not all samples were written"
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(path)) from None
+
+
 def save(
     path: "str | Path",  # its extension gives the format: wav, flac, ogg, opus, mp3
     wave: Tensor,  # (samples,) at 16 kHz
 ):
     "Write a wave to a file, completely or not at all"
     (kind, coding), wave = audio_format(path), check_wave(wave.detach().cpu().float(), path)
-    atomic_write(
-        path,
-        lambda temp_path: soundfile.write(
-            str(temp_path), wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format=kind, subtype=coding
-        ),
-    )
+    atomic_write(path, lambda temp_path: write_sound(temp_path, wave, kind, coding))
 
 # %% ../../nbs/data/audio.ipynb #dce2af5d
 def load_clip(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'ROUGH', 'KINDS', 'MIXES', 'PLANS', 'ORDER', 'SPEEDS', 'TOLERANCE', 'JOURNAL', 'PACK', 'Split', 'Clip',
            'Pool', 'plan_corpus', 'count_errors', 'make', 'fingerprint', 'path_of', 'read_journal', 'pieces',
-           'utterance', 'whats_missing', 'build', 'sample_pack']
+           'utterance', 'whats_missing', 'refuse_other_corpus', 'build', 'sample_pack']
 
 # %% ../../nbs/data/builtin.ipynb #81b4c062
 import json
@@ -25,7 +25,7 @@ from ..base import random
 from ..base.files import atomic_write
 from ..base.pretrained import MissingDependency, home, local_folder, make_folder
 from ..base.workers import run_jobs
-from .audio import SAMPLE_RATE
+from .audio import SAMPLE_RATE, write_sound
 from .manifest import Manifest, Utterance, write_manifest
 from . import patterns, texts
 from .augment import roughen
@@ -332,7 +332,7 @@ def make(
             rough = roughen(wave, clip.condition, clip.id)
             atomic_write(
                 path_of(folder, clip),
-                lambda temp_path: soundfile.write(temp_path, rough.numpy(), SAMPLE_RATE, format="FLAC"),
+                lambda temp_path: write_sound(temp_path, rough, "FLAC"),
             )
         lines.append(
             dict(
@@ -472,6 +472,18 @@ def _plan_jobs(
     ]
 
 # %% ../../nbs/data/builtin.ipynb #c371b88a
+def refuse_other_corpus(folder: Path, size: str, clips: Sequence[Clip]) -> None:
+    "Refuse a folder with a corpus of another size, whose manifests would be replaced"
+    planned, file, found = {clip.id for clip in clips}, folder / JOURNAL, set()
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+        try:
+            found.add(json.loads(text)["id"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    if found and not any(name in planned for name in found if name.startswith(("dev-", "train-"))):
+        raise ValueError(f"{folder}: holds the recordings of another corpus than {size}; give another folder")
+
+# %% ../../nbs/data/builtin.ipynb #1faa495b
 def build(
     folder: "str | Path | None" = None,  # `home()/corpora/<size>` when not given
     size: str = "small",
@@ -487,6 +499,7 @@ def build(
             "the built-in corpus needs these, which are missing:\n  " + "\n  ".join(absent)
         )
     clips = plan_corpus(size)
+    refuse_other_corpus(folder, size, clips)
     done = read_journal(folder, clips)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = _plan_jobs(clips, done, folder, {split.name: split.checked for split in PLANS[size]})

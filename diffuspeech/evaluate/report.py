@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..base.checkpoint import atomic_write, write_json
+from ..base.schema import read_json
 from ..data.manifest import Utterance, load_audio
 from .clips import ClipSet
 from .metrics import Cache, Judges, default_judges
@@ -75,8 +76,10 @@ class EvalProtocol:
     @classmethod
     def load(cls, path: "str | Path") -> "EvalProtocol":
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**found | dict(lengths=tuple(found["lengths"])))
+            found = read_json(Path(path))
+            if not isinstance(found["clips"], dict) or not isinstance(found["judges"], dict):
+                raise ValueError("clips and judges are records")
+            return cls(**found | dict(lengths=tuple(map(str, found["lengths"]))))
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file") from None
         except (ValueError, TypeError, KeyError):

@@ -80,12 +80,14 @@ def json_safe(x):
 def read_lines(
     path: Path,  # log.jsonl
 ) -> list[dict]:
-    "The lines of a log, without a last one that a killed process wrote by half"
+    "The lines of a log, without those that are none, as the last one that a killed process wrote by half"
     found = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+        except (ValueError, RecursionError):
             continue
     return found
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUDIO_EXTENSIONS', 'CHUNK', 'NO_TOKENS', 'Job', 'find_files', 'check_name', 'collect_utterances', 'is_cosyvoice',
            'load_codec', 'TokenEncoder', 'encode_utterance', 'source_state', 'token_line', 'describe_error',
-           'encode_all', 'decode_all', 'write_wav', 'read_line', 'line_name', 'is_integer', 'decode_line']
+           'encode_all', 'decode_all', 'read_line', 'line_name', 'holds_boolean', 'decode_line']
 
 # %% ../../nbs/voice/jobs.ipynb #8c151bb4
 import hashlib
@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,7 +26,7 @@ from ..base.files import atomic_write
 from ..base.output import Results, Unfinished, file_state
 from ..data import audio
 from ..tokenizers.public import load_tokenizer
-from ..data.audio import SAMPLE_RATE, check_speech
+from ..data.audio import check_speech, write_sound
 from .cosyvoice import CosyVoice
 from ..data.manifest import Manifest, ManifestError, Utterance, load_audio
 from ..tokenizers.s3 import CONTEXT, SpeechTokenizer
@@ -267,7 +266,7 @@ def decode_all(
             key, source = hashlib.sha256(line).hexdigest(), fields.get("audio_filepath")
             if not results.is_done(target, key, Path(source) if isinstance(source, str) else None):
                 wave = decode_line(fields, codec, reference, **options)
-                results.write(target, partial(write_wav, wave=wave), key)
+                results.write(target, partial(write_sound, wave=wave, kind="WAV"), key)
             first[place] = n
             done += 1
         except (ValueError, OSError) as e:
@@ -276,11 +275,6 @@ def decode_all(
     return done, errors
 
 # %% ../../nbs/voice/jobs.ipynb #1a44710a
-def write_wav(temp_path: Path, wave: Tensor) -> None:
-    "Write a wave under any name"
-    soundfile.write(temp_path, wave.clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV")
-
-
 NO_TOKENS = (
     'not a line of tokens, such as {"id": "a", "tokenizer": "...", "ids": [5, 1033, ...]}; '
     "`diffuspeech encode` writes them"
@@ -306,9 +300,9 @@ def line_name(fields: dict, number: int) -> str:
     return str(name) if name not in (None, "") else f"line-{number}"
 
 
-def is_integer(value: Any) -> bool:
-    "Whether a value, or each value of a list, is a whole number of at least 0"
-    return value >= 0 if type(value) is int else isinstance(value, list) and all(map(is_integer, value))
+def holds_boolean(value: Any) -> bool:
+    "Whether a value, or one in a list, is true or false, which torch takes for 1 or 0"
+    return any(map(holds_boolean, value)) if isinstance(value, list) else isinstance(value, bool)
 
 # %% ../../nbs/voice/jobs.ipynb #acab7b29
 def decode_line(fields: dict, codec: SpeechTokenizer, reference: Tensor | None, **options) -> Tensor:
@@ -317,13 +311,15 @@ def decode_line(fields: dict, codec: SpeechTokenizer, reference: Tensor | None, 
         ids = torch.tensor(fields["ids"])
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError):
         raise ValueError(NO_TOKENS) from None
-    if ids.numel() and not is_integer(fields["ids"]):
-        raise ValueError("ids holds something that is not a whole number of at least 0")
+    if holds_boolean(fields["ids"]):
+        raise ValueError("ids holds true or false; it must be a list of at least one integer")
     if ids.ndim != 1 + (codec.num_codebooks > 1) or len(ids) == 0 or ids.is_floating_point():
         raise ValueError(
             f"ids has shape {tuple(ids.shape)}; it must be a list of at least one integer"
             + (f", or of {codec.num_codebooks} for each frame" if codec.num_codebooks > 1 else "")
         )
+    if ids[-1].lt(0).any():
+        raise ValueError(f"the last of the ids is {ids[-1].min()}, which is no token")
     if fields.get("tokenizer", codec.version) != codec.version:
         raise ValueError(
             f"these ids are of {fields['tokenizer']}, but this codec is {codec.version}; encode again"

@@ -163,6 +163,47 @@ def test_nothing_that_exists_is_changed(place, monkeypatch, verb, source, target
             cli.check_outputs(command.outputs(args), command.inputs(args), "a job")
 
 
+REAL_VERBS = [
+    "encode {source} -o {target}",
+    "encode {source} -o {target} --overwrite",
+    "decode {source} -o {target}",
+    "decode {source} -o {target} --overwrite",
+    "plan duration --json {target}",
+    "plan duration --json {target} --overwrite",
+    "corpus check {source}",
+    "corpus pack {source} --license LICENSE -o {target} --workers 1",
+    "corpus prepare {source} -o {target} --vocoder none --workers 1",
+    "corpus prepare {source} --vocoder none --workers 1",
+    "convert {source} -o {target}",
+    "train {source} -o {target} --device cpu",
+]
+NEW = ["new", "new.json", "rec/new.jsonl", "rec/new", "gone/new.json"]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.sampled_from(REAL_VERBS), st.sampled_from(PATHS), st.sampled_from([*PATHS, *NEW]))
+def test_real_verbs_change_nothing_but_what_they_are_told_to(place, verb, source, target):
+    "Whatever a verb does with random paths, all that existed before is as it was, but for the named target"
+    before, null = snapshot(place), os.stat(os.devnull)
+    if "--overwrite" in verb and Path(target).is_file():
+        target = "new.json"  # what is asked for in so many words is no accident
+    main(shlex.split(verb.format(source=source, target=target)))
+    after = snapshot(place)
+    assert {name: after.get(name) for name in before} == before, (verb, source, target)
+    assert os.stat(os.devnull).st_mode == null.st_mode
+    made = set(after) - set(before)
+    allowed = ("" if target == "." else target, "prepared", f"{source}.shards")
+    assert all(name.startswith(allowed) for name in made), (verb, source, target, made)
+    for name in sorted(made, reverse=True):
+        path = place / name
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def test_a_rerun_replaces_its_own_result_and_no_changed_one(tmp_path, capsys):
     words = ["plan", "duration", "--json", str(tmp_path / "p.json")]
     assert main(words) == main(words) == 0
@@ -229,7 +270,13 @@ def test_a_signal_leaves_one_line_and_nothing_else(number, status, seconds, tmp_
     for n in range(12):
         (tmp_path / "rec" / f"{n}.flac").write_bytes(CLIP.read_bytes())
     words = [sys.executable, "-m", "diffuspeech", "encode", "rec", "-o", "t.jsonl"]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     time.sleep(seconds)
     process.send_signal(number)
     error = process.communicate(timeout=30)[1]
