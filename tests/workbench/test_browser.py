@@ -74,6 +74,10 @@ def test_step_by_hand(lab):
     assert made == [4, [[3, 0, 4]]], "it stays to the end"
     page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=30_000)
     page.screenshot("by-hand")
+    theme = "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    page.tab.evaluate(theme)
+    page.tab.wait_for_selector(".ds-player.ds-dark", timeout=30_000)
+    page.screenshot("by-hand-dark")
     root.locator(".ds-rule").select_option("wino")  # needs what this denoiser has not
     root.locator(".ds-go").click()
     page.tab.wait_for_selector(".ds-changes.ds-wrong", timeout=30_000)

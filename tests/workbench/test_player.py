@@ -93,6 +93,15 @@ LOUDNESS = f"""() => {{ const x = {VIEW}.sound.buffer.getChannelData(0);
     return Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length) }}"""
 
 
+def test_a_branch_goes_on_with_the_denoiser():
+    "With the rule of the run and the steps that are left, if no others are given"
+    both = player(generate(), decode, denoiser=CHAIN).branch(4, {40: 3})
+    first, other = (view.trajectory for view in both.views)
+    assert other.final[0, 40] == 3 and other.steps == STEPS and (other.final != CHAIN.mask_id).all()
+    assert other.rule == "conf_topk to step 4, then conf_topk" and (other.canvas(3) == first.canvas(3)).all()
+    assert both.data["runs"][1]["by_hand"] == [[4, 40, 3]] and both.data["rules"]
+
+
 @pytest.mark.needs("chromium")
 def test_steps_by_keyboard(open_page):
     tab = open_page(player(generate(), decode, title="by keyboard"))
