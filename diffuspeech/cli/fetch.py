@@ -21,19 +21,21 @@ def fetch(args: argparse.Namespace) -> int:
     for name in args.names:
         if name not in known:
             raise ValueError(f"{name} is none of {', '.join(known)}{nearest(name, known)}")
-    failures: list[Exception] = []
+    exit_status = 0
     for name in args.names:
         try:
             pretrained.fetch(name)
         except (pretrained.MissingDependency, OSError, ValueError) as e:
             if len(args.names) == 1:
                 raise
-            failures.append(e)
-            print(f"diffuspeech fetch: {user_error(e)[1]}", file=sys.stderr)
+            found = user_error(e)
+            assert found, "each of these is an error of the user's"
+            exit_status = max(exit_status, found[0])
+            print(f"diffuspeech fetch: {found[1]}", file=sys.stderr)
             continue
         entry = pretrained.PRETRAINED[name]
         print(f"{name}: ready ({', '.join(entry['packages'])}; {entry['licence']})")
-    return max((user_error(e)[0] for e in failures), default=0)
+    return exit_status
 
 
 COMMANDS = {

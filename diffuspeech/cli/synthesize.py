@@ -47,8 +47,8 @@ def synthesize(args: argparse.Namespace) -> int:
         )
         waves.append(result.waves[0])
         calls, spent = calls + result.generation.nfe, spent + result.seconds["decoder"]
-        if trajectories[k]:
-            save_trajectory(result, trajectories[k], voice)
+        if trajectory := trajectories[k]:
+            save_trajectory(result, trajectory, voice)
     save(args.output, torch.cat(waves))
     seconds = sum(map(len, waves)) / SAMPLE_RATE
     print(f"{args.output}: {seconds:.2f} s, {calls} calls of the decoder in {spent:.2f} s", file=sys.stderr)

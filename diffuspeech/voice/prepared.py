@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,7 +264,7 @@ class PreparedCorpus:
                 "(manifests of the built-in corpus: diffuspeech corpus build small)"
             )
         index = read_index(folder)
-        self.rows = [
+        self.rows: list[dict[str, Any]] = [
             dict(row, shard=safe_join(folder, name))
             for name, rows in index["shards"].items()
             for row in rows
