@@ -9,7 +9,7 @@ __all__ = ['VERBS', 'OUT_OF_MEMORY', 'PACKAGE', 'STOPPED', 'verb_names', 'comman
 
 # %% ../../nbs/cli/main.ipynb #40da8633
 import argparse
-import importlib
+import importlib.resources
 import json
 import os
 import signal
@@ -19,7 +19,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from .. import __version__
 from ..base.files import clean_up
@@ -138,7 +137,7 @@ def user_error(error: Exception) -> tuple[int, str] | None:  # exit status and m
     return None
 
 # %% ../../nbs/cli/main.ipynb #68ea9128
-PACKAGE = str(Path(__file__).parents[1]) + os.sep
+PACKAGE = str(importlib.resources.files("diffuspeech")) + os.sep
 
 
 @contextmanager
