@@ -10,7 +10,6 @@ __all__ = ['BUNDLED', 'MOS_CLIPS', 'PROTOCOL', 'CACHE_DIR', 'COLUMNS', 'SPEECH',
 # %% ../../nbs/cli/evaluate.ipynb #f950de50
 import argparse
 import sys
-from dataclasses import replace
 
 from .decoders import load_reconstructor
 from .options import Command, Option, number, output_path, shared
@@ -239,10 +238,10 @@ COMPARE = Command(
             Option("--baseline-rows", "rows of the baseline, of another table", "ROWS", unset="the same"),
             Option("--column", "judge: wer, wer_base or per", "NAME", default="wer"),
         ],
-        "Output": [shared("--json")],
+        "Output": [shared("--json"), shared("--overwrite")],
     },
     evaluate_compare,
-    ('diffuspeech evaluate compare r.clips.jsonl.gz --baseline "AR-4L-FSQ, length eos"',),
+    ("diffuspeech evaluate compare table.clips.jsonl.gz --baseline S3-Oracle",),
 )
 
 # %% ../../nbs/cli/evaluate.ipynb #4f1d83e6
@@ -265,12 +264,12 @@ VOICE_CARD = Command(
     {
         "Input": [
             Option("--corpus", "folder of the corpus", "FOLDER", unset="~/.cache/diffuspeech/corpora/small"),
-            replace(MOS_CLIPS, help="clips of each voice that are scored", default=10),
+            MOS_CLIPS,
         ],
-        "Output": [shared("--json")],
+        "Output": [shared("--json"), shared("--overwrite")],
     },
     evaluate_voices,
-    ("diffuspeech evaluate voices --json voices.json",),
+    ("diffuspeech evaluate voices --mos-clips 10 --json voices.json",),
     "A corpus that is still being built is measured as far as it is.",
 )
 

@@ -104,7 +104,7 @@ def read_attributes(path: Path) -> set[str]:
 @pytest.mark.parametrize("verb", verb_names())
 def test_every_option_is_read_and_every_value_read_is_an_option(verb):
     own, shared = read_attributes(SOURCES / f"{verb}.py"), read_attributes(SOURCES / "decoders.py")
-    shared |= {"steps", "sampler", "trajectory"}  # by getattr, in decode_options
+    shared |= {"steps", "sampler", "trajectory", "temperature", "top_k", "top_p"}  # by getattr
     shared |= {"overwrite", "output", "json", "original", "waves"}  # by the gate
     offered = {
         option.name.removeprefix("--").replace("-", "_")

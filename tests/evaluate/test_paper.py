@@ -73,6 +73,7 @@ def test_the_presets_are_the_papers(tmp_path):
                 taste=SimpleNamespace(config=TasteConfig()),
                 duration=None,
                 codec=None,
+                encoder_only=False,
             )
             for causal in (False, True)
         )
