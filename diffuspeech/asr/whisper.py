@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'LINEAR', 'NORM', 'read_ctranslate2', 'convert_ctranslate2', 'mel_filters', 'log_mel', 'WhisperTokenizer',
-           'split_at_silence', 'Whisper', 'shape_of', 'load_whisper']
+           'split_at_silence', 'Whisper', 'shape_of']
 
 # %% ../../nbs/asr/whisper.ipynb #c7c22f8e
 import json
 import math
 import struct
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -222,8 +222,7 @@ class Whisper(nn.Module):
         super().__init__()
         self.model: Any = model.model
         self.config: Any = model.config
-        self.tokenizer = self.text_tokenizer = tokenizer
-        self.silence = silence
+        self.text_tokenizer, self.silence = tokenizer, silence
         self.enc_to_dec_proj = nn.Identity()  # both have one width
         self.suppress_tokens = [i for i in suppress_tokens if i < tokenizer.eos_token_id]
         self.register_buffer("filters", mel_filters(self.config.num_mel_bins), persistent=False)
@@ -268,7 +267,7 @@ class Whisper(nn.Module):
 
     @property
     def prompt_ids(self) -> list[int]:
-        return self.tokenizer.prompt_ids
+        return self.text_tokenizer.prompt_ids
 
     @property
     def max_positions(self) -> int:
@@ -378,18 +377,18 @@ class Whisper(nn.Module):
         "Greedy decoding; a row that repeats a phrase in a loop is stopped, and keeps the phrase once"
         waves, lengths = check_waves(waves, lengths)
         (hidden,), mask = self.encode(waves, lengths, full_window=True)
-        longest = self.config.max_target_positions - len(self.tokenizer.prompt_ids)
+        longest = self.config.max_target_positions - len(self.prompt_ids)
         limits = [4 + math.ceil(n / SAMPLE_RATE * max_tokens_per_second) for n in lengths.tolist()]
         limits = [min(limit, longest) for limit in limits]
-        new = torch.tensor(self.tokenizer.prompt_ids, device=waves.device).expand(len(waves), -1)
+        new = torch.tensor(self.prompt_ids, device=waves.device).expand(len(waves), -1)
         cache, rows, stops = None, [[] for _ in limits], ["" for _ in limits]
-        eos = self.tokenizer.eos_token_id
+        eos = self.text_tokenizer.eos_token_id
         while not all(stops):
             logits, cache = self.decoder_logits(hidden, mask, new, cache, use_cache=True)
             logits = logits[:, -1:]
             logits[..., [*self.suppress_tokens, *range(eos + 1, logits.shape[-1])]] = -torch.inf
             if not rows[0] and not any(rows):
-                logits[..., [self.tokenizer.tokenizer.token_to_id("Ġ"), eos]] = -torch.inf
+                logits[..., [self.text_tokenizer.tokenizer.token_to_id("Ġ"), eos]] = -torch.inf
             new = logits.argmax(-1)
             for i, piece in enumerate(new[:, 0].tolist()):
                 if stops[i]:
@@ -417,7 +416,7 @@ class Whisper(nn.Module):
         texts = [""] * len(waves)
         for b, start, end in spans:
             (pieces,), _ = self.generate(waves[b, start:end][None])
-            texts[b] = f"{texts[b]} {self.tokenizer.decode(pieces)}".strip()
+            texts[b] = f"{texts[b]} {self.text_tokenizer.decode(pieces)}".strip()
         return texts
 
 # %% ../../nbs/asr/whisper.ipynb #8eb56f46
@@ -441,11 +440,3 @@ def shape_of(
         encoder_ffn_dim=4 * d,
         decoder_ffn_dim=4 * d,
     )
-
-# %% ../../nbs/asr/whisper.ipynb #5d1c20ab
-@lru_cache(maxsize=2)
-def load_whisper(
-    name: str = "whisper-base",  # as in `Whisper.from_pretrained`
-) -> Whisper:
-    "Whisper with frozen weights, shared by everything in this process that reads it; do not train it"
-    return Whisper.from_pretrained(name).requires_grad_(False)

@@ -21,6 +21,7 @@ from ..train.config import list_presets
 def train(args: argparse.Namespace) -> int:
     "Train a preset"
     device = resolve_device(args.device)
+    from diffuspeech.train.journal import STOPPED
     from diffuspeech.train.loop import train_preset
 
     folder = args.output
@@ -29,7 +30,7 @@ def train(args: argparse.Namespace) -> int:
         return 0
     if "stopped" in metrics:  # by Ctrl-C or TERM, in this process or in another one
         print(
-            f"diffuspeech train: stopped after step {metrics['stopped']:.0f}, which is saved; "
+            f"diffuspeech train: {STOPPED} {metrics['stopped']:.0f}, which is saved; "
             "the same command goes on from there",
             file=sys.stderr,
         )

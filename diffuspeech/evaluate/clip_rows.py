@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..base.checkpoint import atomic_write
+from ..base.files import atomic_write
 from diffuspeech.evaluate.score import (
     INTERVALS,
     Clusters,

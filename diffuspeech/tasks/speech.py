@@ -282,10 +282,6 @@ class SpeechTask(Task):
         self.versions |= dict(recordings=self.corpora["train"].version)
 
     @staticmethod
-    def read_options(run: TrainConfig) -> SpeechOptions:
-        raise NotImplementedError
-
-    @staticmethod
     def taste_options(options: SpeechOptions) -> TasteOptions:
         raise NotImplementedError
 

@@ -67,7 +67,11 @@ class Taste(PretrainedModel):
             source = Canary(config.recogniser)
         self.prompt_ids, self.max_positions = source.prompt_ids, source.max_positions
         self.decoder_states = source.decoder_states
-        self.aggregator = deepcopy(source.decoder).requires_grad_(True)
+        # frozen weights are the recognizer's own, in memory too; those that are trained are copies
+        shared = {id(p): p for p in source.decoder.parameters()} if config.rank else {}
+        self.aggregator = deepcopy(source.decoder, shared)
+        if not config.rank:
+            self.aggregator.requires_grad_(True)
         self.enc_to_dec_proj = deepcopy(source.enc_to_dec_proj)
         if config.layers:
             self.aggregator.layers = self.aggregator.layers[: config.layers]

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from ..base.files import atomic_write
-from ..train.journal import history
+from ..train.journal import STOPPED, history
 from ..train.task import resolve_preset
 
 # %% ../../nbs/workbench/job.ipynb #47f18f2b
@@ -90,7 +90,7 @@ class Job:
             began = log.exists() and log.stat().st_mtime >= self.record["created"]
             return "running" if began else "starting"
         begun = max((i for i, line in enumerate(tail) if line.startswith("$ ")), default=-1)
-        if any(line.startswith("diffuspeech train: stopped after step") for line in tail[begun + 1 :]):
+        if any(STOPPED in line for line in tail[begun + 1 :]):
             return "stopped"
         return "finished" if (self.folder / "model").is_dir() else "died"
 

@@ -8,6 +8,7 @@ __all__ = ['ASSETS', 'describe_plan', 'Monitor']
 # %% ../../nbs/workbench/monitor.ipynb #b641c33a
 import threading
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Monitor(anywidget.AnyWidget):
         jobs = find_jobs(self.root)
         self.job = jobs[0] if jobs else None
         self.look()
+        self.actions: dict[str, Callable[..., None]] = dict(plan=self._plan, start=self._start)
+        self.actions |= dict(select=self._select, stop=self._stop, resume=self._resume, sample=self._sample)
         self.on_msg(self._answer)
 
     def look(self):
@@ -83,7 +86,7 @@ class Monitor(anywidget.AnyWidget):
             return
         try:
             self.send(dict(type="message", text=""))
-            getattr(self, f"_{kind}")(**message)
+            self.actions[kind](**message)
             self.look()
         except Exception as error:  # whatever it was, the page says it
             self._report(error)

@@ -51,7 +51,7 @@ def test_loads_a_folder_of_the_hub(hub_folder):
 def test_decoder_logits_do_not_depend_on_the_cache(hub_folder):
     model = Whisper.from_pretrained(hub_folder)
     (hidden,), mask = model.encode(load_clip()[None, :16000])
-    ids = torch.tensor([[*model.tokenizer.prompt_ids, 5, 6, 7]])
+    ids = torch.tensor([[*model.prompt_ids, 5, 6, 7]])
     with torch.no_grad():
         whole, none = model.decoder_logits(hidden, mask, ids)
         first, cache = model.decoder_logits(hidden, mask, ids[:, :4], use_cache=True)
@@ -63,7 +63,7 @@ def test_text_trains_what_lies_below_the_frozen_decoder(hub_folder):
     model = Whisper.from_pretrained(hub_folder).requires_grad_(False)
     (hidden,), mask = model.encode(load_clip()[None, :16000])
     hidden = hidden.detach().requires_grad_()
-    logits, _ = model.decoder_logits(hidden, mask, torch.tensor([[*model.tokenizer.prompt_ids, 5]]))
+    logits, _ = model.decoder_logits(hidden, mask, torch.tensor([[*model.prompt_ids, 5]]))
     logits[0, -1, 6].backward()
     assert hidden.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
 

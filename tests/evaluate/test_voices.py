@@ -8,12 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from diffuspeech.data.builtin import JOURNAL, Clip, path_of
+from diffuspeech.data.builtin import JOURNAL, Clip, fingerprint, path_of, read_journal
 from diffuspeech.evaluate.voices import (
     CARD_VOICES,
     card_row,
     clips_of_corpus,
-    read_journal_lines,
     voice_distances,
 )
 
@@ -37,7 +36,8 @@ def corpus(tmp_path):
     clips[5] = Clip("dev-af_sky-5", "dev", "af_sky", "text 5", "bible", "text 5", condition="noise")
     lines = []
     for i, clip in enumerate(clips[:6]):
-        lines.append(dict(id=clip.id, kept=i != 2, words=10, wrong=4 if i == 2 else i % 2, seconds=0.1))
+        found = dict(words=10, wrong=4 if i == 2 else i % 2, seconds=0.1, made_of=fingerprint(clip))
+        lines.append(dict(id=clip.id, kept=i != 2) | found)
         if i != 2:
             path_of(tmp_path, clip).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path_of(tmp_path, clip), torch.full((1600,), 0.1 * (i + 1)).numpy(), 16_000)
@@ -47,8 +47,8 @@ def corpus(tmp_path):
 
 def test_clips_of_a_corpus_that_is_being_built(corpus):
     folder, clips = corpus
-    journal = read_journal_lines(folder)
-    assert len(journal) == 6 and read_journal_lines(folder / "none") == {}
+    journal = read_journal(folder, clips)
+    assert len(journal) == 6 and read_journal(folder / "none", clips) == {}
     found = clips_of_corpus(clips, journal, folder, 2)
     assert found.dropped == 1 and len(found.waves) == 2, "dropped clips have errors, and no wave"
     assert [round(w[0].item(), 1) for w in found.waves] == [0.1, 0.5], "spread, without noise"

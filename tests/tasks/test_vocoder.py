@@ -454,3 +454,13 @@ def test_the_distance_of_mels_ignores_phase_and_not_level(clip):
     assert mel_distance(-rows, rows) < 1e-4 and mel_distance(2 * rows, rows) == pytest.approx(
         np.log(2), abs=0.05
     )
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(corpus):
+    for weights in (dict(mel_weight=45.0, matching_weight=2.0), dict(mel_weight=7.0, matching_weight=0.5)):
+        options = dict(frames=20, channels=2) | weights
+        task = VocoderTask(TrainConfig("vocoder", str(corpus), SMALL, options, batch_seconds=1.6))
+        parts = task.loss(task.batches(0)[0], Update(1, num_rows=8))
+        expected = weights["mel_weight"] * parts["mel"] + weights["matching_weight"] * parts["matching"]
+        expected = expected + parts["discriminator"] + parts["generator"]
+        assert torch.allclose(parts["loss"], expected)

@@ -86,3 +86,17 @@ def test_text_is_read_through_the_recognizers_embeddings(whisper, tmp_path):
     assert torch.equal(again.encode(condition)[0], decoder.encode(condition)[0])
     with pytest.raises(ValueError, match="embedded by a recognizer; give its table"):
         SpeechDecoder.from_pretrained(tmp_path).encode(condition)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_frozen_weights_are_in_memory_once(whisper, rank):
+    places = {p.data_ptr() for p in whisper.decoder.parameters()}
+    needed = [p.requires_grad for p in whisper.decoder.parameters()]
+    taste = Taste.from_recogniser(whisper, rank=rank, dim=16, quantizer=FSQ)
+    layers = [t for name, t in taste.aggregator.named_buffers() if "layers" in name]
+    layers += [p for name, p in taste.aggregator.named_parameters() if name.endswith("fc1.weight")]
+    assert layers and all((t.data_ptr() in places) == bool(rank) for t in layers)
+    taste.double()
+    assert {p.data_ptr() for p in whisper.decoder.parameters()} == places
+    assert [p.requires_grad for p in whisper.decoder.parameters()] == needed
+    assert all(p.dtype == torch.float32 for p in whisper.decoder.parameters())
