@@ -355,6 +355,12 @@ def test_a_job_goes_on(models, wav, tmp_path, capsys):
     assert [f.name for f in (tmp_path / "out").rglob("*")] == ["one.wav"] and not list(
         tmp_path.glob("three*")
     )
+    words = ("reconstruct", tmp_path / "two.jsonl", "-o", tmp_path / "out", "--model", models / "ddm")
+    made = (tmp_path / "out/one.wav").stat().st_mtime_ns
+    status, output = run(capsys, *words, "--steps", 2)
+    assert "1 reconstructed" in output and (tmp_path / "out/one.wav").stat().st_mtime_ns == made
+    run(capsys, *words, "--steps", 3)
+    assert (tmp_path / "out/one.wav").stat().st_mtime_ns > made, "another number of steps is another job"
 
 
 def test_seeds_differ_and_an_immediate_end_is_reported(models, wav, tmp_path, capsys):

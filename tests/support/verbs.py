@@ -85,7 +85,7 @@ def run(words: list[str], folder: Path, home: Path, log: Path, ready: Path):
 
     entry = dict(packages=["pypi:weights==1"], files={"model.bin": hashlib.sha256(MODEL).hexdigest()})
     pretrained.PRETRAINED |= {"toy": entry | dict(licence="mine", megabytes=1)}
-    voices = {"flite-slt": 3, "flite-rms": 3}
+    voices = {"flite-slt": 1, "flite-rms": 2}
     splits = [builtin.Split(name, voices, mix, checked=False) for name, mix in SPLITS.items()]
     builtin.PLANS["tiny"] = splits
     real = cli.stop_on_signals
