@@ -92,7 +92,7 @@ def make_accelerator(
 def bf16_is_faster() -> bool:
     "Whether bfloat16 is the faster type on this processor"
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    return known.get("architecture") != "x86_64" or bool(known.get("amx_bf16"))
+    return known.get("architecture") != "x86_64" or any(map(known.get, ("amx_bf16", "avx512_bf16")))
 
 # %% ../../nbs/train/launch.ipynb #7550e13b
 class LossModule(nn.Module):

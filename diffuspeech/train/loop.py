@@ -487,7 +487,7 @@ def train_preset(
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if run.precision == "bf16" and on_cpu and not bf16_is_faster():
         print(
-            "note: without AMX this processor is slower in bf16 than in fp32; --set precision=fp32",
+            "note: this processor has no bf16 arithmetic and is faster with --set precision=fp32",
             file=sys.stderr,
         )
     return train(run, folder, device, progress_bar, tensorboard=True)

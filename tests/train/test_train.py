@@ -584,11 +584,12 @@ def test_batches_in_one_update(tmp_path):
     "known, pays",
     [
         ({"architecture": "x86_64", "amx_bf16": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": True}, True),
         ({"architecture": "x86_64", "amx_bf16": False}, False),
         ({"architecture": "aarch64"}, True),
         ({}, True),
     ],
 )
-def test_bf16_is_faster_with_amx(monkeypatch, known, pays):
+def test_bf16_is_faster_where_the_processor_has_it(monkeypatch, known, pays):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert bf16_is_faster() == pays
