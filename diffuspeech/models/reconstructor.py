@@ -57,6 +57,9 @@ class SpeechResult:
     decode: "Callable[..., Tensor] | None" = None
     # resume(canvas, row, **options of `Reconstructor.decode`) -> Generation: fills the masks of a canvas (L,)
     resume: "Callable[..., Generation] | None" = None
+    # rerun(row, **options) -> SpeechResult of this utterance, with other options of `reconstruct`;
+    # with wave= and text= of another one
+    rerun: "Callable[..., SpeechResult] | None" = None
 
 # %% ../../nbs/models/reconstructor.ipynb #08466926
 class Reconstructor:
@@ -301,6 +304,21 @@ class Reconstructor:
 
         if run.trajectory is not None:
             run.trajectory.about |= dict(texts=texts, frame_rate=SAMPLE_RATE / self.hop_length, **self.names)
+            run.trajectory.about |= dict(scale=scale) | (dict(seed=seed) if isinstance(seed, int) else {})
+        found = SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes)
+        chosen = dict(length=length, given=given, q=q, scale=scale)
+        return self.connect(found, condition, spans, references, chosen, dict(seed=seed) | kwargs)
+
+    def connect(
+        self,
+        found: SpeechResult,
+        condition: Condition,
+        spans: Spans,
+        references: list[Tensor] | None,
+        chosen: dict,  # length, given, q, scale
+        sampling: dict,  # seed, and options of `decode`
+    ) -> SpeechResult:
+        "Let a result decode any of its canvases, go on from one, and run again; its condition is kept"
 
         def decode(canvas, row):
             return self.run_codec(canvas, references[row] if references else None)
@@ -308,11 +326,23 @@ class Reconstructor:
         def resume(canvas, row, **options):
             if int((spans.rows == row).sum()) > 1:
                 raise ValueError("this utterance was decoded in several spans, and cannot be resumed as one")
-            options = dict(seed=seed) | kwargs | options
+            options = sampling | options
             return self.decode(condition.row(row), canvas=canvas[None].to(self.device), **options)[2]
 
-        found = SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes, decode)
-        found.resume = None if causal else resume
+        def rerun(row, wave=None, text=None, **options):
+            if wave is not None:
+                return self.reconstruct(wave, text, **sampling | dict(scale=chosen["scale"]) | options)
+            lengths = dict(given=None if chosen["given"] is None else chosen["given"][row : row + 1])
+            return self.synthesize_condition(
+                condition.row(row),
+                [found.texts[row]],
+                [references[row]] if references else None,
+                codes=None if found.codes is None else found.codes[row : row + 1],
+                **chosen | lengths | sampling | options,
+            )
+
+        found.decode, found.rerun = decode, rerun
+        found.resume = None if self.decoder.config.causal else resume
         return found
 
     def split(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'MASKED', 'GUESS', 'GIVEN', 'NEW', 'COMMITTED', 'REMASKED', 'COLORS', 'MODES', 'Cells', 'cell_states',
            'flat_candidates', 'run_cells', 'encode_mp3', 'pack_array', 'pack_thousandths', 'RunView', 'word_rows',
-           'run_data']
+           'run_settings', 'run_data']
 
 # %% ../../nbs/workbench/view.ipynb #9c6172e9
 import base64
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..asr.align import Alignment, align
 from ..data.audio import SAMPLE_RATE
+from ..diffusion.catalogue import CATALOGUE, get_rule
 from ..diffusion.trajectory import Generation, Trajectory
 
 # %% ../../nbs/workbench/view.ipynb #22df4dde
@@ -144,6 +145,8 @@ class RunView:
     frame_rate: float | None = None  # tokens a second; from the wave when not given
     # resume(canvas, **options of sampling) -> Generation: fills the masks of a canvas (L,) or (L, Q)
     resume: Callable[..., Generation] | None = None
+    # rerun(clip, **options) -> RunView: the model once more, from the start; clip: a name, None for the same
+    rerun: "Callable[..., RunView] | None" = None
 
     def __post_init__(self):
         self.frame_rate = self.frame_rate or self.trajectory.about.get("frame_rate")
@@ -234,6 +237,17 @@ def word_rows(
         phones=[[p.phone, round(p.start, 3), round(p.end, 3)] for p in found.phones],
     )
 
+# %% ../../nbs/workbench/view.ipynb #f16509c3
+def run_settings(
+    view: RunView,
+) -> dict[str, Any]:  # clip, rule, steps, temperature, seed and scale, as far as they are known
+    "What a run was made with, as the head of the player shows it"
+    about, rule = view.trajectory.about, view.trajectory.rule
+    named = next((name for name in CATALOGUE if repr(get_rule(name)) == rule), rule)
+    known: dict[str, Any] = dict(rule=named, steps=view.steps)
+    known |= dict(temperature=about.get("sampling", {}).get("temperature", 0.0))
+    return known | {name: about[name] for name in ("clip", "seed", "scale") if name in about}
+
 # %% ../../nbs/workbench/view.ipynb #3af0cfa8
 def run_data(
     view: RunView,
@@ -249,6 +263,9 @@ def run_data(
         branched="by_hand" in t.about,
         by_hand=t.about.get("by_hand", []),
         live=view.resume is not None,
+        rerun=view.rerun is not None,
+        text=view.text,
+        settings=run_settings(view),
         codebooks=cells.tokens.shape[1] // view.length,
         seconds=view.seconds,
         nfe=[] if t.calls is None else [0, *t.calls.tolist()],

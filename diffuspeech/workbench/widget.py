@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data.audio import SAMPLE_RATE
 from ..diffusion.catalogue import get_rule
 from .branch import branch
+from .rerun import sampling_options
 from .view import RunView, encode_mp3, run_data, word_rows
 
 # %% ../../nbs/workbench/widget.ipynb #c9fef625
@@ -183,7 +184,7 @@ class PlayerWidget(anywidget.AnyWidget):
         elif kind == "drop":
             self.sounds.request(self._drop)
         else:
-            do = dict(branch=self._branch, listen=self._listen)[kind]
+            do = dict(branch=self._branch, listen=self._listen, rerun=self._rerun)[kind]
             self.sounds.request(partial(self._try, do, message))
 
     def _try(self, do: Callable[[dict[str, Any]], None], message: dict[str, Any]):
@@ -200,14 +201,23 @@ class PlayerWidget(anywidget.AnyWidget):
             if not options["rule"].takes_steps:
                 options.pop("steps", None)
         tokens = {place: token for place, token in message["tokens"]}
-        view = branch(self.views[message["run"]], message["step"], tokens, **options)
+        self._add(branch(self.views[message["run"]], message["step"], tokens, **options))
+
+    def _rerun(self, message: dict[str, Any]):
+        "The model once more, with other settings: a new run"
+        rerun = self.views[message["run"]].rerun
+        if rerun is None:
+            raise ValueError("this run cannot be made again: give `player` a result of `Reconstructor`")
+        self._add(rerun(message["clip"], **sampling_options(message)))
+
+    def _add(self, view: RunView):
         self.views.append(view)
         self.sounds.add(len(self.views) - 1)
         self.data = self.data | dict(runs=[*self.data["runs"], run_data(view)])
 
     def _drop(self):
-        "Undo: the last run, if it was made by hand"
-        if len(self.views) > 1 and self.views[-1].resume is not None:
+        "Undo: the last run, if it was made on the page"
+        if len(self.views) > self.data["given"]:
             self.views.pop()
             self.sounds.drop(len(self.views))
             self.data = self.data | dict(runs=self.data["runs"][:-1])

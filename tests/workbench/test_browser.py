@@ -149,6 +149,24 @@ def test_trajectory(lab):
     page.tab.wait_for_function("Number(document.querySelector('.ds-player').dataset.time) > 0.2")
     page.tab.keyboard.press(" ")
     page.screenshot("trajectory")
+    player.locator(".ds-clip").select_option(index=2)
+    player.locator(".ds-sampler").select_option("margin")
+    player.locator(".ds-set-steps").fill("2")
+    player.locator(".ds-set-steps").press("Enter")
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=60_000)
+    page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=60_000)
+    assert page.tab.evaluate(VIEW + ".runs[1].settings.rule") == "margin"
+    assert page.tab.evaluate(VIEW + ".runs[1].steps") == 2
+    text = page.tab.evaluate(VIEW + ".runs[1].text")
+    assert text and text in player.locator(".ds-about").inner_text()
+    page.screenshot("trajectory-rerun")
+    player.locator(".ds-set-scale").fill("99")
+    player.locator(".ds-start").click()
+    page.tab.wait_for_selector(".ds-news.ds-wrong", timeout=60_000)
+    assert "scale" in player.locator(".ds-news").inner_text()
+    player.locator(".ds-remove").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=60_000)
+    assert not player.locator(".ds-remove").is_visible(), "the run that was given stays"
 
 
 def test_harness(lab):

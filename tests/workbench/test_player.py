@@ -120,6 +120,8 @@ def test_steps_by_keyboard(open_page):
         assert f"step {step} of 10, " in left and "tokens left" in left
         seen.add(pixels(tab))
     assert len(seen) == 4, "each of the steps 10, 9, 0 and 2 has its picture"
+    assert "sampler conf_topk · steps 10 · temperature 0" in tab.locator(".ds-settings").inner_text()
+    assert not tab.locator(".ds-rerun").is_visible(), "no kernel is there to make another run"
     assert "0 masked again" not in tab.locator(".ds-readout").inner_text()
     for n, color in enumerate(("state", "commit step", "confidence", "entropy", "token"), 1):
         press(tab, str(n))

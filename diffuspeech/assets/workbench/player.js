@@ -371,6 +371,18 @@ function isDark(el) {
 
 const CONTROLS = `
   <div class="ds-row ds-head"><span class="ds-title"></span><span class="ds-soft ds-about"></span></div>
+  <div class="ds-row ds-soft ds-settings"></div>
+  <div class="ds-row ds-rerun">
+    <label class="ds-clips">clip <select class="ds-clip"></select></label>
+    <label>sampler <select class="ds-sampler"></select></label>
+    <label>steps <input type="number" class="ds-set-steps" min="1" step="1"></label>
+    <label>temperature <input type="number" class="ds-set-temperature" min="0" max="5" step="0.1"></label>
+    <label>seed <input type="number" class="ds-set-seed" min="0" step="1" placeholder="0"></label>
+    <label class="ds-lengths">length <input type="number" class="ds-set-scale" min="0.3" max="3" step="0.05"></label>
+    <button class="ds-start" title="a new run with these settings, beside this one (enter)">go</button>
+    <button class="ds-remove" title="take the last run away (u)">remove last</button>
+    <span class="ds-news ds-soft" role="status" aria-live="polite"></span>
+  </div>
   <div class="ds-row">
     <button class="ds-play" title="play the sound of this step (space)">▶ sound</button>
     <button class="ds-loop" aria-pressed="false" title="repeat the sound (l)" aria-label="repeat">↻</button>
@@ -455,6 +467,7 @@ class View {
     this.controls()
     this.watch()
     this.load(data)
+    this.showSettings()
     this.resize()
     this.go(this.step)
     this.root.dataset.painted = performance.now().toFixed(1)
@@ -484,10 +497,23 @@ class View {
     const data = this.model.get("data"),
       on = (name, event, f) => this.$(name).addEventListener(event, f)
     this.$("title").textContent = data.title || this.run.label
-    this.$("about").textContent = data.text ? `“${data.text}”` : ""
     this.$("color").append(...COLORS.map((name, i) => new Option(`${i + 1} ${name}`, name)))
     this.$("rule").append(...(data.rules || []).map(name => new Option(name.replaceAll("_", " "), name)))
     this.$("hand").style.display = this.runs.some(run => run.live) ? "" : "none"
+    this.$("sampler").append(...(data.rules || []).map(name => new Option(name.replaceAll("_", " "), name)))
+    this.$("clip").append(
+      new Option("this one", ""),
+      ...(data.clips || []).map(([id, text]) => new Option(text.length > 44 ? `${text.slice(0, 42)} …` : text, id)),
+    )
+    this.$("clips").style.display = data.clips?.length ? "" : "none"
+    on("start", "click", () => this.rerun())
+    on("remove", "click", () => this.model.send({ type: "drop" }))
+    this.$("rerun").addEventListener("keydown", event => {
+      if (event.key === "Enter" && event.target.matches("select, input")) {
+        event.preventDefault()
+        this.rerun()
+      }
+    })
     this.list()
     this.$("guess").style.display = data.modes.length > 1 ? "" : "none"
     this.$("other").style.display = this.runs.some(run => run.candidates) ? "" : "none"
@@ -531,6 +557,68 @@ class View {
     )
     this.$("active").value = this.active
     this.$("which").style.display = this.runs.length < 2 ? "none" : ""
+    this.$("remove").style.display = this.runs.length > this.given ? "" : "none"
+  }
+
+  // -- the head row: what the run was made with, and a new one
+
+  get given() {
+    // runs that came with the page; those that follow were made on it
+    return this.model.get("data").given ?? this.runs.length
+  }
+  showSettings() {
+    const run = this.run,
+      s = run.settings || {},
+      number = (name, value) => (this.$(name).value = value ?? "")
+    this.$("about").textContent = run.text ? `“${run.text}”` : ""
+    this.$("rerun").style.display = run.rerun ? "" : "none"
+    this.$("settings").style.display = run.rerun ? "none" : ""
+    this.$("settings").textContent = [
+      s.rule && `sampler ${s.rule}`,
+      `steps ${run.steps}`,
+      `temperature ${s.temperature ?? 0}`,
+      s.seed !== undefined && `seed ${s.seed}`,
+      s.scale !== undefined && `length ${s.scale.toFixed(2)}`,
+    ]
+      .filter(Boolean)
+      .join(" · ")
+    if (!run.rerun) return
+    const options = [...this.$("sampler").options],
+      known = options.find(o => o.value === s.rule)
+    options.find(o => o.dataset.own)?.remove()
+    if (!known) {
+      const own = new Option(s.rule, "") // one that the list has no name for: it stays as it is
+      own.dataset.own = true
+      this.$("sampler").prepend(own)
+    }
+    this.$("sampler").value = known ? s.rule : ""
+    this.$("clip").value = s.clip ?? ""
+    this.$("lengths").style.display = s.scale === undefined ? "none" : ""
+    number("set-steps", s.steps)
+    number("set-temperature", s.temperature)
+    number("set-seed", s.seed)
+    number("set-scale", s.scale)
+  }
+  rerun() {
+    if (!this.run.rerun || this.starting) return
+    if (this.runs.length > 7) return this.news("eight runs are shown: remove one first", true)
+    const number = name => (this.$(name).value === "" ? null : Number(this.$(name).value))
+    this.starting = true
+    this.news("the model is running …")
+    this.model.send({
+      type: "rerun",
+      run: this.active,
+      clip: this.$("clip").value || null,
+      rule: this.$("sampler").value || null,
+      steps: number("set-steps"),
+      temperature: number("set-temperature"),
+      seed: number("set-seed"),
+      scale: number("set-scale"),
+    })
+  }
+  news(text, wrong = false) {
+    this.$("news").textContent = text
+    this.$("news").classList.toggle("ds-wrong", wrong)
   }
 
   watch() {
@@ -581,6 +669,10 @@ class View {
         )
       } else if (message.type === "failed") {
         if (message.key === "branch" || message.key === "listen") this.busy(message.text, true)
+        else if (message.key === "rerun") {
+          this.starting = false
+          this.news(message.text, true)
+        }
         else this.failures[message.key] = message.text
         this.showPlaying()
       } else if (message.type === "piece") this.playPiece(buffers[0])
@@ -595,27 +687,33 @@ class View {
   }
   follow(runs) {
     // the kernel has added a run, or taken the last one away
-    const added = runs.slice(this.runs.length)
+    const added = runs.slice(this.runs.length),
+      share = this.main.share(this.step)
     for (let i = runs.length; i < this.runs.length; i++)
       for (const found of [this.buffers, this.pictures, this.urls, this.failures, this.edits])
         for (const key of Object.keys(found))
           if (key.replace(/^(map|sound)\//, "").startsWith(`${i}/`)) delete found[key]
-    if (added.length && this.sent) {
-      this.past.push([this.sent, this.edits[this.sent]])
-      delete this.edits[this.sent]
-    } else if (runs.length < this.runs.length && this.past.length) {
-      const [key, changes] = this.past.pop()
-      this.edits[key] = changes
+    if (added.length) {
+      this.past.push(this.sent ? [this.sent, this.edits[this.sent]] : null)
+      if (this.sent) delete this.edits[this.sent]
+    } else if (runs.length < this.runs.length) {
+      const [key, changes] = this.past.pop() || []
+      if (key) this.edits[key] = changes
     }
-    const step = this.at
+    const step = this.at,
+      byHand = Boolean(this.sent)
     this.sent = null
+    this.starting = false
+    this.news("")
     this.runs = [...this.runs.slice(0, runs.length), ...added.map(run => new Run(run))]
     this.active = added.length ? this.runs.length - 1 : Math.min(this.active, this.runs.length - 1)
     this.choose()
     this.list()
     this.busy("")
     this.resize()
-    this.go(this.run === this.main ? step : this.step)
+    if (added.length && !byHand) this.go(this.main.stepAt(share))
+    else this.go(this.run === this.main ? step : this.step)
+    this.showSettings()
     this.showHand()
   }
   async receive(key, bytes) {
@@ -744,6 +842,7 @@ class View {
     this.$("active").value = this.active
     this.useSound()
     this.describe()
+    this.showSettings()
     this.showHand()
     this.resize()
     this.draw()
@@ -785,7 +884,7 @@ class View {
     this.$("steps").placeholder = Math.max(run.steps - n, 1)
     this.$("go").textContent = `go on from step ${n}`
     this.$("go").disabled = !run.live
-    this.$("undo").disabled = !changes.size && !this.run.by_hand.length && this.runs.length < 2
+    this.$("undo").disabled = !changes.size && !this.run.by_hand.length && this.runs.length <= this.given
     const rows = p === null || p >= run.places ? [] : this.choices(run, n, p)
     this.$("choices").replaceChildren(...rows)
     this.$("chosen").textContent = rows.length
@@ -885,7 +984,7 @@ class View {
   undo() {
     const changes = this.changes()
     if (changes.size) changes.delete([...changes.keys()].pop())
-    else if (this.runs.length > 1) this.model.send({ type: "drop" })
+    else if (this.runs.length > this.given) this.model.send({ type: "drop" })
     this.showHand()
     this.draw()
   }

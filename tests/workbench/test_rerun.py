@@ -1,0 +1,69 @@
+"New runs from the head row of the player: the built-in model, asked once more with other settings"
+
+import pytest
+import torch
+
+from diffuspeech.data.manifest import load_audio
+from diffuspeech.diffusion.oracle import MarkovChain
+from diffuspeech.diffusion.sample import sample
+from diffuspeech.evaluate.clips import load_bundled_clips
+from diffuspeech.models.reconstructor import Reconstructor
+from diffuspeech.workbench.player import player
+from diffuspeech.workbench.rerun import sampling_options
+from diffuspeech.workbench.view import run_data
+
+CLIPS = load_bundled_clips()[:3]
+
+
+@pytest.fixture(scope="module")
+def shown():
+    model = Reconstructor.from_pretrained("ddm")
+    result = model.reconstruct(load_audio(CLIPS[0]), CLIPS[0].text, candidates=4, steps=6)
+    return player(result)
+
+
+def test_other_settings_of_the_same_clip(shown):
+    (view,) = shown.views
+    chosen = dict(rule="margin", steps=3, temperature=0.5, seed=7, scale=1.2)
+    other = view.rerun(None, **sampling_options(chosen))
+    assert run_data(other)["settings"] == chosen and run_data(view)["settings"]["scale"] == 1.0
+    assert other.length == -(-view.length * 6 // 5) and other.text == view.text
+    assert other.label == "margin, 3 steps, temperature 0.5, seed 7, length 1.20"
+    assert abs(other.seconds - 1.2 * view.seconds) < 0.05 and other.trajectory.candidates is not None
+    back = other.rerun(None, **sampling_options(run_data(view)["settings"]))
+    assert torch.equal(back.trajectory.final, view.trajectory.final), "the same settings give the same run"
+    own = view.rerun(None, **sampling_options(dict(rule="conf_topp", steps=None)))
+    assert run_data(own)["settings"]["rule"] == "conf_topp" and own.steps != view.steps
+    hitting = view.rerun(None, **sampling_options(dict(rule="first_hitting", steps=3)))
+    assert hitting.steps == hitting.length, "a token at a time, whatever is asked"
+
+
+def test_another_clip(shown):
+    "Its own text, length and voice; from there back to the first"
+    (view,) = shown.views
+    assert [name for name, _ in shown.data["clips"]][:3] == [u.id for u in CLIPS]
+    other = view.rerun(CLIPS[1].id, steps=2)
+    assert other.text == CLIPS[1].text and run_data(other)["settings"]["clip"] == CLIPS[1].id
+    assert abs(other.seconds - CLIPS[1].duration) < 0.1 and CLIPS[1].id in other.label
+    again = other.rerun(CLIPS[1].id, steps=2)
+    assert torch.equal(again.trajectory.final, other.trajectory.final)
+    with pytest.raises(ValueError, match="no such clip"):
+        view.rerun("nobody")
+
+
+def test_a_denoiser_starts_again():
+    "Without a model of speech there are no clips and no lengths"
+    chain = MarkovChain.random(vocab_size=12, seed=3)
+    run = sample(chain, torch.full((1, 40), chain.mask_id), "conf_topk", chain.mask_id, steps=8, candidates=4)
+    shown = player(run, denoiser=chain)
+    data = shown.data
+    assert data["runs"][0]["rerun"] and not data["clips"] and "scale" not in data["runs"][0]["settings"]
+    other = shown.views[0].rerun(None, **sampling_options(dict(rule="random", steps=4, seed=2)))
+    assert (other.steps, other.label) == (4, "random, 4 steps, seed 2")
+    assert not player(run).data["runs"][0]["rerun"]
+
+
+def test_a_page_without_a_kernel_states_the_settings(shown):
+    page = shown.html()
+    assert '"rerun":false' in page.replace(" ", "") and '"rerun":true' not in page.replace(" ", "")
+    assert '"temperature": 0.0' in page or '"temperature":0.0' in page
