@@ -3,6 +3,7 @@
 import base64
 import statistics
 
+import av
 import pytest
 import torch
 from browser import CHROMIUM, SCREENSHOTS
@@ -304,3 +305,21 @@ def test_a_sampling_run_goes_on_with_its_denoiser():
         other = branch(view, 4, {0: 3}, seed=1).trajectory
         assert other.final[0, 0] == 3 and (other.final != CHAIN.mask_id).all()
         assert torch.equal(other.canvas(3), view.canvas(3)[None])
+
+
+def test_a_video_has_picture_and_sound(tmp_path):
+    "Each step for as long as it sounds, and what is saved by name is a video"
+    shown = player(generate(steps=3), decode)
+    shown.save(tmp_path / "run.mp4", dpi=50, seconds=0.2)
+    with av.open(str(tmp_path / "run.mp4")) as file:
+        (video,), (audio,) = file.streams.video, file.streams.audio
+        lengths = [float(s.duration * s.time_base) for s in (video, audio)]
+        kinds = video.codec_context.name, audio.codec_context.name
+    expected = 4 * LENGTH * HOP / SAMPLE_RATE + 3 * 0.2 + 0.6
+    assert all(abs(seconds - expected) < 0.15 for seconds in lengths), (lengths, expected)
+    assert kinds == ("h264", "aac")
+    player(generate(steps=3)).save(tmp_path / "silent.mp4", dpi=50)
+    with av.open(str(tmp_path / "silent.mp4")) as file:
+        assert len(file.streams.video) == 1 and not file.streams.audio
+    with pytest.raises(ValueError, match="should end in .html, .gif, .mp4"):
+        shown.save(tmp_path / "run.avi")
