@@ -220,3 +220,63 @@ def test_the_reader_can_search_and_turn_the_light_off(site, tab):
     tab.locator(".smalldocs-search input").first.fill("sampler")
     tab.locator("a.search-result").first.wait_for(timeout=10_000)
     assert not tab.asked and not tab.errors, tab.asked + tab.errors
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize(
+    "query, page",
+    [
+        ("wer", "evaluate/metrics.html"),
+        ("length mismatch", "diffusion/length.html"),
+        ("unmasking order", "explore/order.html"),
+        ("samplers", "diffusion/catalogue.html"),
+    ],
+)
+def test_search_finds_words(query, page, site, tab):
+    "Whole words and beginnings, not letters in the middle of others"
+    tab.goto((site / "index.html").as_uri())
+    tab.locator(".smalldocs-search input").first.fill(query)
+    tab.locator("a.search-result").first.wait_for(timeout=10_000)
+    found = tab.locator("a.search-result").evaluate_all("a => a.map(e => e.getAttribute('href'))")
+    assert any(page in href for href in found[:5]), found
+    tab.locator(".smalldocs-search input").first.fill("xnswerz")
+    tab.locator(".search-none").wait_for(timeout=10_000)
+
+
+# What is wider than the column and not in a box that scrolls; sound without room for its scrubber
+TOO_WIDE = """() => {
+    const main = document.querySelector('main'), right = main.getBoundingClientRect().right, found = [];
+    if (document.documentElement.scrollWidth > innerWidth) found.push('the page scrolls sideways');
+    const boxed = e => {
+        for (let p = e.parentElement; p && p !== main; p = p.parentElement)
+            if (getComputedStyle(p).overflowX !== 'visible') return true;
+        return false };
+    for (const e of main.querySelectorAll('table, img, iframe, pre, .js-plotly-plot')) {
+        const box = e.getBoundingClientRect();
+        if (box.width && box.right > right + 2 && !boxed(e))
+            found.push(`${e.tagName} ${(e.innerText || '').slice(0, 40)}`) }
+    for (const e of main.querySelectorAll('audio')) {
+        const width = e.getBoundingClientRect().width;
+        if (width && width < 240) found.push(`audio of ${Math.round(width)} pixels`) }
+    return found }"""
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_wider_than_its_column(width, site, pages, chromium):
+    wrong = []
+    tab = chromium.new_page(viewport=dict(width=width, height=900))
+    for path in pages:
+        if "repo" not in path.relative_to(site).parts:
+            tab.goto(path.as_uri())
+            wrong += [f"{path.relative_to(site)}: {what}" for what in tab.evaluate(TOO_WIDE)]
+    tab.close()
+    assert not wrong, "\n".join(wrong)
+
+
+def test_references_are_readable(site):
+    "Names and years, not the keys of a .bib file"
+    text = (site / "diffusion/catalogue.html").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{(\w+)", (REPO / "nbs/references.bib").read_text(encoding="utf-8"), re.M)
+    table = text[text.index("masks again") : text.index("Settings to start from")]
+    assert keys and not [key for key in keys if key in table] and "Sahoo et al., 2024" in table

@@ -168,7 +168,8 @@ class Page(FilterDefaults):
 
 def plotly_html(figure: dict, name: str) -> str:
     "A stored figure as a div that plotly.js fills once it is there"
-    figure["config"] = figure.get("config", {}) | {"responsive": True, "displaylogo": False}
+    # its buttons would lie over the title of a narrow figure; a double click resets the view, too
+    figure["config"] = figure.get("config", {}) | {"responsive": True, "displayModeBar": False}
     height = figure.get("layout", {}).get("height", 450)
     data = json.dumps(figure).replace("</", "<\\/")  # or a title with HTML in it would end the script
     return (
@@ -237,6 +238,7 @@ def localise(site: Path):
         page.write_text(text.replace("</head>", "\n".join(head) + "\n</head>", 1), encoding="utf-8")
     for name, source in sources.items():
         shutil.copy(source, libs / name)
+    shutil.copy(REPO / "tools/search.js", libs / "fuse/fuse.min.js")  # by words instead of letters
     for css in libs.rglob("*.css"):  # the themes ask Google for a font; the system's own serve
         css.write_text(
             re.sub(r"@import url\([^)]*\);?", "", css.read_text(encoding="utf-8")), encoding="utf-8"
