@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'MASKED', 'GUESS', 'GIVEN', 'NEW', 'COMMITTED', 'REMASKED', 'COLORS', 'MODES', 'Cells', 'cell_states',
-           'flat_candidates', 'run_cells', 'encode_mp3', 'pack_array', 'pack_thousandths', 'RunView', 'word_rows',
-           'run_settings', 'run_data']
+           'flat_candidates', 'run_cells', 'encode_mp3', 'wav_bytes', 'pack_array', 'pack_thousandths', 'RunView',
+           'word_rows', 'run_settings', 'run_data']
 
 # %% ../../nbs/workbench/view.ipynb #9c6172e9
 import base64
@@ -115,6 +115,15 @@ def encode_mp3(
     file = io.BytesIO()
     samples = wave.detach().cpu().float().clamp(-1, 1).numpy()
     soundfile.write(file, samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)
+    return file.getvalue()
+
+# %% ../../nbs/workbench/view.ipynb #97191168
+def wav_bytes(
+    wave: Tensor,  # (samples,) at 16 kHz
+) -> bytes:
+    "Without loss, for listening tests"
+    file = io.BytesIO()
+    soundfile.write(file, wave.detach().cpu().float().clamp(-1, 1).numpy(), SAMPLE_RATE, format="WAV")
     return file.getvalue()
 
 # %% ../../nbs/workbench/view.ipynb #290de3cd

@@ -169,6 +169,40 @@ def test_trajectory(lab):
     assert not player.locator(".ds-remove").is_visible(), "the run that was given stays"
 
 
+LISTENING = """
+import torch
+from diffuspeech.workbench.ballot import ListeningTest
+from diffuspeech.workbench.listen import Session
+tone = lambda pitch: 0.3 * torch.sin(torch.arange(16_000) * pitch)
+pitches = dict(low=0.05, high=0.1)
+sounds = {name: {f"clip {k}": tone(pitch) for k in range(2)} for name, pitch in pitches.items()}
+ListeningTest(Session("ab", sounds, "answers.json"))
+"""
+
+
+def test_a_listening_test_by_keyboard(lab):
+    "Nothing goes on before all is played and decided; answers are in the file, and can be taken back"
+    page = lab.open(lab.write("nbs/explore/scratch.ipynb", LISTENING)).run_all()
+    root, answers = page.tab.locator(".ds-listen-test").first, lab.server.root / "nbs/explore/answers.json"
+    for trial in range(2):
+        page.tab.wait_for_selector(f'.ds-listen-test[data-ready="{trial}"]', timeout=30_000)
+        root.focus()
+        page.tab.keyboard.press("a")
+        page.tab.keyboard.press("2")
+        assert root.locator(".ds-next").is_disabled() and "B" in root.locator(".ds-hint").inner_text()
+        page.tab.keyboard.press("b")
+        assert root.locator(".ds-next").is_enabled()
+        page.tab.keyboard.press("Enter")
+        page.tab.wait_for_selector(f'.ds-listen-test[data-trial="{trial + 1}"]', timeout=30_000)
+    assert [a["value"] for a in json.loads(answers.read_text())["answers"]] == [1, 1]
+    assert "all trials are answered" in root.inner_text()
+    assert not {"low", "high"} & set(root.inner_text().lower().split()), "the systems are not named"
+    root.locator(".ds-back").click()
+    page.tab.wait_for_selector('.ds-listen-test[data-trial="1"]', timeout=30_000)
+    assert len(json.loads(answers.read_text())["answers"]) == 1
+    page.screenshot("listening-test")
+
+
 def test_harness(lab):
     "The harness sees what moves, and is not content with what does not"
     page = lab.open(lab.write("nbs/explore/scratch.ipynb", FOLLOWS, "", IDLES)).run_all()
