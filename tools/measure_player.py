@@ -1,0 +1,105 @@
+"""How fast the player is, in a real browser: python tools/measure_player.py [-o numbers.json]
+
+From opening the first explore notebook to the first sound; the sounds of all steps of a clip of about five
+seconds; and fifty moves of the slider, to the picture and to the sound of the new step. The load of the
+machine is noted beside them, since the numbers mean little without it."""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / "tests" / "support")]
+
+from browser import CHROMIUM, RUN, Page, Server
+from playwright.sync_api import sync_playwright
+
+from diffuspeech.evaluate.clips import load_bundled_clips
+
+NOTEBOOK = "nbs/explore/trajectory.ipynb"
+VIEW = "document.querySelector('.ds-player').parentElement.player"
+READY = ".ds-player[data-sound=ready]"
+ALL_READY = f"""() => {{ const v = {VIEW}, i = v.active, run = v.runs[i]
+    const mode = left => (left && run.candidates ? 'guess' : 'silent')
+    return run.left.every((left, n) => v.buffers[`${{i}}/${{mode(left)}}/${{n}}`]) }}"""
+# each move: the event, then the next frame with the new picture, and the sound that the play button plays
+MOVES = (
+    "async count => { const v = "
+    + VIEW
+    + """, slider = v.$('slider'), times = []
+    const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
+    for (let i = 0; i < count; i++) {
+        const step = (i * 7 + 3) % (v.main.steps + 1), began = performance.now()
+        slider.value = step; slider.dispatchEvent(new Event('input', {bubbles: true}))
+        while (!v.sound.buffer || v.sound.buffer !== v.buffers[v.key_()]) await frame()
+        await frame()
+        if (v.root.dataset.step !== String(step)) throw new Error('another step is shown')
+        times.push(performance.now() - began)
+    }
+    return times }"""
+)
+
+
+def open_notebook(page: Page, began: float) -> dict[str, float]:
+    "Seconds until there is a picture, and until there is a sound, since the notebook was opened"
+    found = dict(kernel=time.monotonic() - began)
+    page.tab.evaluate(RUN)
+    page.tab.wait_for_selector(".ds-player[data-painted]", timeout=120_000)
+    found["picture"] = time.monotonic() - began
+    page.tab.wait_for_selector(READY, timeout=120_000)
+    return found | dict(sound=time.monotonic() - began)
+
+
+def all_sounds(page: Page, clip: str) -> dict[str, float]:
+    "Seconds for a new run of a clip, and for the sounds of all its steps"
+    player = page.tab.locator(".ds-player").first
+    player.locator(".ds-clip").select_option(clip)
+    began = time.monotonic()
+    player.locator(".ds-start").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=120_000)
+    run = time.monotonic() - began
+    page.tab.wait_for_selector(READY, timeout=120_000)
+    first = time.monotonic() - began
+    page.tab.wait_for_function(ALL_READY, timeout=120_000, polling=20)
+    return dict(new_run=run, its_first_sound=first, all_its_sounds=time.monotonic() - began)
+
+
+def measure() -> dict:
+    clip = min(load_bundled_clips(), key=lambda u: abs(u.duration - 5))
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        server = Server(Path(folder))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            began = time.monotonic()
+            page = Page(browser, server, NOTEBOOK)
+            seconds = open_notebook(page, began)
+            page.tab.wait_for_function(ALL_READY, timeout=120_000)
+            moves = sorted(page.tab.evaluate(MOVES, 50))
+            sounds = all_sounds(page, clip.id)
+        finally:
+            browser.close()
+            server.stop()
+    return dict(
+        notebook_opened=seconds,
+        clip=dict(id=clip.id, seconds=clip.duration) | sounds,
+        moves=dict(median_ms=statistics.median(moves), p95_ms=moves[47], most_ms=moves[-1]),
+        load=os.getloadavg(),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-o", "--output", type=Path)
+    output, text = parser.parse_args().output, json.dumps(measure(), indent=1)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
