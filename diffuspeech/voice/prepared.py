@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'SPEED_RANGE', 'PREPARE_AGAIN', 'copy_speed', 'change_speed', 'describe_utterance', 'make_shard',
-           'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'PreparedRow', 'read_index',
-           'PreparedCorpus']
+           'shard_jobs', 'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'PreparedRow',
+           'read_index', 'PreparedCorpus']
 
 # %% ../../nbs/voice/prepared.ipynb #fa9ed997
 import json
@@ -117,6 +117,23 @@ def make_shard(
     atomic_write(path, lambda temp_path: write_tensors(temp_path, tensors, metadata))
     return path.name, found, errors
 
+# %% ../../nbs/voice/prepared.ipynb #42806849
+def shard_jobs(
+    manifest: Path,
+    folder: Path,
+    speed_copies: float,
+    vocoder: str,
+    rows: int,  # recordings in a shard
+) -> list[tuple]:  # arguments of `make_shard`, for each shard
+    "The shards of a corpus; each can be made by another process, or on another machine"
+    n = len(Manifest(manifest, on_bad="skip"))
+    if n == 0:
+        raise ValueError(f"{manifest}: has no clip")
+    if vocoder != "none":
+        load_vocoder(vocoder)
+    spans = [range(k, min(k + rows, n)) for k in range(0, n, rows)]
+    return [(folder, k, manifest, span, speed_copies, vocoder) for k, span in enumerate(spans)]
+
 # %% ../../nbs/voice/prepared.ipynb #87f3c710
 def prepare_corpus(
     manifest: "str | Path",
@@ -130,18 +147,12 @@ def prepare_corpus(
     "Analyze a corpus, or what is missing of it; what was prepared before is there until all of it is"
     manifest = Path(manifest)
     folder = Path(folder or manifest.parent / "prepared" / manifest.stem)
-    n = len(Manifest(manifest, on_bad="skip"))
-    if n == 0:
-        raise ValueError(f"{manifest}: has no clip")
-    if vocoder != "none":
-        load_vocoder(vocoder)
-    spans = [range(k, min(k + rows, n)) for k in range(0, n, rows)]
-    index, skipped = {}, {}
-    with progress(total=n, desc=f"prepare {manifest.stem}", unit="clip") as bar:
-        jobs = [(folder, k, manifest, span, speed_copies, vocoder) for k, span in enumerate(spans)]
+    jobs, index, skipped = shard_jobs(manifest, folder, speed_copies, vocoder, rows), {}, {}
+    total = sum(len(span) for _, _, _, span, *_ in jobs)
+    with progress(total=total, desc=f"prepare {manifest.stem}", unit="clip") as bar:
         for i, (name, found, errors) in run_jobs(make_shard, jobs, workers):
             index[name], skipped[i] = found, errors
-            bar.update(len(spans[i]))
+            bar.update(len(jobs[i][3]))
     skipped = [error for i in sorted(skipped) for error in skipped[i]]
     names = Counter(row["id"] for found in index.values() for row in found)
     if duplicates := [name for name, n in names.items() if n > 1]:

@@ -162,13 +162,14 @@ class Player:
         "What the page draws; sounds and words are made later"
         if self.message:
             return dict(message=self.message)
+        clips = self.clips if any(v.rerun for v in self.views) else ()
         return dict(
             title=self.title,
             text=next((v.text for v in self.views if v.text), ""),
             modes=max((v.modes for v in self.views), key=len),
             runs=[run_data(v) for v in self.views],
             rules=[*CATALOGUE] if any(v.resume for v in self.views) else [],
-            clips=[[u.id, u.text] for u in self.clips if any(v.rerun for v in self.views)],
+            clips=[[u.id, u.text] for u in clips],
             given=len(self.views),  # those that follow are made on the page
         )
 

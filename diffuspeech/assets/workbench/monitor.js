@@ -20,8 +20,12 @@ const PAGE = `
       <label>preset <input class="ds-preset" list="ds-presets" size="20"><datalist id="ds-presets"></datalist></label>
       <label>folder <input class="ds-folder" size="20"></label>
       <label>device <select class="ds-device"><option>auto</option><option>cpu</option><option>cuda</option></select></label>
-      <label>processes <input class="ds-processes" type="number" min="1" step="1" value="1"></label>
+      <label>processes <input class="ds-processes" type="number" min="1" step="1" placeholder="GPUs"
+        title="one for each GPU that is found, when left empty"></label>
+      <label class="ds-places">where <select class="ds-where"><option>here</option><option>Slurm</option></select></label>
     </div>
+    <div class="ds-row ds-slurm"><label class="ds-wide">Slurm options <input class="ds-queue"
+      value="timeout_min=60 cpus_per_task=8" placeholder="timeout_min=60 slurm_partition=gpu"></label></div>
     <div class="ds-row"><label class="ds-wide">changes <input class="ds-changes" placeholder="steps=100 model.dim=64"></label>
       <button class="ds-plan">plan</button><button class="ds-start">start</button></div>
     <div class="ds-planned ds-soft" aria-live="polite"></div>
@@ -82,6 +86,10 @@ class Monitor {
     this.$("preset").value = presets[0] || ""
     this.$("new").open = !this.model.get("data").folder
     on("preset", "input", () => this.name())
+    const places = () => (this.$("slurm").style.display = this.$("where").value === "Slurm" ? "" : "none")
+    on("where", "change", places)
+    this.$("places").style.display = this.model.get("slurm") ? "" : "none"
+    places()
     this.name()
     this.model.on("change:data", () => this.show())
     this.model.on("msg:custom", (message, buffers) => this.receive(message, buffers))
@@ -106,7 +114,8 @@ class Monitor {
       folder: this.$("folder").value.trim(),
       overrides: changes ? changes.split(/\s+/) : [],
       device: this.$("device").value,
-      processes: Number(this.$("processes").value) || 1,
+      processes: Number(this.$("processes").value) || null,
+      slurm: this.$("where").value === "Slurm" ? this.$("queue").value.trim().split(/\s+/) : null,
     }
   }
   receive(message, buffers) {
@@ -131,7 +140,7 @@ class Monitor {
     const data = this.model.get("data"),
       { status = "none", step = 0, steps = 0, samples = [] } = data
     this.options(this.$("runs"), data.runs || [], data.folder, v => v.split("/").slice(-2).join("/"))
-    const alive = status === "running" || status === "starting"
+    const alive = ["running", "starting", "queued"].includes(status)
     this.$("status").textContent = status === "none" ? "no run yet: start one below" : status
     this.$("status").dataset.status = status
     this.root.dataset.status = status
