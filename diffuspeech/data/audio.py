@@ -528,7 +528,8 @@ class WaveView:
             "SAMPLE_RATE": str(SAMPLE_RATE),
         }
         page = re.sub("|".join(parts), lambda found: parts[found[0]], PLAYER_HTML)
-        style = f"width:100%;height:{222 * len(rows)}px;border:none"
+        # its own scheme, or it would be an opaque white in a dark page
+        style = f"width:100%;height:{222 * len(rows)}px;border:none;color-scheme:light"
         title = html.escape(", ".join(self.waves))
         return f'<iframe srcdoc="{html.escape(page)}" title="{title}" style="{style}"></iframe>'
 

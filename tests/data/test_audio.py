@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from browser import CHROMIUM
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from diffuspeech.data import audio
@@ -323,6 +324,10 @@ def test_player_page(tmp_path, wave):
                 f"({drawn})() >= {2 * rows}", timeout=10_000
             )  # each a wave and a spectrogram
         assert 'a <b>"clip"</b> </script>' in one.inner_text(".head")
+        dark = "document.documentElement.style.cssText = 'color-scheme: dark; background: rgb(22, 24, 29)'"
+        tab.evaluate(dark)
+        corner = Image.open(io.BytesIO(tab.locator("iframe").first.screenshot())).convert("RGB")
+        assert corner.getpixel((corner.width - 4, 4)) == (22, 24, 29), "no white slab in a dark page"
         two.locator("button").nth(0).click()
         two.wait_for_function("players[0].getCurrentTime() > 0.2", timeout=10_000)
         two.locator("button").nth(1).click()
