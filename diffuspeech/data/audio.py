@@ -421,7 +421,7 @@ class Player:
     def _repr_html_(self) -> str:
         label = f'<span style="min-width:13em">{self.label}</span>' if self.label else ""
         return (
-            f'<div style="display:flex;align-items:center;gap:0.8em;margin:6px 0">{label}'
+            f'<div style="display:flex;flex-wrap:wrap;align-items:center;gap:0 0.8em;margin:6px 0">{label}'
             f'<audio controls preload="auto" style="height:2.2em" src="{data_url(self.wave)}"></audio></div>'
         )
 
