@@ -280,3 +280,10 @@ def test_references_are_readable(site):
     keys = re.findall(r"^@\w+\{(\w+)", (REPO / "nbs/references.bib").read_text(encoding="utf-8"), re.M)
     table = text[text.index("masks again") : text.index("Settings to start from")]
     assert keys and not [key for key in keys if key in table] and "Sahoo et al., 2024" in table
+
+
+def test_methods_have_an_entry(pages, site):
+    "Those of a class stand below it"
+    ids = pages[site / "models/reconstructor.html"].ids
+    assert {"reconstructor.reconstruct", "reconstructor.synthesize", "reconstructor.from_pretrained"} <= ids
+    assert "trajectory.canvas" in pages[site / "diffusion/trajectory.html"].ids

@@ -5,6 +5,7 @@ fetch (maths, plotly, fonts) is put beside them. No cell is run: stored outputs 
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -87,6 +88,19 @@ class show_source(Processor):
                 )  # nbdev's word for "export and show"
 
 
+def methods_of(shown) -> list:
+    "What a class defines itself for its users: methods with a docstring"
+    if not inspect.isclass(shown):
+        return []
+    found = []
+    for name, value in vars(shown).items():
+        method = getattr(value, "__func__", value)  # of a class method
+        own = inspect.isfunction(method) and method.__qualname__ == f"{shown.__name__}.{name}"
+        if own and method.__doc__ and not name.startswith("_"):
+            found.append(getattr(shown, name))
+    return found
+
+
 class document(Processor):
     "`show_doc` on the exported module; nbdev would run every import and export of the notebook for it"
 
@@ -101,7 +115,9 @@ class document(Processor):
 
     def cell(self, cell):
         if cell.cell_type == "code" and re.search("^show_doc", cell.source, re.M):
-            text = eval(cell.source, self.names)._repr_markdown_()
+            shown = eval(cell.source, self.names)
+            parts = [shown, *(show_doc(method, title_level=4) for method in methods_of(shown.sym))]
+            text = "\n\n".join(part._repr_markdown_() for part in parts)
             text = re.sub(r"^\[source\]\(.*\n+", "", text, flags=re.M)  # the source is in the page
             text = re.sub(r"<function <?(\w+)>? at 0x[0-9a-f]+>", r"\1", text)  # a default that is a function
             cell.outputs = [
