@@ -67,3 +67,18 @@ def test_a_page_without_a_kernel_states_the_settings(shown):
     page = shown.html()
     assert '"rerun":false' in page.replace(" ", "") and '"rerun":true' not in page.replace(" ", "")
     assert '"temperature": 0.0' in page or '"temperature":0.0' in page
+
+
+def test_the_page_adds_runs_and_removes_them():
+    "What was given stays, and what cannot be done is a message"
+    chain = MarkovChain.random(vocab_size=12, seed=3)
+    run = sample(chain, torch.full((1, 20), chain.mask_id), "conf_topk", chain.mask_id, steps=4)
+    widget, told = player({"a": run, "b": run}, denoiser=chain).widget, []
+    widget.send = lambda message, buffers=None: told.append(message)
+    widget._rerun(dict(run=1, clip=None, rule="margin", steps=2, temperature=0.0, seed=1, scale=None))
+    assert [r["label"] for r in widget.data["runs"]] == ["a", "b", "margin, 2 steps, seed 1"]
+    widget._drop()
+    widget._drop()
+    assert len(widget.views) == 2 == len(widget.data["runs"])
+    widget._try(widget._rerun, dict(type="rerun", run=0, clip="a clip", steps=2))
+    assert told[-1]["key"] == "rerun" and "no clips" in told[-1]["text"]
