@@ -239,6 +239,8 @@ def test_search_finds_words(query, page, site, tab):
     tab.locator("a.search-result").first.wait_for(timeout=10_000)
     found = tab.locator("a.search-result").evaluate_all("a => a.map(e => e.getAttribute('href'))")
     assert any(page in href for href in found[:5]), found
+    shown = tab.locator(".smalldocs-search-results").first.inner_html()
+    assert "<mark>" in shown and not re.search("[a-z]<mark>", shown), "marked in the middle of a word"
     tab.locator(".smalldocs-search input").first.fill("xnswerz")
     tab.locator(".search-none").wait_for(timeout=10_000)
 

@@ -235,6 +235,15 @@ SEARCH = """<script>if (location.protocol === "file:") window.fetch = url => new
   s.onload = () => ok({json: () => window.SEARCH}); document.head.append(s) })</script>"""
 
 
+# A result marks what was searched for at the beginning of a word, not wer in answer
+MARKS = {
+    """text.toLowerCase().indexOf(q.toLowerCase().split(/\\s+/)[0] || "")""": (
+        """text.search(new RegExp("(?<![a-z])" + (q.match(/[a-z0-9]+/i) || [""])[0], "i"))"""
+    ),
+    """new RegExp("(" + w.replace(""": """new RegExp("(?<![a-z])(" + w.replace(""",
+}
+
+
 def localise(site: Path):
     "Replace what comes from elsewhere by what is installed here"
     libs, sources = site / "site_libs", {}
@@ -255,6 +264,12 @@ def localise(site: Path):
     for name, source in sources.items():
         shutil.copy(source, libs / name)
     shutil.copy(REPO / "tools/search.js", libs / "fuse/fuse.min.js")  # by words instead of letters
+    for script in libs.rglob("smalldocs.js"):
+        text = script.read_text(encoding="utf-8")
+        for old, new in MARKS.items():
+            assert text.count(old) == 1, f"smalldocs.js no longer holds {old}"
+            text = text.replace(old, new)
+        script.write_text(text, encoding="utf-8")
     for css in libs.rglob("*.css"):  # the themes ask Google for a font; the system's own serve
         css.write_text(
             re.sub(r"@import url\([^)]*\);?", "", css.read_text(encoding="utf-8")), encoding="utf-8"
