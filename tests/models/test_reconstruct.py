@@ -152,6 +152,7 @@ def test_reconstructs_a_recording(models, wav, tmp_path, capsys):
         offset=0, duration=2.0
     )
     known = dict(texts=[TEXT], model=str(models / "ddm"), codec="small", frame_rate=25.0, sampling=EOS)
+    known |= dict(scale=1.0, seed=0)
     assert seen.about == known, "what a saved run knows of itself"
     model = Reconstructor.from_pretrained(models / "ddm")
     shown = player(seen, model, text=TEXT)
