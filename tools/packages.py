@@ -63,6 +63,7 @@ PACKAGES = {
     ),
     "whisper": Package(pretrained("whisper-tiny.en")),
     "shakespeare": Package(pretrained("shakespeare")),
+    "smollm2": Package(pretrained("smollm2")),
     "kokoro": Package(  # its phonemes are espeak-ng's
         program("espeak-ng"),
         pretrained("kokoro"),

@@ -121,24 +121,31 @@ def freeze(
 class LoRA(nn.Module):
     "A frozen linear layer, and a trained update of low rank"
 
-    def __init__(self, linear: nn.Linear, rank: int):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rank: int,
+        scale: float = 1.0,  # of the update
+    ):
         super().__init__()
-        self.linear = freeze(linear)
+        self.linear, self.scale = freeze(linear), scale
         self.down = nn.Parameter(torch.empty(rank, linear.in_features))
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)  # as nn.Linear does
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + F.linear(F.linear(x, self.down), self.up)
+        update = F.linear(F.linear(x, self.down), self.up)
+        return self.linear(x) + (update if self.scale == 1 else self.scale * update)
 
 
 def add_lora(
     module: nn.Module,
     rank: int,
+    scale: float = 1.0,  # of the updates
 ) -> nn.Module:  # the same
     "Freeze a module, and put an update beside each of its linear layers"
     for part in list(freeze(module).modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(part, name, LoRA(child, rank))
+                setattr(part, name, LoRA(child, rank, scale))
     return module

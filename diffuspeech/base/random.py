@@ -54,6 +54,14 @@ class Stream(Enum):
     AUGMENT = "utterance", 9  # noise, level and holes of a recording
     SEGMENT = "utterance", 10  # which part of a recording is taken
     CONTEXT_MASKING = "utterance", 11  # which tokens an autoregressive decoder does not see
+    CLEAN_ROWS = "utterance", 12  # whether speech that is learned by diffusion stays clean
+    CLEAN_PREFIX = "utterance", 13  # whether its first spans do
+    PREFIX_SPANS = "utterance", 14  # and how many of them
+    TRUNCATION = "utterance", 15  # whether the last span of speech is cut
+    TRUNCATION_LENGTH = "utterance", 16  # and to which length
+    TEXT_MASKS = "utterance", 17  # the key of the masks of text, beside those of speech
+    TASK = "utterance", 18  # which task a dialogue is an example of
+    CONDITION = "utterance", 19  # what an acoustic head is given
     SPEAKER_DROPOUT = "utterance", 10**6  # counters below it are frames of noise
 
     def __init__(self, kind: str, counter: int):
