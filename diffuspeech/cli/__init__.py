@@ -28,7 +28,7 @@ from .options import Command, UsageError, capitalize, nearest, words_before_sepa
 # %% ../../nbs/cli/main.ipynb #fce6d72c
 VERBS = {
     "Speech tokens": ("encode", "decode"),
-    "Speech": ("reconstruct", "synthesize", "play"),
+    "Speech": ("reconstruct", "synthesize", "talk", "play"),
     "Training": ("train", "plan"),
     "Evaluation": ("judge", "evaluate", "bench"),
     "Data and models": ("corpus", "fetch", "convert"),

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MOS_CLIPS', 'PROTOCOL', 'CACHE_DIR', 'COLUMNS', 'SPEECH', 'RECONSTRUCT', 'EXTERNAL', 'COMPARE',
-           'VOICE_CARD', 'SUMMARY', 'COMMANDS', 'load_clips', 'rows_beside', 'print_notes', 'output_table',
-           'evaluate_speech', 'evaluate_reconstruct', 'evaluate_external', 'evaluate_compare', 'evaluate_voices']
+           'VOICE_CARD', 'TALK', 'SUMMARY', 'COMMANDS', 'load_clips', 'rows_beside', 'print_notes', 'output_table',
+           'evaluate_speech', 'evaluate_reconstruct', 'evaluate_external', 'evaluate_compare', 'evaluate_voices',
+           'evaluate_talk']
 
 # %% ../../nbs/cli/evaluate.ipynb #f950de50
 import argparse
@@ -273,6 +274,51 @@ VOICE_CARD = Command(
     "A corpus that is still being built is measured as far as it is.",
 )
 
+# %% ../../nbs/cli/evaluate.ipynb #7a1c0e02
+def evaluate_talk(args: argparse.Namespace) -> int:
+    "Accuracy of talkers on spoken questions"
+    from diffuspeech.base.pretrained import expand_home
+    from diffuspeech.cli.talk import load_talker
+    from diffuspeech.evaluate.metrics import Whisper
+    from diffuspeech.evaluate.talk import reference_rows, talk_row, talker_answers
+    from diffuspeech.talk.qa import read_questions
+    from diffuspeech.voice.jobs import load_codec
+
+    folder = expand_home(args.corpus)
+    rows = read_questions(folder / "test.jsonl", thought=False)[: args.questions]
+    train = read_questions(folder / "train.jsonl", thought=False)
+    judge, codec = Whisper(), load_codec(args.codec)
+    table = reference_rows(rows, folder, judge, train)
+    for name in args.systems:
+        functions = talker_answers(load_talker(name), codec)
+        table.append(talk_row(name, functions, rows, folder, judge))
+        other = talk_row(f"{name}, asked another question", functions, rows, folder, judge, shift=1)
+        table.append(other)
+    output_rows(table, args.json)
+    return 0
+
+
+TALK = Command(
+    "accuracy of talkers on spoken questions that were not in training",
+    {
+        "Input": [
+            Option("systems", "talkers, as diffuspeech talk --system takes them", "NAME", many=True),
+            Option(
+                "--corpus",
+                "folder that diffuspeech corpus questions made",
+                "FOLDER",
+                default="~/.cache/diffuspeech/corpora/talk-arithmetic",
+            ),
+            Option("--questions", "how many of the test", "N", number(int, 2), default=200),
+        ],
+        "Model": [shared("--codec")],
+        "Output": [shared("--json"), shared("--overwrite")],
+    },
+    evaluate_talk,
+    ("diffuspeech evaluate talk runs/text-to-talk/model runs/diffuspeech/model --json talk.json",),
+    "Each talker is also asked another question than the one graded: what it gets right without listening.",
+)
+
 # %% ../../nbs/cli/evaluate.ipynb #b31033be
 SUMMARY = "tables of codecs and decoders on the test clips"
 COMMANDS = {
@@ -281,4 +327,5 @@ COMMANDS = {
     "evaluate external": EXTERNAL,
     "evaluate compare": COMPARE,
     "evaluate voices": VOICE_CARD,
+    "evaluate talk": TALK,
 }

@@ -7,7 +7,6 @@ __all__ = ['DualOptions', 'DualTask']
 
 # %% ../../nbs/tasks/talk_dual.ipynb #01b2bcc6
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
