@@ -201,7 +201,7 @@ def questions(args: argparse.Namespace) -> int:
 
     from diffuspeech.talk import qa
 
-    folder = qa.build(args.output, args.size, args.workers)
+    folder = qa.build(args.output, args.kinds, args.workers)
     print(folder)
     for split, card in json.loads((folder / "card.json").read_text(encoding="utf-8")).items():
         print(f"{split}: {card['dialogues']} dialogues, {card['hours']} hours")
@@ -213,9 +213,9 @@ QUESTIONS = Command(
     {
         "Input": [
             Option(
-                "size",
+                "kinds",
                 "tiny, arithmetic, or small: all kinds of questions",
-                "SIZE",
+                "KINDS",
                 choices=("tiny", "arithmetic", "small"),
             ),
             shared("--workers"),
@@ -227,7 +227,7 @@ QUESTIONS = Command(
                 unset="below ~/.cache/diffuspeech/corpora",
                 writes="folder",
                 known_by=("made.jsonl",),
-                default_path=lambda args: home() / "corpora" / f"talk-{args.size}",
+                default_path=lambda args: home() / "corpora" / f"talk-{args.kinds}",
             ),
             shared("--overwrite"),
         ],
@@ -238,7 +238,7 @@ QUESTIONS = Command(
 )
 
 # %% ../../nbs/cli/corpus.ipynb #a3cff739
-SUMMARY = "build the built-in corpus or spoken questions; check, pack or prepare a manifest"
+SUMMARY = "build a corpus or spoken questions; check, pack, prepare one"
 COMMANDS = {
     "corpus build": BUILD,
     "corpus check": CHECK,

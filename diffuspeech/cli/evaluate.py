@@ -284,7 +284,7 @@ def evaluate_talk(args: argparse.Namespace) -> int:
     from diffuspeech.talk.qa import read_questions
     from diffuspeech.voice.jobs import load_codec
 
-    folder = expand_home(args.corpus)
+    folder = expand_home(args.dialogues)
     rows = read_questions(folder / "test.jsonl", thought=False)[: args.questions]
     train = read_questions(folder / "train.jsonl", thought=False)
     judge, codec = Whisper(), load_codec(args.codec)
@@ -304,7 +304,7 @@ TALK = Command(
         "Input": [
             Option("systems", "talkers, as diffuspeech talk --system takes them", "NAME", many=True),
             Option(
-                "--corpus",
+                "--dialogues",
                 "folder that diffuspeech corpus questions made",
                 "FOLDER",
                 default="~/.cache/diffuspeech/corpora/talk-arithmetic",
@@ -315,7 +315,7 @@ TALK = Command(
         "Output": [shared("--json"), shared("--overwrite")],
     },
     evaluate_talk,
-    ("diffuspeech evaluate talk runs/text-to-talk/model runs/diffuspeech/model --json talk.json",),
+    ("diffuspeech evaluate talk runs/text-to-talk/model --json talk.json",),
     "Each talker is also asked another question than the one graded: what it gets right without listening.",
 )
 

@@ -105,7 +105,7 @@ COMMANDS = {
         talk,
         (
             "diffuspeech talk question.wav -o answer.wav --system runs/text-to-talk/model",
-            "diffuspeech talk question.wav -o answer.wav --system runs/diffuspeech/model --steps 32",
+            "diffuspeech talk q.wav -o a.wav --system runs/diffuspeech/model --steps 32",
         ),
     )
 }

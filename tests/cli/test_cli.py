@@ -150,10 +150,11 @@ def test_help_is_light():
         ("encod a.wav", "diffuspeech: encod: no such verb; the nearest is encode"),
         ("--json encode", "diffuspeech: --json: the verb comes first"),
         ("corpus", None),
-        ("corpus --json x", "diffuspeech corpus: one of build, check, pack, prepare comes first"),
+        ("corpus --json x", "diffuspeech corpus: one of build, check, pack, prepare, questions comes first"),
         (
             "corpus biuld",
-            "diffuspeech corpus: biuld is not one of build, check, pack, prepare; the nearest is build",
+            "diffuspeech corpus: biuld is not one of build, check, pack, prepare, questions; "
+            "the nearest is build",
         ),
         (
             "bench lwa",

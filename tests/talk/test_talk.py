@@ -184,7 +184,7 @@ def test_bad_input_of_the_shell_is_one_line(words, message, tmp_path, monkeypatc
 
 
 def test_questions_that_are_not_there(tmp_path, capsys):
-    assert main(["evaluate", "talk", "x", "--corpus", str(tmp_path)]) == 1
+    assert main(["evaluate", "talk", "x", "--dialogues", str(tmp_path)]) == 1
     assert "diffuspeech corpus questions makes a corpus" in capsys.readouterr().err
 
 
