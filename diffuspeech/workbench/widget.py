@@ -8,6 +8,7 @@ __all__ = ['ASSETS', 'OPTIONS', 'sound_keys', 'make_sound', 'distance', 'describ
 # %% ../../nbs/workbench/widget.ipynb #c92c72d7
 import queue
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
@@ -64,6 +65,8 @@ def describe(error: Exception) -> str:
 class SoundMaker:
     "A thread that makes sounds, and hands on each by `publish(message, buffers)`"
 
+    latest: "SoundMaker | None" = None  # of several players the one that was last asked: it is served first
+
     def __init__(self, views: list[RunView], publish: Callable[[dict[str, Any], list[bytes]], None]):
         self.views, self.publish = views, publish
         self.made: dict[str, tuple[dict[str, Any], list[bytes]]] = {}
@@ -79,6 +82,7 @@ class SoundMaker:
 
     def request(self, job: "Callable[[], None] | tuple[str, str]"):
         "Do this now; or make this key's sound (key, mode of the page) next, and those near it after that"
+        SoundMaker.latest = self
         self.requests.put(job)  # before the look whether the thread is there: it may be about to end
         self.go_on()
 
@@ -117,8 +121,19 @@ class SoundMaker:
                 self.todo.sort(key=partial(distance, *job))
         return self.todo.pop(0) if self.todo else None
 
+    def _wait(self):
+        "Let the player that was last asked finish first"
+        other = SoundMaker.latest
+        while other is not None and other is not self:
+            thread = other.thread
+            if thread is None or not thread.is_alive():
+                return
+            time.sleep(0.02)
+            other = SoundMaker.latest
+
     def _work(self):
         while not self._idle():
+            self._wait()
             if (key := self.next()) is None:
                 continue
             self._finish(key, *self._make(key))
