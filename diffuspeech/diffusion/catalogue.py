@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from .blocks import Blocks, Delayed, Levels
-from .remask import P2, WINO, Psi, ReMDM
+from .blocks import Blocks, Delayed, Dilated, Levels
+from .remask import P2, T2M, WINO, MaskPredict, Psi, ReMDM
 from diffuspeech.diffusion.rules import (
+    DUS,
     KLASS,
     PC,
     PMI,
@@ -61,15 +62,20 @@ CATALOGUE = {
     "pc": RuleEntry(PC, "one", "huang2025pc", ("pc_sampler",)),
     "pmi": RuleEntry(PMI, "no", "resemble2026flash"),
     "slowfast": RuleEntry(SlowFast, "no", "wei2025slowfast"),
+    "dus": RuleEntry(DUS, "no", "luxembourg2025dus"),
     "remdm_cap": RuleEntry(partial(ReMDM, "cap"), "T", "wang2025remdm", ("remdm",)),
     "remdm_rescale": RuleEntry(partial(ReMDM, "rescale"), "T", "wang2025remdm"),
     "remdm_conf": RuleEntry(partial(ReMDM, "conf"), "T", "wang2025remdm"),
     "remdm_loop": RuleEntry(partial(ReMDM, "loop"), "T", "wang2025remdm"),
     "psi": RuleEntry(Psi, "T", "sahoo2025duo"),
     "p2": RuleEntry(P2, "no", "peng2025p2", ("path_planning",)),
+    "mask_predict": RuleEntry(MaskPredict, "no", "ghazvininejad2019cmlm", ("cmlm",)),
+    "t2m_low_prob": RuleEntry(partial(T2M, "low_prob"), "no", "yao2026t2m", ("t2m",)),
+    "t2m_t2t": RuleEntry(partial(T2M, "t2t"), "no", "yao2026t2m"),
+    "t2m_logit_diff": RuleEntry(partial(T2M, "logit_diff"), "no", "yao2026t2m"),
     "wino": RuleEntry(WINO, "no", "hong2025wino"),
 }
-WRAPPERS = {"blocks": Blocks, "levels": Levels, "delayed": Delayed}
+WRAPPERS = {"blocks": Blocks, "levels": Levels, "delayed": Delayed, "dilated": Dilated}
 
 # %% ../../nbs/diffusion/catalogue.ipynb #7798594f
 def did_you_mean(
@@ -126,7 +132,7 @@ def build_rule(
 # %% ../../nbs/diffusion/catalogue.ipynb #f61561fe
 def get_rule(
     name: str,  # as in the catalogue, or as a rule prints itself
-    **options,  # of the rule; those that `blocks`, `levels` or `delayed` know go to them
+    **options,  # of the rule; those that a wrapper knows go to it
 ) -> Rule:
     "A rule by its name"
     text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "_", name.strip())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DenoiserCalls', 'BlockCaches', 'step_state', 'take_step', 'check_steps', 'check_rule', 'start_caches',
-           'continue_with', 'set_run_token', 'branch', 'SamplingRun', 'options_of', 'steps', 'sample']
+           'check_editable', 'continue_with', 'set_run_token', 'branch', 'SamplingRun', 'options_of', 'steps', 'sample']
 
 # %% ../../nbs/diffusion/sample.ipynb #b772a653
 import copy
@@ -21,7 +21,7 @@ from .catalogue import get_rule
 from .denoiser import check_denoiser, check_logits, get_capabilities
 from .groups import GroupProgress, group_spans, step_quota
 from .predictions import SamplingConfig, apply_guidance, top_candidates
-from .schedule import Schedule, get_masking_schedule, linear
+from .schedule import Schedule, get_masking_schedule, last_part, linear
 from diffuspeech.diffusion.state import (
     CanvasState,
     as_trajectory,
@@ -255,6 +255,16 @@ def start_caches(run: "SamplingRun") -> None:
         setattr(run.network, name, denoiser)
     run.caches = BlockCaches(started, run.state) if started else None
 
+# %% ../../nbs/diffusion/sample.ipynb #fa06abeb
+def check_editable(rule: Rule, editable: Tensor | None, strength: float) -> None:
+    "Are they read by this rule, and can they be?"
+    if editable is not None and not rule.remasks:
+        raise ValueError(f"{rule!r} never masks again: editable is for rules that do, such as t2m or p2")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength!r} must be above 0 and at most 1")
+    if editable is None and strength != 1:
+        raise ValueError(f"strength={strength!r} needs editable: a canvas of masks begins at the beginning")
+
 # %% ../../nbs/diffusion/sample.ipynb #0e315749
 def continue_with(
     run: "SamplingRun",
@@ -262,7 +272,7 @@ def continue_with(
     steps: int | None = None,  # from here on
     seed: "int | Tensor | torch.Generator | None" = None,
 ) -> "SamplingRun":
-    "Go on with another rule, number of steps or seed; what has been committed is given from now on"
+    "Go on with another rule, number of steps or seed; what is committed, and not editable, is given"
     steps, state = None if steps is None else check_steps(steps), run.state
     if rule is not None:
         run.rule = check_rule(rule, run.config)
@@ -277,12 +287,13 @@ def continue_with(
     group = torch.zeros_like(state.x) if group is None else group.to(state.x.device)
     if group.ndim == 2 and len(group) != len(state.x):
         raise ValueError(f"{run.rule!r} has groups for {len(group)} rows, the canvas has {len(state.x)}")
-    run.progress = GroupProgress.begin(group.expand_as(state.x), state.masked, steps or run.rule.steps)
+    open_places = state.masked | state.editable if run.rule.remasks else state.masked
+    run.progress = GroupProgress.begin(group.expand_as(state.x), open_places, steps or run.rule.steps)
     run.cache = {}
     start_caches(run)
     return run
 
-
+# %% ../../nbs/diffusion/sample.ipynb #97e7595c
 def set_run_token(
     run: "SamplingRun",
     row: int,
@@ -390,7 +401,7 @@ def options_of(aliases: dict, **options) -> dict:
         options = translate_aliases(check_aliases(aliases, sample), options)
     return options
 
-
+# %% ../../nbs/diffusion/sample.ipynb #2e4a3f8f
 def _start(
     denoiser,
     canvas,
@@ -405,13 +416,16 @@ def _start(
     vocab_sizes,
     on_step,
     candidates,
+    editable,
+    strength,
     **config,
 ) -> SamplingRun:
-    config = SamplingConfig(**config)
-    check_canvas(canvas, mask_id, lengths, vocab_sizes)
+    config, rule = SamplingConfig(**config), get_rule(rule) if isinstance(rule, str) else rule
+    check_canvas(canvas, mask_id, lengths, vocab_sizes, editable)
+    check_editable(rule, editable, strength)
     if config.cfg_scale and unconditional is None:
         raise ValueError(f"cfg_scale={config.cfg_scale} needs an unconditional denoiser")
-    state = CanvasState(canvas, mask_id, lengths, seed)
+    state = CanvasState(canvas, mask_id, lengths, seed, editable)
     sizes = None if vocab_sizes is None else torch.tensor(vocab_sizes, device=canvas.device)
     calls = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
     network = DenoiserCalls(denoiser, unconditional, config.cfg_scale, sizes, state, calls)
@@ -423,7 +437,7 @@ def _start(
         unconditional,
         config,
         suppressed,
-        get_masking_schedule(masking_schedule),
+        last_part(get_masking_schedule(masking_schedule), strength),
         schedule,
         on_step,
         candidates,
@@ -455,6 +469,8 @@ def steps(
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
     candidates: int = 0,  # how many of the likeliest tokens to keep of each place and step
+    editable: Tensor | None = None,  # bool as the canvas, tokens in it that the rule may mask again
+    strength: float = 1.0,  # of editing: the share of the masking schedule that is run, its last part
     **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> SamplingRun:  # iterate over it
     "A run that waits for you: `for run in steps(...)` takes one step at a time"
@@ -485,6 +501,8 @@ def sample(
     vocab_sizes: list[int] | None = None,  # the vocabulary of each codebook, where they differ
     on_step: "Callable[[SamplingRun], object] | None" = None,  # called with the run after each step
     candidates: int = 0,  # how many of the likeliest tokens to keep of each place and step
+    editable: Tensor | None = None,  # bool as the canvas, tokens in it that the rule may mask again
+    strength: float = 1.0,  # of editing: the share of the masking schedule that is run, its last part
     **aliases,  # the same options by the names of LLaDA, Dream, MDLM and diffusers: gen_length, alg, ...
 ) -> Generation:
     "Fill the masked places of a canvas"

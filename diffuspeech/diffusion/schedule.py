@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linear', 'cosine', 'MASKING_SCHEDULES', 'Schedule', 'log_linear', 'geometric', 'polynomial', 'linear_masking',
-           'cosine_masking', 'time_shift', 'get_masking_schedule', 'stratified_times']
+           'cosine_masking', 'time_shift', 'get_masking_schedule', 'last_part', 'stratified_times']
 
 # %% ../../nbs/diffusion/schedule.ipynb #262a78df
 import math
@@ -128,6 +128,16 @@ def get_masking_schedule(
     if abs(start - 1) > 1e-6 or abs(end) > 1e-6:
         raise ValueError(f"a pace falls from 1 at 0 to 0 at 1; this one goes from {start:g} to {end:g}")
     return g
+
+# %% ../../nbs/diffusion/schedule.ipynb #44a928fb
+def last_part(
+    masking_schedule: Callable[[Tensor], Tensor],
+    strength: float,  # the share of it that is left; 1: all
+) -> Callable[[Tensor], Tensor]:
+    "The end of a masking schedule, run in as many steps as the whole"
+    if strength == 1:
+        return masking_schedule
+    return lambda x: masking_schedule(1 - strength * (1 - x))
 
 # %% ../../nbs/diffusion/schedule.ipynb #58e6b46a
 def stratified_times(

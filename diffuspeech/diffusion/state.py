@@ -22,6 +22,7 @@ def check_canvas(
     mask_id: int,
     lengths: Tensor | None,  # (B,)
     vocab_sizes: list[int] | None,  # the vocabulary of each codebook
+    editable: Tensor | None = None,  # bool, of the canvas's shape
 ) -> None:
     "Refuse what cannot be sampled"
     if canvas.ndim not in (2, 3) or canvas.is_floating_point() or canvas.numel() == 0:
@@ -34,7 +35,14 @@ def check_canvas(
             f"vocab_sizes={vocab_sizes} names {len(vocab_sizes)} codebooks, "
             f"the canvas has {canvas[0, 0].numel()}"
         )
+    if editable is not None and (editable.shape != canvas.shape or editable.dtype != torch.bool):
+        raise ValueError(
+            f"editable is {editable.dtype} of shape {tuple(editable.shape)}; it must be bool, "
+            f"and have the canvas's shape {tuple(canvas.shape)}"
+        )
     masked = canvas == mask_id
+    if editable is not None:
+        masked = masked | editable
     if lengths is not None:
         if lengths.shape != canvas.shape[:1]:
             raise ValueError(f"lengths has shape {tuple(lengths.shape)} for a batch of {len(canvas)}")
@@ -48,7 +56,8 @@ def check_canvas(
         inside = position < lengths.to(canvas.device)[:, None]
         masked = masked & inside.view(*inside.shape, *[1] * (canvas.ndim - 2))
     if not masked.any():
-        raise ValueError(f"canvas holds no mask (mask_id={mask_id}) within lengths: nothing to sample")
+        what = f"no mask (mask_id={mask_id})" + (" and nothing editable" if editable is not None else "")
+        raise ValueError(f"canvas holds {what} within lengths: nothing to sample")
 
 # %% ../../nbs/diffusion/state.ipynb #d182d485
 class CanvasState:
@@ -60,6 +69,7 @@ class CanvasState:
         mask_id: int,
         lengths: Tensor | None = None,  # (B,); the whole width when not given
         seed: "int | Tensor | torch.Generator" = 0,  # one for all, or a tensor with one for each row
+        editable: Tensor | None = None,  # tokens that are not masked, and that a rule may mask again
     ):
         B, L, device = *canvas.shape[:2], canvas.device
         self.shape, self.mask_id, self.codebooks = canvas.shape, mask_id, canvas[0, 0].numel()
@@ -68,6 +78,9 @@ class CanvasState:
         place = torch.arange(self.x.shape[1], device=device)
         self.position, self.level = place // self.codebooks, place % self.codebooks
         self.valid = self.position < self.lengths[:, None]
+        self.editable = torch.zeros_like(self.valid)
+        if editable is not None:
+            self.editable = editable.to(device).reshape(B, -1) & self.valid & (self.x != mask_id)
         self.steps_taken = 0
         self.commit_step = torch.where(self.masked | ~self.valid, -1, -2).to(
             torch.int16
@@ -156,6 +169,7 @@ def set_token(
         raise ValueError(f"place {place} is outside row {row}, whose length is {int(state.lengths[row])}")
     state.x[row, at] = token
     state.commit_step[row, at] = -1 if token == state.mask_id else -2
+    state.editable[row, at] = False
     state.confidence[row, at] = state.entropy[row, at] = torch.nan
     return at
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from diffuspeech.base import random
 from diffuspeech.diffusion import predictions
-from diffuspeech.diffusion.blocks import Blocks, Delayed, Levels
+from diffuspeech.diffusion.blocks import Blocks, Delayed, Dilated, Levels
 from diffuspeech.diffusion.catalogue import CATALOGUE, get_rule
 from diffuspeech.diffusion.oracle import JointDistribution, MarkovChain
 from diffuspeech.diffusion.predictions import (
@@ -26,7 +26,7 @@ from diffuspeech.diffusion.predictions import (
     sample_categorical,
     sampling_probs,
 )
-from diffuspeech.diffusion.remask import WINO, ReMDM
+from diffuspeech.diffusion.remask import T2M, WINO, ReMDM
 from diffuspeech.diffusion.rules import (
     KLASS,
     PC,
@@ -50,6 +50,9 @@ SPECIAL = {
     "slowfast": lambda: SlowFast(0.2, 0.4),
     "wino": lambda: WINO(0.3, 0.35),
     "entropy_bound": lambda: EntropyBound(1.0),
+    "t2m_low_prob": lambda: T2M("low_prob", 0.3),
+    "t2m_t2t": lambda: T2M("t2t", 0.4),
+    "t2m_logit_diff": lambda: T2M("logit_diff", 0.05),
 }
 RULES = {name: SPECIAL.get(name, entry.factory)() for name, entry in CATALOGUE.items()}
 RULES |= {
@@ -57,6 +60,8 @@ RULES |= {
     "blocks(ancestral)": Blocks(Ancestral(), 4),
     "blocks(remdm)": Blocks(ReMDM(), 4),
     "blocks(threshold)": Blocks(ConfTopP(0.4), 3),
+    "dilated": Dilated(ConfTopK(), 3),
+    "dilated(t2m)": Dilated(T2M("low_prob", 0.3), 3),
 }
 
 
@@ -225,7 +230,7 @@ def test_one_step_greedy_is_the_same_for_all(name):
     [
         n
         for n, r in RULES.items()
-        if not r.denoiser_kwargs and n not in ("klass", "pmi", "slowfast", "first_hitting")
+        if not r.denoiser_kwargs and "t2m" not in n and n not in ("klass", "pmi", "slowfast", "first_hitting")
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -335,9 +340,7 @@ def test_nucleus_keeps_the_crossing_token():
         assert (sampling_probs(p.log(), top_p=top_p) > 0).sum() == kept, top_p
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, r in RULES.items() if r.uses_predictions and n not in ("p2", "wino")]
-)
+@pytest.mark.parametrize("name", [n for n, r in RULES.items() if r.uses_predictions and not r.remasks])
 def test_waiting_end_is_committed_last(name):
     "LLaDA's suppression of the end edits a tensor that nobody reads"
     eos, net = 0, TableNet()
@@ -743,12 +746,18 @@ OPTION_VALUES = {
     "kappa": st.floats(0, 1),
     "eta": st.floats(0, 1),
     "draft_threshold": st.floats(0.01, 0.99),
+    "max_remasks": st.integers(1, 5),
+    "max_share": st.floats(0.01, 1),
+    "size": st.integers(2, 64),
+    "base": st.just(2),
     "log_scores": st.booleans(),
 }
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-@pytest.mark.parametrize("wrapper", ["{}", "blocks({}, size=8)", "levels({})", "delayed({}, delay=2)"])
+@pytest.mark.parametrize(
+    "wrapper", ["{}", "blocks({}, size=8)", "levels({})", "delayed({}, delay=2)", "dilated({}, gap=3)"]
+)
 @few_examples
 @given(data=st.data())
 def test_what_a_rule_prints_can_be_read_back(name, wrapper, data):
