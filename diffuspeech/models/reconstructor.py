@@ -26,7 +26,7 @@ from ..diffusion.trajectory import Generation
 from .decoder import Condition, SpeechDecoder
 from .duration import DurationPredictor
 from .autoregressive import generate
-from .spans import Spans
+from .spans import Spans, mask_spans, span_tokens
 from ..data.audio import SAMPLE_RATE
 from ..voice.codec import decode_canvas
 from ..data.text import describe_unspoken
@@ -55,7 +55,8 @@ class SpeechResult:
     codes: Tensor | None = None  # (B, N, layers) of the text-aligned tokenizer
     # decode(canvas, row) -> wave of tokens (L,) that may hold masks: what a player plays at each step
     decode: "Callable[..., Tensor] | None" = None
-    # resume(canvas, row, **options of `Reconstructor.decode`) -> Generation: fills the masks of a canvas (L,)
+    # resume(canvas, row, text=None, **options of `Reconstructor.decode`) -> Generation: fills the masks of a
+    # canvas (L,), for another text if one is given
     resume: "Callable[..., Generation] | None" = None
     # rerun(row, **options) -> SpeechResult of this utterance, with other options of `reconstruct`;
     # with wave= and text= of another one
@@ -273,6 +274,7 @@ class Reconstructor:
         q: float = 0.7,
         scale: float = 1.0,
         encode_seconds: float = 0.0,  # seconds that the condition took
+        canvas: Tensor | None = None,  # (B, L) tokens and masks to begin with, instead of masks alone
         **kwargs,  # of `decode`
     ) -> SpeechResult:
         "Waves of a condition"
@@ -291,6 +293,7 @@ class Reconstructor:
             None if own else spans.allocate(frames, self.expected_tokens),
             seed=spans.seeds(seed),
             stop_at_eos=length == "eos",
+            canvas=canvas,
             **kwargs,
         )
         ended = spans.all_spans(run[2].ended if causal else run[1] < run[2].lengths)
@@ -306,7 +309,7 @@ class Reconstructor:
             run.trajectory.about |= dict(texts=texts, frame_rate=SAMPLE_RATE / self.hop_length, **self.names)
             run.trajectory.about |= dict(scale=scale) | (dict(seed=seed) if isinstance(seed, int) else {})
         found = SpeechResult(waves, texts, ids, lengths, run, seconds, ended, codes)
-        chosen = dict(length=length, given=given, q=q, scale=scale)
+        chosen = dict(length=length, given=given, q=q, scale=scale, canvas=canvas)
         return self.connect(found, condition, spans, references, chosen, dict(seed=seed) | kwargs)
 
     def connect(
@@ -315,7 +318,7 @@ class Reconstructor:
         condition: Condition,
         spans: Spans,
         references: list[Tensor] | None,
-        chosen: dict,  # length, given, q, scale
+        chosen: dict,  # length, given, q, scale, canvas
         sampling: dict,  # seed, and options of `decode`
     ) -> SpeechResult:
         "Let a result decode any of its canvases, go on from one, and run again; its condition is kept"
@@ -323,16 +326,20 @@ class Reconstructor:
         def decode(canvas, row):
             return self.run_codec(canvas, references[row] if references else None)
 
-        def resume(canvas, row, **options):
+        def resume(canvas, row, text=None, **options):
             if int((spans.rows == row).sum()) > 1:
                 raise ValueError("this utterance was decoded in several spans, and cannot be resumed as one")
             options = sampling | options
-            return self.decode(condition.row(row), canvas=canvas[None].to(self.device), **options)[2]
+            own = condition.row(row) if text is None else Condition(*self.encode_text([text]))
+            return self.decode(own, canvas=canvas[None].to(self.device), **options)[2]
 
         def rerun(row, wave=None, text=None, **options):
             if wave is not None:
                 return self.reconstruct(wave, text, **sampling | dict(scale=chosen["scale"]) | options)
-            lengths = dict(given=None if chosen["given"] is None else chosen["given"][row : row + 1])
+            given, canvas = (
+                None if (x := chosen[name]) is None else x[row : row + 1] for name in ("given", "canvas")
+            )
+            lengths = dict(given=given, canvas=canvas)
             return self.synthesize_condition(
                 condition.row(row),
                 [found.texts[row]],
@@ -419,6 +426,46 @@ class Reconstructor:
             texts,
             None if voice is None else [voice] * len(texts),
             length or ("eos" if self.decoder.config.causal else "predicted"),
+            **kwargs,
+        )
+
+    def infill(
+        self,
+        wave: Tensor,  # (samples,) at 16 kHz, a recording
+        text: str,  # what is spoken in it
+        spans: list[tuple[float, float]],  # seconds, from where to where it is spoken anew
+        new_text: str | None = None,  # the text with other words in the spans
+        vectors: bool | None = None,  # keep to the recording's own vectors; True where the text is the same
+        **kwargs,  # of `synthesize_condition` and `decode`: rule, steps, seed, ...
+    ) -> SpeechResult:
+        "A recording, parts of which are generated anew; every token outside the spans stays as it is"
+        start_time = time.perf_counter()
+        if self.decoder.config.causal:
+            raise ValueError("an autoregressive decoder cannot fill in: it does not see what comes after")
+        if new_text is not None and vectors:
+            raise ValueError("vectors=True: the vectors of the recording do not belong to a new text")
+        tokens, lengths = self.codec.encode(wave[None])
+        condition, codes = self.encode([wave], [text])
+        scale, places = 1.0, span_tokens(spans, int(lengths[0]), self.codec.frame_rate)
+        if new_text is not None:
+            new = Condition(*self.encode_text([new_text]))
+            more = self.expected_tokens(new).float() / self.expected_tokens(condition).float() - 1
+            scale += float(more) * int(lengths[0]) / sum(end - start for start, end in places)
+            condition, codes = new, None
+        elif vectors is False:
+            condition, codes = condition.without(vectors=True), None
+        canvas = mask_spans(tokens[0], places, self.decoder.config.mask_token_id, max(scale, 0.0))
+        if self.max_span is not None and len(canvas) > self.max_span:
+            longest = self.max_span / self.codec.frame_rate
+            raise ValueError(f"the recording is longer than the {longest:.1f} s that are decoded at once")
+        return self.synthesize_condition(
+            condition,
+            [text if new_text is None else new_text],
+            [wave],
+            given=torch.tensor([len(canvas)]),
+            codes=codes,
+            encode_seconds=time.perf_counter() - start_time,
+            canvas=canvas[None].to(self.device),
             **kwargs,
         )
 

@@ -111,6 +111,7 @@ def branch(
     step: int,  # of the run, from which the branch goes on
     tokens: dict[int, int] | None = None,  # place -> token, set by hand; the mask id masks it
     label: str = "",
+    text: str | None = None,  # other words for what is masked, where a model can speak them
     **options: Any,  # rule, seed, temperature, ...: of `sample`, or of the model; steps: those that are left
 ) -> RunView:
     "The same run up to a step, then another"
@@ -127,7 +128,9 @@ def branch(
         k = 8 if t.candidates is None else t.candidates.tokens.shape[-1]
         rule = options.get("rule", last_rule(t))
         if "steps" not in options and (get_rule(rule) if isinstance(rule, str) else rule).takes_steps:
-            options["steps"] = max(t.steps - step, 1)
+            options["steps"] = t.steps - step or max(t.steps, 1)  # a finished run is filled in as it was
+        if text is not None:
+            options["text"] = text
         rest = view.resume(canvas, **dict(candidates=k) | options).trajectory
         assert rest is not None, "a diffusion keeps its trajectory"
     earlier = [edit for edit in t.about.get("by_hand", []) if edit[0] <= step]
@@ -135,4 +138,5 @@ def branch(
     joined = join_runs(view, step, canvas, rest, earlier + set_now)
     rate = view.frame_rate or (view.length / view.seconds if view.seconds else None)
     label = label or f"by hand from step {step}"
-    return replace(view, trajectory=joined, label=label, wave=None, frame_rate=rate)
+    changed = dict(text=view.text if text is None else text, wave=None, frame_rate=rate)
+    return replace(view, trajectory=joined, label=label, **changed)

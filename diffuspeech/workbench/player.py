@@ -186,10 +186,11 @@ class Player:
         tokens: dict[int, int] | None = None,  # place -> token, set by hand; the mask id masks it
         run: int = 0,  # the one that is changed
         label: str = "",
+        text: str | None = None,  # other words for what is masked
         **options: Any,  # of sampling: rule, steps, seed, temperature, ...
     ) -> "Player":
         "The same runs, and one that was changed by hand at a step"
-        other = branch(self.views[run], step, tokens, label, **options)
+        other = branch(self.views[run], step, tokens, label, text, **options)
         return Player([*self.views, other], self.title, clips=self.clips)
 
     def _repr_mimebundle_(self, include=None, exclude=None):

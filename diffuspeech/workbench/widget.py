@@ -153,7 +153,7 @@ class SoundMaker:
 
 # %% ../../nbs/workbench/widget.ipynb #e435effa
 ASSETS = files("diffuspeech") / "assets" / "workbench"
-OPTIONS = ("rule", "steps", "seed", "temperature", "top_p")  # of sampling, that the page offers
+OPTIONS = ("rule", "steps", "seed", "temperature", "top_p", "text")  # of sampling, that the page offers
 
 
 def piece_around(

@@ -86,6 +86,54 @@ def test_step_by_hand(lab):
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
 
 
+def drag(page, box, start: float, end: float, y: float):
+    "The mouse, pressed, over a part of the token map: shares of its width"
+    left, width = box
+    page.tab.mouse.move(left + start * width, y)
+    page.tab.mouse.down()
+    page.tab.mouse.move(left + end * width, y, steps=4)
+    page.tab.mouse.up()
+
+
+def test_infill_by_dragging(lab):
+    "Two spans of the finished run are masked with the mouse, one is taken back, and the rest stays"
+    page = lab.open(lab.write("nbs/explore/scratch.ipynb", BY_HAND)).run_all()
+    root = page.tab.locator(".ds-player").first
+    page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=60_000)
+    canvas = root.locator(".ds-over")
+    canvas.scroll_into_view_if_needed()
+    frame = canvas.bounding_box()
+    named = "v.run.words = [['one', 0.4, 0.8], ['two', 0.8, 1.2]]; v.resize()"
+    page.tab.evaluate("(v => { " + named + " })(" + VIEW + ")")
+    places = "[v.maps[0], v.boxes.words, v.x(0), v.x(v.run.width)]"
+    map_, words, left, right = page.tab.evaluate("(v => " + places + ")(" + VIEW + ")")
+    box, row = (frame["x"] + left, right - left), map_["height"] / 9
+    drag(page, box, 0.5 / 1.6, 1.0 / 1.6, frame["y"] + words["y"] + 9)
+    assert "10 to 29 masked" in root.locator(".ds-changes").inner_text(), "both words, whole"
+    page.tab.keyboard.press("u")
+    assert "Nothing is changed" in root.locator(".ds-changes").inner_text()
+    y = frame["y"] + map_["y"] + 8.5 * row  # the last of nine rows
+    drag(page, box, 10.5 / 40, 15.5 / 40, y)
+    assert "10 to 15 masked" in root.locator(".ds-changes").inner_text()
+    drag(page, box, 30.5 / 40, 25.5 / 40, y)
+    assert "10 to 15 masked, 25 to 30 masked" in root.locator(".ds-changes").inner_text()
+    drag(page, box, 2.5 / 40, 4.5 / 40, y)
+    page.tab.keyboard.press("u")  # the last edit, with all its tokens
+    assert "2 to 4" not in root.locator(".ds-changes").inner_text()
+    page.screenshot("infill-drag")
+    root.locator(".ds-rule").select_option("random")
+    root.locator(".ds-heat").fill("1")
+    root.locator(".ds-go").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=30_000)
+    ends = page.tab.evaluate("(v => v.runs.map(r => [...r.tokens.slice(-40)]))(" + VIEW + ")")
+    changed = {place for place, (one, two) in enumerate(zip(*ends)) if one != two}
+    assert changed and changed <= {*range(10, 16), *range(25, 31)}, "all else is the same"
+    assert 12 not in ends[1]
+    root.locator(".ds-undo").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
+    assert "10 to 15 masked, 25 to 30 masked" in root.locator(".ds-changes").inner_text()
+
+
 MONITOR = """
 import sys
 sys.path.insert(0, "../..")

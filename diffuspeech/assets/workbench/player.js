@@ -419,6 +419,7 @@ const CONTROLS = `
     <div class="ds-chosen"></div>
     <div class="ds-row ds-choices"></div>
     <div class="ds-row">
+      <label class="ds-words">words <input type="text" class="ds-text" title="what is spoken; change it for other words"></label>
       <label>rule <select class="ds-rule"><option value="">as before</option></select></label>
       <label>steps <input type="number" class="ds-steps" min="1" step="1"></label>
       <label>temperature <input type="number" class="ds-heat" min="0" max="5" step="0.1" placeholder="same"></label>
@@ -458,6 +459,8 @@ class View {
       hover: null,
       other: null,
       edits: {}, // of each run and step: place -> token, set by hand
+      history: {}, // of each run and step: the changes as they were before each edit
+      drag: null, // a span under the pointer: where it began, where it is
       past: [], // of each branch, the changes that it was made of
     })
     this.mode = data.modes[0] || ""
@@ -536,8 +539,12 @@ class View {
     for (const name of ["ranking", "temperature", "top-p", "seed"]) on(name, "input", () => this.setOther())
     this.root.addEventListener("keydown", event => this.key(event))
     const over = this.$("over")
+    over.addEventListener("pointerdown", event => this.press(event))
+    over.addEventListener("pointerup", () => this.release())
+    over.addEventListener("pointercancel", () => (this.drag = null))
     over.addEventListener("pointermove", event => {
       this.hover = this.find(event)
+      if (this.drag && this.hover) this.drag.to = this.hover
       this.overlay()
       this.tip()
     })
@@ -546,7 +553,9 @@ class View {
       this.overlay()
       this.tip()
     })
-    over.addEventListener("click", event => this.click(this.find(event)))
+    over.addEventListener("click", event => {
+      if (!this.dragged) this.click(this.find(event))
+    })
   }
 
   list() {
@@ -690,15 +699,21 @@ class View {
     const added = runs.slice(this.runs.length),
       share = this.main.share(this.step)
     for (let i = runs.length; i < this.runs.length; i++)
-      for (const found of [this.buffers, this.pictures, this.urls, this.failures, this.edits])
+      for (const found of [this.buffers, this.pictures, this.urls, this.failures, this.edits, this.history])
         for (const key of Object.keys(found))
           if (key.replace(/^(map|sound)\//, "").startsWith(`${i}/`)) delete found[key]
     if (added.length) {
-      this.past.push(this.sent ? [this.sent, this.edits[this.sent]] : null)
-      if (this.sent) delete this.edits[this.sent]
+      this.past.push(this.sent ? [this.sent, this.edits[this.sent], this.history[this.sent]] : null)
+      if (this.sent) {
+        delete this.edits[this.sent]
+        delete this.history[this.sent]
+      }
     } else if (runs.length < this.runs.length) {
-      const [key, changes] = this.past.pop() || []
-      if (key) this.edits[key] = changes
+      const [key, changes, history] = this.past.pop() || []
+      if (key) {
+        this.edits[key] = changes
+        this.history[key] = history
+      }
     }
     const step = this.at,
       byHand = Boolean(this.sent)
@@ -873,6 +888,26 @@ class View {
     // of the run and step that are shown
     return (this.edits[`${this.active}/${this.at}`] ||= new Map())
   }
+  before() {
+    // what they were before each edit, for undo
+    return (this.history[`${this.active}/${this.at}`] ||= [])
+  }
+  describeChanges(run, changes) {
+    // each token, and spans that are masked
+    const parts = [],
+      masked = []
+    for (const [p, token] of [...changes].sort(([a], [b]) => a - b)) {
+      const q = Math.floor(p / run.codebooks)
+      if (token !== run.mask_id) parts.push(`${q} → ${token}`)
+      else if (masked.length && q <= masked.at(-1)[1] + 1) masked.at(-1)[1] = q
+      else masked.push([q, q])
+    }
+    return [...masked.map(([a, b]) => (a === b ? `${a} → masked` : `${a} to ${b} masked`)), ...parts].join(", ")
+  }
+  stepsLeft(run, n) {
+    // for what is masked by hand; a finished run is filled in with as many as it had
+    return run.steps - n || Math.max(run.steps, 1)
+  }
   showHand() {
     const hand = this.$("hand")
     if (!hand.open || hand.style.display === "none") return
@@ -881,21 +916,22 @@ class View {
       p = this.selected,
       changes = this.changes()
     this.$("changes").classList.remove("ds-wrong")
-    this.$("steps").placeholder = Math.max(run.steps - n, 1)
+    this.$("steps").placeholder = this.stepsLeft(run, n)
+    this.$("text").placeholder = run.text || ""
+    this.$("words").style.display = run.text ? "" : "none"
     this.$("go").textContent = `go on from step ${n}`
     this.$("go").disabled = !run.live
-    this.$("undo").disabled = !changes.size && !this.run.by_hand.length && this.runs.length <= this.given
+    const edited = changes.size || this.before().length || this.run.by_hand.length
+    this.$("undo").disabled = !edited && this.runs.length <= this.given
     const rows = p === null || p >= run.places ? [] : this.choices(run, n, p)
     this.$("choices").replaceChildren(...rows)
     this.$("chosen").textContent = rows.length
       ? this.where(run, p)
-      : "Click a token in the map (shift and arrows) to change it."
+      : "Click a token in the map (shift and arrows) to change it; drag over tokens or words to mask them."
     this.$("changes").textContent =
       changes.size === 0
         ? "Nothing is changed at this step. What stands is kept, what is masked is filled in."
-        : `Changed at this step: ${[...changes]
-            .map(([q, to]) => `${Math.floor(q / run.codebooks)} → ${to === run.mask_id ? "masked" : to}`)
-            .join(", ")}`
+        : `Changed at this step: ${this.describeChanges(run, changes)}`
   }
   choices(run, n, p) {
     const i = n * run.places + p,
@@ -939,6 +975,7 @@ class View {
   }
   change(p, token) {
     const changes = this.changes()
+    this.before().push(new Map(changes))
     changes.delete(p) // the last change comes last
     if (token !== this.run.tokens[this.at * this.run.places + p]) changes.set(p, token)
     this.showHand()
@@ -975,16 +1012,65 @@ class View {
       step: this.at,
       tokens: this.asTokens(),
       rule: this.$("rule").value || null,
-      steps: number("steps") || Math.max(this.run.steps - this.at, 1),
+      steps: number("steps") || this.stepsLeft(this.run, this.at),
       temperature: number("heat"),
       top_p: number("nucleus"),
       seed: number("new-seed"),
+      text: this.$("text").value.trim() || null,
     })
   }
   undo() {
-    const changes = this.changes()
-    if (changes.size) changes.delete([...changes.keys()].pop())
+    if (this.before().length) this.edits[`${this.active}/${this.at}`] = this.before().pop()
     else if (this.runs.length > this.given) this.model.send({ type: "drop" })
+    this.showHand()
+    this.draw()
+  }
+
+  // -- spans: dragged over tokens of the map, or over words, and masked as one edit
+
+  press(event) {
+    const found = this.find(event)
+    this.dragged = false
+    if (event.button !== 0 || !found || (found.row === undefined && !found.word)) return
+    if (!(found.run || this.run).live) return
+    this.drag = { from: found, to: found }
+    event.target.setPointerCapture(event.pointerId)
+  }
+  dragSpan() {
+    // first and last position
+    const { from, to } = this.drag,
+      run = from.run || this.run
+    const [a, b] = [from, to].map(found => (found.at - this.left) / (this.x(run.width) - this.left))
+    const [low, high] = [clamp(Math.min(a, b), 0, 1), clamp(Math.max(a, b), 0, 1)]
+    const place = share => clamp(Math.floor(share * run.positions), 0, run.positions - 1)
+    if (!from.word) return [place(low), place(high)]
+    const touched = run.words.filter(([, start, end]) => start < high * run.width && end > low * run.width)
+    if (!touched.length) return [place(low), place(high)]
+    const first = Math.round((touched[0][1] / run.width) * run.positions),
+      end = Math.round((touched.at(-1)[2] / run.width) * run.positions)
+    return [clamp(first, 0, run.positions - 1), clamp(end - 1, first, run.positions - 1)]
+  }
+  release() {
+    const drag = this.drag
+    if (!drag) return
+    const [first, last] = this.dragSpan()
+    this.drag = null
+    if (Math.abs(drag.to.at - drag.from.at) < 5) return
+    this.dragged = true
+    const { run = this.run, row } = drag.from
+    if (run !== this.run) this.setActive(this.runs.indexOf(run))
+    if (row !== undefined && this.aligned(run)) this.go(row)
+    this.$("hand").open = true
+    this.maskSpan(first, last)
+  }
+  maskSpan(first, last) {
+    const { run } = this,
+      changes = this.changes()
+    this.before().push(new Map(changes))
+    for (let p = first * run.codebooks; p < (last + 1) * run.codebooks; p++) {
+      changes.delete(p)
+      if (run.tokens[this.at * run.places + p] !== run.mask_id) changes.set(p, run.mask_id)
+    }
     this.showHand()
     this.draw()
   }
@@ -996,7 +1082,7 @@ class View {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return
-    const typing = event.target.matches("select, input[type=number]")
+    const typing = event.target.matches("select, input[type=number], input[type=text]")
     const select = by => this.select(clamp((this.selected ?? -1) + by, 0, this.run.places - 1))
     const keys = {
       ArrowLeft: () => (event.shiftKey ? select(-1) : this.go(this.step - 1)),
@@ -1012,6 +1098,7 @@ class View {
       a: () => this.setActive(this.active + 1),
       e: () => this.openHand(),
       g: () => this.goOn(),
+      x: () => this.selected !== null && this.run.live && this.change(this.selected, this.run.mask_id),
       u: () => this.undo(),
       Escape: () => this.select(null),
     }
@@ -1530,7 +1617,19 @@ class View {
         c.globalAlpha = 1
       }
     if (this.selected !== null && this.selected < this.run.places) mark(this.selected, this.run, 0.22)
-    if (this.hover?.place !== undefined) mark(this.hover.place, this.hover.run, 0.12)
+    if (this.drag) {
+      const run = this.drag.from.run || this.run,
+        [first, last] = this.dragSpan()
+      c.globalAlpha = 0.3
+      c.fillStyle = this.theme.state[REMASKED]
+      c.fillRect(
+        this.span(run, first * run.codebooks)[0],
+        0,
+        this.span(run, last * run.codebooks)[1] - this.span(run, first * run.codebooks)[0],
+        low,
+      )
+      c.globalAlpha = 1
+    } else if (this.hover?.place !== undefined) mark(this.hover.place, this.hover.run, 0.12)
     if (!this.mode) return
     const x = this.x(
       this.run.seconds
@@ -1566,6 +1665,7 @@ class View {
         run,
         row: Math.floor(line / run.codebooks),
         place: Math.floor(share * run.positions) * run.codebooks + (line % run.codebooks),
+        at: x,
         px: x,
         py: y,
       }
@@ -1575,11 +1675,12 @@ class View {
     for (const [word, start] of y < this.boxes.words.y + this.boxes.words.height
       ? [...(this.run.words || [])].reverse()
       : [])
-      if (this.x(start) <= x) return { x: start / this.run.width, word }
+      if (this.x(start) <= x) return { x: start / this.run.width, word, at: x }
     return {
       x: share,
       place: clamp(Math.floor(share * this.run.positions), 0, this.run.positions - 1) * this.run.codebooks,
       run: this.run,
+      at: x,
       px: x,
       py: y,
     }
