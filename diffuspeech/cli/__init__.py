@@ -30,8 +30,8 @@ VERBS = {
     "Speech tokens": ("encode", "decode"),
     "Speech": ("reconstruct", "synthesize", "talk", "play"),
     "Training": ("train", "plan"),
-    "Evaluation": ("judge", "evaluate", "bench"),
-    "Data and models": ("corpus", "fetch", "convert"),
+    "Evaluation": ("judge", "evaluate", "paper", "bench"),
+    "Data and models": ("corpus", "fetch", "convert", "publish"),
 }
 
 

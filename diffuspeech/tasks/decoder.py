@@ -7,6 +7,7 @@ __all__ = ['DecoderOptions', 'read_options', 'DecoderTask', 'next_token_loss', '
 
 # %% ../../nbs/tasks/decoder.ipynb #16e698c5
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class DecoderOptions(SpeechOptions):
     eos_padding: float = 0.5  # diffusion: share of the canvases that go on after the end of the speech
     eos_padding_ratio: float = 0.8  # by up to this share of the row's length, see the top of this page
     context_masking: float = 0.0  # autoregressive: share of the tokens before that are hidden in training
+    loss_weight: Literal["plain", "elbo", "inverse_t"] = "plain"  # diffusion: see `diffusion_loss`
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,6 +52,8 @@ def read_options(
         )
     if not run.model.get("causal") and run.options.get("context_masking"):
         raise ValueError("options.context_masking: only for autoregressive decoders; this one is a diffusion")
+    if run.model.get("causal") and run.options.get("loss_weight", "plain") != "plain":
+        raise ValueError("options.loss_weight: only for diffusion decoders; this one is autoregressive")
     if run.model.get("causal") and run.options.get("eos_padding"):
         raise ValueError("options.eos_padding: only for diffusion decoders; this one is autoregressive")
     return from_dict(DecoderOptions, run.options, "options")
@@ -92,18 +96,22 @@ class DecoderTask(SpeechTask):
         "Canvases with masks"
         tokens, lengths = self.pad_with_eos(batch, row_keys)
         mask_token_id = self.model.decoder.config.mask_token_id
-        return corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=True)
+        exact = self.options.loss_weight == "elbo"  # whose weight is that of canvases that may be empty
+        return corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=not exact)
 
-    def denominators(self, batch: SpeechBatch, row_keys: Tensor, t: Tensor) -> dict[str, float]:
-        "How many tokens are predicted, and how many pieces of text are quantized"
+    def denominators(
+        self, batch: SpeechBatch, row_keys: Tensor, t: Tensor, weight: str = "plain"
+    ) -> dict[str, float]:
+        "How many tokens are predicted (with a weight: could be), and how many pieces of text are quantized"
         if self.model.decoder.config.causal:
             targets = (batch.lengths + 1).sum()
         else:
-            targets = self.corrupt(batch, row_keys, t).target.sum()
+            corrupted = self.corrupt(batch, row_keys, t)
+            targets = (corrupted.target if weight == "plain" else corrupted.maskable).sum()
         return dict(targets=int(targets), pieces=int(batch.text_lengths.sum()))
 
     def counts(self, batch: SpeechBatch, update: Update) -> dict[str, float]:
-        return self.denominators(batch, *self.draw(batch, update))
+        return self.denominators(batch, *self.draw(batch, update), self.options.loss_weight)
 
     def losses(
         self,
@@ -113,6 +121,7 @@ class DecoderTask(SpeechTask):
         t: Tensor,  # (B,)
         condition_dropout: float,
         totals: dict[str, float],  # of `denominators`, perhaps of more than this batch
+        weight: str = "plain",  # of the loss; dev has this one always, so that runs can be compared
     ) -> dict[str, Tensor]:  # ()
         "The loss and its parts"
         condition, commitment = self.condition(batch, model, row_keys, condition_dropout)
@@ -123,14 +132,15 @@ class DecoderTask(SpeechTask):
             ce, more = nats / totals["targets"], dict(accuracy=right / totals["targets"])
         else:
             corrupted = self.corrupt(batch, row_keys, t)
-            ce, more = diffusion_loss(bound, corrupted, denominator=totals["targets"]).loss, {}
+            ce = diffusion_loss(bound, corrupted, weight, denominator=totals["targets"]).loss
+            more = {}
         commitment = commitment * (batch.text_lengths.sum() / totals["pieces"])
         return dict(loss=ce + commitment, ce=ce) | more
 
     def loss(self, batch: SpeechBatch, update: Update) -> dict[str, Tensor]:
         row_keys, t = self.draw(batch, update)
-        dropout = self.options.condition_dropout
-        return self.losses(batch, self.model, row_keys, t, dropout, update.totals)
+        dropout, weight = self.options.condition_dropout, self.options.loss_weight
+        return self.losses(batch, self.model, row_keys, t, dropout, update.totals, weight)
 
     def validate(self, model: DecoderModel) -> dict[str, float]:
         """The loss on dev. Of a diffusion also that on canvases of the right length (`given`: no end tokens),
