@@ -201,7 +201,8 @@ def push_folder(
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         hub.create_repo(name, private=private, exist_ok=True)
-        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with diffuspeech"))
+        message = "Upload with diffuspeech"
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
     except Exception as e:  # whatever the hub or the network raises
         reason = (str(e).strip().splitlines() or [""])[0]
         raise ValueError(f"{name}: could not be uploaded ({type(e).__name__}: {reason})") from None

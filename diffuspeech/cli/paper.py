@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .options import Command, Option, UsageError, nearest, shared
-from .output import write_rows
+from .output import output_rows, write_rows
 
 # %% ../../nbs/cli/paper.ipynb #0ab5811f
 def find_plan(args: argparse.Namespace) -> Path:
@@ -41,11 +41,11 @@ def find_results(args: argparse.Namespace, plan: Path):  # Results
 def chosen_tables(plan, name: str) -> list[str]:
     "The tables that a word stands for: one, those that begin with it, or all"
     names = [table.name for table in plan.tables]
-    if name in ("all", "findings"):
+    if name in ("all", "findings", "plan"):
         return names
     found = [table for table in names if table == name or table.startswith(f"{name}-")]
     if not found:
-        known = ["all", "findings", "study", *names]
+        known = ["all", "findings", "plan", "study", *names]
         raise UsageError(f"{name}: no such table{nearest(name, known)}; there are {', '.join(known)}")
     return found
 
@@ -100,18 +100,23 @@ def make_missing(args: argparse.Namespace, plan, scale, cells: Sequence, results
 def paper(args: argparse.Namespace) -> int:
     "Print tables and findings"
     from diffuspeech.evaluate.paper import Measured, judge_finding, report, table_rows
-    from diffuspeech.evaluate.paper_plan import read_plan
+    from diffuspeech.evaluate.paper_plan import job_rows, plan_jobs, read_plan
 
     path = find_plan(args)
     plan = read_plan(path)
     scale, names = plan.scale(args.scale), chosen_tables(plan, args.table)
     findings, results = args.table in ("all", "findings"), find_results(args, path)
+    if args.table == "plan":
+        rows = job_rows(plan, scale, plan_jobs(plan, scale))
+        output_rows(rows, args.json)
+        return 0
     make_missing(args, plan, scale, needed_cells(plan, names, findings), results)
     shown = [] if args.table == "findings" else names
-    print(report(plan, scale, results, args.output / "tables", shown, findings), end="")
+    measured = Measured(plan, scale, results)
+    print(report(measured, args.output / "tables", shown, findings), end="")
     print(f"the tables are in {args.output / 'tables'}", file=sys.stderr)
     if args.json:
-        measured, rows = Measured(plan, scale, results), []
+        rows = []
         for name in names:
             rows += [dict(table=name) | row for row in table_rows(measured, plan.table(name))]
         for finding in plan.findings if findings else ():
@@ -128,7 +133,8 @@ COMMANDS = {
             "Input": [
                 Option(
                     "table",
-                    "table1, table2, table3, figure2, figure3, headline, study, findings, or all",
+                    "table1, table2, table3, figure2, figure3, headline, study, findings, all, or plan: "
+                    "the jobs and what they cost",
                     "TABLE",
                 ),
                 Option("--scale", "tiny, small or paper", "NAME", default="small"),
@@ -154,6 +160,7 @@ COMMANDS = {
         (
             "diffuspeech paper all",
             "diffuspeech paper table1 --scale small --json table1.json",
+            "diffuspeech paper plan --scale paper",
             "diffuspeech paper all --scale tiny --fresh --yes -o runs/tiny",
         ),
         "Printed from the rows that are there, in seconds; a cell without a row prints 'not run'.",

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'SPEAKERS', 'REPORTED', 'COLUMNS', 'NOT_RUN', 'Column', 'error_column', 'measured_rows', 'measure',
-           'mean_over_seeds', 'Measured', 'Value', 'ratio', 'cell_value', 'paper_tables', 'reported_numbers',
-           'table_splits', 'column_entries', 'table_rows', 'steps_mark', 'format_value', 'shown_rows', 'to_markdown',
-           'to_latex', 'to_csv', 'table_text', 'write_table', 'write_text', 'contrast', 'decide', 'Evidence',
-           'evaluate_test', 'judge_finding', 'findings_text', 'costs_text', 'open_results', 'report']
+           'mean_over_seeds', 'Measured', 'Value', 'ratio', 'cell_value', 'compute_value', 'paper_tables',
+           'reported_numbers', 'table_splits', 'column_entries', 'table_rows', 'steps_mark', 'format_value',
+           'shown_rows', 'to_markdown', 'to_latex', 'to_csv', 'table_text', 'write_table', 'write_text', 'contrast',
+           'decide', 'Evidence', 'evaluate_test', 'judge_finding', 'findings_text', 'costs_text', 'open_results',
+           'report']
 
 # %% ../../nbs/evaluate/paper.ipynb #f1cae204
 import csv
@@ -108,7 +109,7 @@ def mean_over_seeds(
         means.append(mean)
     return means
 
-
+# %% ../../nbs/evaluate/paper.ipynb #71e94ebf
 @dataclass
 class Measured:
     "The rows of clips of every cell that has been measured with the plan as it is"
@@ -118,6 +119,7 @@ class Measured:
     results: Results
     loaded: dict[str, list[list[dict]]] = field(default_factory=dict)
     info: dict[str, list[dict]] = field(default_factory=dict)  # by cell: its rows of results
+    known: dict[tuple, Any] = field(default_factory=dict)  # what was computed before
 
     def by_seed(self, name: str) -> list[list[dict]]:  # empty: not run
         "The rows of a cell's clips, of each seed"
@@ -139,8 +141,9 @@ class Measured:
         found = self.by_seed(name)
         if seed is not None:
             found = found[min(seed, len(found) - 1) :][:1]  # references have one seed alone
-        rows = mean_over_seeds(found) if found else []
-        return [row for row in rows if row["split"] == split]
+        if (name, seed) not in self.known:
+            self.known[name, seed] = mean_over_seeds(found) if found else []
+        return [row for row in self.known[name, seed] if row["split"] == split]
 
     def missing_seeds(self, name: str) -> int:
         return len(self.plan.seeds(self.plan.cell(name), self.scale)) - len(self.by_seed(name))
@@ -167,6 +170,13 @@ def cell_value(
     column: str,
 ) -> Value | None:  # none: not run, or no part of it
     "A column of a cell on a split"
+    if (cell, split, column) not in measured.known:
+        measured.known[cell, split, column] = compute_value(measured, cell, split, column)
+    return measured.known[cell, split, column]
+
+
+def compute_value(measured: Measured, cell: str, split: str, column: str) -> Value | None:
+    "The same, computed"
     spec = COLUMNS[column]
     rows = measured_rows(measured.rows(cell, split), spec)
     if not rows:
@@ -511,19 +521,17 @@ def open_results(
     rows = Results(results or file.parent / "results" / scale)
     return Measured(found, found.scale(scale), rows)
 
-# %% ../../nbs/evaluate/paper.ipynb #738448ca
+# %% ../../nbs/evaluate/paper.ipynb #a3a01626
 def report(
-    plan: Plan,
-    scale: Scale,
-    results: Results,
+    measured: Measured,
     folder: Path,  # where tables are written
     names: Iterable[str],  # of tables
     findings: bool = True,
 ) -> str:  # what is printed
     "Write some tables, and say what they show"
-    measured, parts = Measured(plan, scale, results), []
+    parts = []
     for name in names:
-        table = plan.table(name)
+        table = measured.plan.table(name)
         if table.needs:
             parts.append(f"## {table.title}\n\n{NOT_RUN}: needs {table.needs}\n")
             continue
@@ -531,7 +539,7 @@ def report(
         if table.x and any(row["seeds"] for row in rows):
             from diffuspeech.evaluate.paper_figures import write_figures  # which draws what is made here
 
-            write_figures(folder, rows, table, scale)
+            write_figures(folder, rows, table, measured.scale)
         parts.append((folder / f"{name}.md").read_text(encoding="utf-8"))
     if findings:
         text = "## Does it reproduce?\n\n" + findings_text(measured)

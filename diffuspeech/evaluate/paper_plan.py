@@ -6,8 +6,8 @@
 __all__ = ['DECODERS', 'FORMAT', 'MAX_MINUTES', 'Scale', 'PlannedRun', 'Cell', 'Table', 'Term', 'Test', 'Finding', 'Plan', 'find',
            'check_names', 'check_run', 'check_plan', 'items', 'read_finding', 'read_plan', 'run_folder', 'train_config',
            'run_identity', 'digest', 'cell_digest', 'PlannedJob', 'needed_runs', 'stage_order', 'training_jobs',
-           'cell_minutes', 'evaluation_jobs', 'ordered_jobs', 'affordable', 'plan_jobs', 'repository_folder',
-           'corpus_folder']
+           'cell_minutes', 'evaluation_jobs', 'ordered_jobs', 'affordable', 'plan_jobs', 'job_rows',
+           'repository_folder', 'corpus_folder']
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #fdde5a56
 import hashlib
@@ -22,7 +22,8 @@ from ..base.pretrained import expand_home
 from ..base.schema import Count, NonNegative, Positive, PositiveInt, from_dict, read_json
 from ..base.schema import unknown_name
 from ..models.reconstructor import LENGTH_MODES
-from ..train.config import TrainConfig
+from ..train.config import TrainConfig, load_preset
+from ..train.plan import plan as estimate
 from ..train.task import resolve_preset
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #e6179104
@@ -47,6 +48,7 @@ class Scale:
     judges: Literal["default", "built-in", "paper"] = "default"
     columns: dict = field(default_factory=dict)  # what columns of the judges are called here
     budget_hours: Positive = 12.0
+    gpus: Count = 0  # of `machine`, where the minutes of a training are an estimate of `train.plan`
     description: str = ""
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #51882387
@@ -178,7 +180,9 @@ class Plan:
         return self.scales[name]
 
     def seeds(self, cell: Cell, scale: Scale) -> range:
-        "Of a cell"
+        "Of a cell; none where the scale has no preset for its decoder"
+        if cell.run and self.run(cell.run).decoder not in scale.presets:
+            return range(0)
         count = self.run(cell.run).seeds if cell.run else 1
         return range(min(filter(None, (count, scale.seeds, cell.seeds))))
 
@@ -304,6 +308,8 @@ def train_config(
             changes["options.recogniser"] = str(start / "recogniser")
     changes = dict(steps=scale.steps[run.decoder][run.stage]) | changes
     preset = scale.presets[run.decoder][run.stage]
+    if load_preset(preset).options.get("codec"):  # which decodes samples in a validation
+        changes["options.codec"] = scale.codec
     return resolve_preset(preset, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #99940460
@@ -440,6 +446,24 @@ def plan_jobs(
         names = [job.run] if job.kind == "train" else job.cells
         found.append(replace(job, within_budget=all((job.kind, name, job.seed) in within for name in names)))
     return found
+
+# %% ../../nbs/evaluate/paper_plan.ipynb #71b206de
+def job_rows(plan: Plan, scale: Scale, jobs: Sequence[PlannedJob]) -> list[dict]:
+    "Jobs as a table, with the hours from the beginning"
+    rows, hours = [], 0.0
+    for job in jobs:
+        hours += job.minutes / 60
+        row: dict[str, Any] = dict(tier=job.tier, job=job.name, cells=len(job.cells) or None)
+        row |= dict(minutes=round(job.minutes, 1), hours=round(hours, 1))
+        row |= dict(budget="" if job.within_budget else "beyond")
+        if scale.gpus and job.kind == "train":
+            config = train_config(plan, scale, plan.run(job.run), job.seed, Path("runs"))
+            needs = estimate(config, scale.gpus)
+            row |= dict(
+                parameters=needs["trained"], gpu_hours=needs["gpu_hours"], memory_gb=needs["memory_gb"]
+            )
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #3f4a04ce
 def repository_folder() -> Path | None:
