@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .options import Command, Option, UsageError, nearest, shared
+from .options import Command, Option, UsageError, nearest, number, shared
 from .output import output_rows, write_rows
 
 # %% ../../nbs/cli/paper.ipynb #0ab5811f
@@ -29,7 +29,7 @@ def find_plan(args: argparse.Namespace) -> Path:
 
 def find_results(args: argparse.Namespace, plan: Path):  # Results
     "Where the rows are: committed ones beside the plan, or new ones"
-    from diffuspeech.evaluate.paper_jobs import Results
+    from diffuspeech.evaluate.paper_cells import Results
 
     if args.results:
         return Results(args.results)
@@ -81,7 +81,7 @@ def confirm(args: argparse.Namespace) -> bool:
 
 def make_missing(args: argparse.Namespace, plan, scale, cells: Sequence, results) -> None:
     "Do the jobs whose rows are missing, if that is wished"
-    from diffuspeech.evaluate.paper_jobs import missing_jobs, run_jobs
+    from diffuspeech.evaluate.paper_jobs import missing_jobs, run_in_processes, run_jobs
     from diffuspeech.evaluate.paper_plan import plan_jobs
 
     runs = args.output / "runs"
@@ -93,6 +93,9 @@ def make_missing(args: argparse.Namespace, plan, scale, cells: Sequence, results
     if len(affordable) < len(jobs):
         print(f"within the budget of the plan: {describe_jobs(affordable, scale)}", file=sys.stderr)
     if affordable and confirm(args):
+        if args.processes > 1:
+            run_in_processes(affordable, plan, scale, runs, results, args.processes, args.device)
+            return
         show = lambda text: print(text, file=sys.stderr, flush=True)
         run_jobs(affordable, plan, scale, runs, results, device=args.device, progress=show)
 
@@ -143,7 +146,10 @@ COMMANDS = {
                 Option("--fresh", "make every row again, below --output", flag=True),
                 Option("--yes", "train and evaluate what is missing without asking", flag=True),
             ],
-            "Model": [shared("--device")],
+            "Model": [
+                shared("--device"),
+                Option("--processes", "jobs at once", "N", number(int, 1), default=1),
+            ],
             "Output": [
                 shared(
                     "--output",

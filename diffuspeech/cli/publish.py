@@ -63,7 +63,7 @@ COMMANDS = {
         publish,
         (
             "diffuspeech publish runs/ddm/model --dry-run",
-            "diffuspeech publish runs/ddm/model --to me/ddm --results r.json --dataset librispeech_asr",
+            "diffuspeech publish runs/ddm/model --to me/ddm --results r.json",
         ),
         "The token is the one of `hf auth login`.",
     )

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ..base.files import atomic_write
 from .intervals import Interval
-from .paper_jobs import Results, read_runs
+from .paper_cells import Results
+from .paper_jobs import read_runs
 from .paper_plan import Cell, Finding, Plan, Scale, Table, Test, cell_digest
 from .paper_plan import read_plan, repository_folder
 from .score import INTERVALS, find_intervals, prefix
@@ -127,9 +128,22 @@ class Measured:
             cell = self.plan.cell(name)
             seeds = self.plan.seeds(cell, self.scale)
             found = [self.results.find(name, s, cell_digest(self.plan, self.scale, cell, s)) for s in seeds]
-            self.info[name] = [row for row in found if row]
-            self.loaded[name] = [self.results.clips(row) for row in self.info[name]]
+            self.info[name], self.loaded[name] = [row for row in found if row], []
+            for row in self.info[name]:
+                clips, about = self.results.clips(row)
+                self.check(name, about)
+                self.loaded[name].append(clips)
         return self.loaded[name]
+
+    def check(self, name: str, about: dict):
+        "Refuse a cell that other judges judged, or that was decoded by another codec, than the others"
+        mine = dict(judges=about.get("judges"), codec=about.get("models", {}).get("codec"))
+        for what, value in mine.items():
+            cell, known = self.known.setdefault((what,), (name, value))
+            if value is not None and known is not None and value != known:
+                raise ValueError(f"{cell} and {name} have different {what}: {known} and {value}")
+            if known is None:
+                self.known[what,] = (name, value)
 
     def rows(
         self,

@@ -31,7 +31,7 @@ class DecoderOptions(SpeechOptions):
     eos_padding: float = 0.5  # diffusion: share of the canvases that go on after the end of the speech
     eos_padding_ratio: float = 0.8  # by up to this share of the row's length, see the top of this page
     context_masking: float = 0.0  # autoregressive: share of the tokens before that are hidden in training
-    loss_weight: Literal["plain", "elbo", "inverse_t"] = "plain"  # diffusion: see `diffusion_loss`
+    loss_weight: Literal["plain", "elbo"] = "plain"  # of a diffusion: eq. 4 or eq. 3
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,12 +92,13 @@ class DecoderTask(SpeechTask):
         speech = torch.arange(width, device=tokens.device) < batch.lengths[:, None]
         return torch.where(speech, tokens, self.model.decoder.config.eos_token_id), lengths
 
-    def corrupt(self, batch: SpeechBatch, row_keys: Tensor, t: Tensor) -> CorruptedBatch:
-        "Canvases with masks"
+    def corrupt(
+        self, batch: SpeechBatch, row_keys: Tensor, t: Tensor, weight: str = "plain"
+    ) -> CorruptedBatch:
+        "Canvases with masks; those of the exact weight may have none"
         tokens, lengths = self.pad_with_eos(batch, row_keys)
         mask_token_id = self.model.decoder.config.mask_token_id
-        exact = self.options.loss_weight == "elbo"  # whose weight is that of canvases that may be empty
-        return corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=not exact)
+        return corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=weight != "elbo")
 
     def denominators(
         self, batch: SpeechBatch, row_keys: Tensor, t: Tensor, weight: str = "plain"
@@ -106,7 +107,7 @@ class DecoderTask(SpeechTask):
         if self.model.decoder.config.causal:
             targets = (batch.lengths + 1).sum()
         else:
-            corrupted = self.corrupt(batch, row_keys, t)
+            corrupted = self.corrupt(batch, row_keys, t, weight)
             targets = (corrupted.target if weight == "plain" else corrupted.maskable).sum()
         return dict(targets=int(targets), pieces=int(batch.text_lengths.sum()))
 
@@ -131,7 +132,7 @@ class DecoderTask(SpeechTask):
             nats, right = next_token_loss(bound, batch, row_keys, hidden)
             ce, more = nats / totals["targets"], dict(accuracy=right / totals["targets"])
         else:
-            corrupted = self.corrupt(batch, row_keys, t)
+            corrupted = self.corrupt(batch, row_keys, t, weight)
             ce = diffusion_loss(bound, corrupted, weight, denominator=totals["targets"]).loss
             more = {}
         commitment = commitment * (batch.text_lengths.sum() / totals["pieces"])

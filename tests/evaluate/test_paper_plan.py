@@ -16,7 +16,8 @@ from diffuspeech.diffusion.catalogue import get_rule
 from diffuspeech.evaluate.clips import load_bundled_clips
 from diffuspeech.evaluate.metrics import Judges
 from diffuspeech.evaluate.paper import COLUMNS, Measured, judge_finding, reported_numbers, table_rows
-from diffuspeech.evaluate.paper_jobs import Results, missing_jobs, run_jobs, train_run
+from diffuspeech.evaluate.paper_cells import Results
+from diffuspeech.evaluate.paper_jobs import missing_jobs, read_runs, run_in_processes, run_jobs, train_run
 from diffuspeech.evaluate.paper_plan import (
     MAX_MINUTES,
     plan_jobs,
@@ -141,7 +142,7 @@ def test_a_changed_row_changes_the_table(tiny):
     lines[number] = json.dumps(clip)
     try:
         file.write_bytes(gzip.compress("\n".join(lines).encode()))
-        rows = results.clips(results.rows[0] | dict(cell="ddm-no-vq", seed=0) | find(results, "ddm-no-vq"))
+        rows, _ = results.clips(find(results, "ddm-no-vq"))
         words = sum(row["words"] for row in rows if row["split"] == "test-clean")
         changed = row_of(PLAN, scale, results, "table1", "ddm-no-vq")["wer"]
         assert changed == pytest.approx(wer + 100 * 5 / words, abs=1e-3)
@@ -172,6 +173,35 @@ def test_a_job_that_is_out_of_time_goes_on_in_the_next(tiny, tmp_path):
     assert not (tmp_path / "ar-no-vq-s0" / "model").exists() and not (results.folder / "runs.csv").exists()
     assert train_run(*how) and train_run(*how)
     assert len((results.folder / "runs.csv").read_text().splitlines()) == 2
+
+
+def test_what_fails_does_not_stop_the_rest(tiny, tmp_path):
+    folder, scale, _, _ = tiny
+    results = Results(tmp_path / "results")
+    jobs = plan_jobs(PLAN, scale, [PLAN.cell(name) for name in ("original", "ar-no-vq")])
+    evaluations = sorted(
+        (job for job in jobs if job.kind == "evaluate"), key=lambda job: job.run, reverse=True
+    )
+    assert evaluations[0].run == "ar-no-vq", "the one that fails comes first"
+    with pytest.raises(ValueError, match="1 not made: ar-no-vq seed 0: .*has not been trained"):
+        run_jobs(evaluations, PLAN, scale, tmp_path, results, judged=folder / "judged", device="cpu")
+    assert [row["cell"] for row in results.rows] == ["original"]
+
+
+def test_several_at_once(tiny, tmp_path):
+    "A second stage starts when its first is there; a job whose run is missing is named"
+    folder, scale, _, _ = tiny
+    results = Results(tmp_path / "results")
+    (tmp_path / "corpus").symlink_to(folder / "runs" / "corpus")
+    jobs = plan_jobs(PLAN, scale, [PLAN.cell(name) for name in ("ar-4l-rvq", "ddm-no-vq")])
+    trainings = [job for job in jobs if job.kind == "train"]
+    assert [job.run for job in trainings] == ["ar-no-vq", "ddm-no-vq", "ar-4l-rvq"]
+    run_in_processes(trainings, PLAN, scale, tmp_path, results, 2, "cpu")
+    assert missing_jobs(trainings, PLAN, scale, tmp_path, results) == []
+    assert {row["run"] for row in read_runs(results)} == {job.run for job in trainings}
+    lost = [job for job in plan_jobs(PLAN, scale, [PLAN.cell("ddm-2l-rvq")]) if job.kind == "evaluate"]
+    with pytest.raises(ValueError, match="evaluate ddm-2l-rvq seed 0: needs a run that is not there"):
+        run_in_processes(lost, PLAN, scale, tmp_path, results, 2, "cpu")
 
 
 def test_the_command_prints_tables_in_seconds(tiny, capsys, monkeypatch, tmp_path):

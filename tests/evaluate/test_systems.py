@@ -10,12 +10,14 @@ from torch import nn
 from tqdm import tqdm
 
 from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate import systems
 from diffuspeech.evaluate.clip_rows import read_clip_rows
 from diffuspeech.evaluate.clips import ClipSet, load_bundled_clips
 from diffuspeech.evaluate.metrics import Cache, Judges
 from diffuspeech.evaluate.score import judge_clips, prefix, score_row, word_rows
 from diffuspeech.evaluate.systems import Recording, System, SystemResult
 from diffuspeech.evaluate.table import evaluate_systems, render, shares
+from diffuspeech.models.decoder import Condition
 
 CLIPS = load_bundled_clips()[::4]
 
@@ -252,3 +254,24 @@ def test_clips_that_were_not_graded_count_for_words_alone(tmp_path):
     assert row["clips"] == len(CLIPS) and row["mos_clips"] == 2 and row["wer"] == 0 == row["wer_vs_asr"]
     words_only = judge_clips(clips.waves, clips, Judges(JUDGES.transcribers), Cache(tmp_path))
     assert "distillmos" not in score_row(words_only) and score_row(words_only)["mos_clips"] == 0
+
+
+@pytest.mark.parametrize("control", systems.CONTROLS[:3])
+def test_a_control_takes_away_what_its_name_does_not_have(control, monkeypatch):
+    clips, found = ClipSet.load(CLIPS[:2]), []
+    pieces = Condition(torch.zeros(2, 3, dtype=torch.long), torch.tensor([3, 2]), torch.zeros(2, 3, 4))
+
+    def synthesize(system, condition, some, seed):
+        found.append(condition)
+        return [(wave, 0.0, 1, 1, False, True) for wave in some.waves]
+
+    monkeypatch.setattr(systems, "synthesize_batch", synthesize)
+    taste = SimpleNamespace(quantizer=SimpleNamespace(bits=36))
+    model = SimpleNamespace(encode=lambda waves, texts: (pieces, None), taste=taste)
+    result = systems.Decoder("DDM", model, control=control).render(clips)
+    has_text, has_vectors = found[0].has_text, found[0].has_vectors
+    assert (has_text is None or bool(has_text.all())) == (control != "vectors only")
+    assert (has_vectors is None or bool(has_vectors.all())) == (control != "text only")
+    assert bool(result.bitrate) == (control != "text only"), "codes are sent beside the text"
+    with pytest.raises(ValueError, match="is not one of '', 'text only', 'vectors only', 'shuffled'"):
+        systems.Decoder("DDM", model, control="text")

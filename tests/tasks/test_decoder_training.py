@@ -17,6 +17,7 @@ from small import prepare_clips, save_random_models
 from diffuspeech.asr.recognizer import load_asr, text_table
 from diffuspeech.base import random
 from diffuspeech.cli import main
+from diffuspeech.diffusion.loss import diffusion_loss
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.models.duration import DurationPredictor
 from diffuspeech.tasks.decoder import DecoderTask, next_token_loss
@@ -286,6 +287,26 @@ def test_a_share_of_the_context_is_masked_in_training_alone(folder):
     assert clean != hidden
     with pytest.raises(ValueError, match="context_masking: only for autoregressive decoders"):
         DecoderTask(train_config(folder, **options))
+
+
+def test_a_weight_of_the_loss_is_that_of_training_alone(folder):
+    "What is minimized is eq. 4 or eq. 3; what dev reports is the same, so that runs can be compared"
+    names, found, scores = ("plain", "elbo"), {}, []
+    for name in names:
+        task = DecoderTask(train_config(folder, loss_weight=name))
+        batch = task.batch(task.corpora["train"], [0, 1, 2, 3])
+        update = single_batch(task, batch)
+        row_keys, t = task.draw(batch, update)
+        found[name] = float(task.loss(batch, update)["ce"].detach())
+        corrupted = task.corrupt(batch, row_keys, t, name)
+        bound = task.model.decoder.bind(task.condition(batch, task.model, row_keys, 0.1)[0])
+        normalize = "masked" if name == "plain" else "maskable"
+        expected = diffusion_loss(bound, corrupted, name, normalize).loss
+        assert found[name] == pytest.approx(float(expected.detach()), rel=1e-5)
+        scores.append(task.validate(task.model.eval())["score"])
+    assert found["plain"] != found["elbo"] and scores[0] == scores[1]
+    with pytest.raises(ValueError, match="options.loss_weight: only for diffusion decoders"):
+        DecoderTask(train_config(folder, dict(causal=True), loss_weight="elbo", eos_padding=0.0))
 
 
 def test_positions_of_text_follow_the_corpus(folder, tmp_path):
