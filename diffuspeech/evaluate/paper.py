@@ -71,6 +71,7 @@ COLUMNS = {
     "tokens_per_call": Column("tokens a call", ("tokens",), "nfe", digits=1),
     "trailing_silence": Column("silence after, s", ("trailing_silence",)),
     "speaking_rate": Column("words a second", ("speaking_rate",)),
+    "diversity": Column("tokens that differ between seeds %", ("diversity",), percent=True, digits=1),
     "bitrate": Column("bit/s", ("bitrate",), digits=0, reported=("bitrate",)),
 }
 

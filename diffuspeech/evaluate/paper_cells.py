@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Results', 'append_line', 'machine', 'spread_over_voices', 'measured_clips', 'make_bundled_corpus', 'BuiltinJudge',
-           'make_judges', 'speech_span', 'trim_silence', 'deleted_places', 'clip_columns', 'clip_costs', 'Models',
-           'make_system', 'measure_split', 'measure_cell', 'choose_trial', 'scores', 'evaluate_cell', 'model_names']
+           'make_judges', 'speech_span', 'trim_silence', 'deleted_places', 'clip_columns', 'clip_costs',
+           'draw_differences', 'best_result', 'Models', 'make_system', 'measure_split', 'measure_cell', 'choose_trial',
+           'scores', 'evaluate_cell', 'model_names']
 
 # %% ../../nbs/evaluate/paper_cells.ipynb #a82d6dfd
 import json
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ from ..data.audio import SAMPLE_RATE
 from ..data.manifest import Manifest, Utterance, write_manifest
 from .clip_rows import read_clip_rows, write_clip_rows
 from .clips import ClipSet, load_bundled_clips
+from .hypotheses import transcribe
 from .judges import FastConformer, Utmos, WavLM
 from .metrics import Cache, Judges, default_judges, normalize_words, replace_silence
-from .metrics import require_package
+from .metrics import require_package, wer
 from .paper_plan import Cell, Plan, Scale, cell_digest, corpus_folder, run_folder
 from .score import judge_clips, word_errors
 from .systems import CodecOracle, Decoder, Recording, System, SystemResult
@@ -187,7 +190,7 @@ def make_judges(
 ) -> Judges:
     "Who judges at a scale"
     if scale.judges == "built-in":
-        return Judges(dict(wer=BuiltinJudge()))
+        return Judges(dict(wer=BuiltinJudge()), second=dict(wer_base=BuiltinJudge()))
     if scale.judges == "paper":
         return Judges(dict(wer=FastConformer()), Utmos(), WavLM())
     return default_judges()
@@ -257,6 +260,44 @@ def clip_costs(result: SystemResult, clips: ClipSet) -> list[dict]:
             row["bitrate"] = result.bitrate
     return rows
 
+# %% ../../nbs/evaluate/paper_cells.ipynb #248b4314
+def draw_differences(
+    results: Sequence[SystemResult],  # of the same clips, each with another seed
+) -> list[float]:  # of each clip
+    "The share of tokens that differ between decodings of a clip"
+    shares = []
+    for draws in zip(*(result.ids or [] for result in results), strict=True):
+        found = []
+        for a, b in combinations(draws, 2):
+            longest = max(len(a), len(b), 1)
+            found.append(1 - sum(x == y for x, y in zip(a, b)) / longest)
+        shares.append(sum(found) / len(found))
+    return shares
+
+# %% ../../nbs/evaluate/paper_cells.ipynb #8dfa0031
+def best_result(
+    results: Sequence[SystemResult],  # of the same clips, each with another seed
+    clips: ClipSet,
+    judges: Judges,
+    cache: Cache,
+) -> SystemResult:
+    "Of each clip the decoding that the second judge understands best; the cost of all"
+    if "wer_base" not in judges.second:
+        raise ValueError("best_of: needs a second judge, which chooses, beside the one that reports")
+    errors = []
+    for result in results:
+        found = transcribe(judges.second["wer_base"], replace_silence(result.waves), cache)
+        errors.append(wer(clips.texts, [h.text for h in found]).count)
+    chosen = torch.stack(errors).argmin(0).tolist()
+    total = lambda name: list(map(sum, zip(*(getattr(result, name) for result in results))))
+    return replace(
+        results[0],
+        waves=[results[k].waves[i] for i, k in enumerate(chosen)],
+        seconds=sum(result.seconds or 0.0 for result in results),
+        nfe=total("nfe"),
+        decoder_seconds=total("decoder_seconds"),
+    )
+
 # %% ../../nbs/evaluate/paper_cells.ipynb #2b6b097a
 class Models:
     "The trained models of a folder, each loaded once"
@@ -312,11 +353,16 @@ def measure_split(
     graded: int,
 ) -> list[dict]:  # a row for each clip
     "Render and judge the clips of one split"
-    result = system.render(clips, cell.batch_size, seed)
+    count = max(cell.draws, cell.best_of)
+    draws = [system.render(clips, cell.batch_size, seed + 1000 * k) for k in range(count)]
+    result = best_result(draws, clips, judges, cache) if cell.best_of > 1 else draws[0]
     waves = replace_silence(result.waves)
     judged = [trim_silence(wave) for wave in waves] if cell.trim else waves
     rows = judge_clips(judged, clips, judges, cache, clips.spread(graded))
     costs = clip_costs(result, clips)
+    if cell.draws > 1:
+        for row, share in zip(rows, draw_differences(draws)):
+            row["diversity"] = round(share, 4)
     return [row | clip_columns(wave, row) | cost for row, wave, cost in zip(rows, judged, costs, strict=True)]
 
 

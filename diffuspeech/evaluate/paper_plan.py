@@ -92,6 +92,8 @@ class Cell:
     splits: tuple[str, ...] = ("test-clean", "test-other")
     batch_size: PositiveInt = 8  # 1: the seconds are those of an utterance alone
     trials: tuple[dict, ...] = ()  # fields of the cell, of which dev chooses the best
+    draws: PositiveInt = 1  # decodings of each clip, each with another seed, whose tokens are compared
+    best_of: PositiveInt = 1  # decodings of each clip, of which the second judge chooses one
     seeds: Count = 0  # 0: all of the run
     reported: str = ""  # the row of the paper: table1/AR-No-VQ
     tier: Count = 1

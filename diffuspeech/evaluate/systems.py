@@ -45,6 +45,7 @@ class SystemResult:
     looped: list[bool] | None = None  # whether a phrase is repeated again and again
     ended: list[bool] | None = None  # whether the decoder found an end; none: its length was fixed
     bitrate: float | None = None  # bits a second that are sent beside the text
+    ids: list[list[int]] | None = None  # the speech tokens themselves, which no cache keeps
 
 # %% ../../nbs/evaluate/systems.ipynb #22675eb2
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,7 @@ def synthesize_batch(
     condition: Condition,
     clips: ClipSet,  # of the batch
     seed: int,
-) -> list[tuple]:  # of each clip: wave, decoder seconds, network calls, tokens, loops, ends
+) -> list[tuple]:  # of each clip: wave, decoder seconds, network calls, tokens, loops, ends, ids
     "Speech for a batch of conditions, and what each clip cost"
     model, options = copy(system.model), {}
     model.codec = with_spread(model.codec, clips, system.spread)
@@ -239,9 +240,10 @@ def synthesize_batch(
         **options,
     )
     lengths, share = out.lengths.tolist(), out.seconds["decoder"] / len(clips.waves)
-    looped = [has_repetition_loop(row[:n]) for row, n in zip(out.tokens.tolist(), lengths)]
+    ids = [row[:n] for row, n in zip(out.tokens.tolist(), lengths)]
     calls, ended = out.generation.calls.tolist(), out.ended.tolist()
-    return list(zip(out.waves, [share] * len(lengths), calls, lengths, looped, ended))
+    looped = list(map(has_repetition_loop, ids))
+    return list(zip(out.waves, [share] * len(lengths), calls, lengths, looped, ended, ids))
 
 # %% ../../nbs/evaluate/systems.ipynb #9c41d6e2
 def transcribed(
@@ -305,7 +307,7 @@ class Decoder(System):
         batches = clips.batches(batch_size)
         if self.text == "transcript":
             clips, silent = transcribed(self.model, clips, batch_size)
-            rendered = {i: (torch.zeros(len(clips.waves[i])), 0.0, 0, 0, False, True) for i in silent}
+            rendered = {i: (torch.zeros(len(clips.waves[i])), 0.0, 0, 0, False, True, []) for i in silent}
             batches = list(filter(None, ([*filter(lambda i: i not in rendered, b)] for b in batches)))
         order = [i for batch in batches for i in batch]
         for k, batch in enumerate(batches):
@@ -321,7 +323,7 @@ class Decoder(System):
             rendered |= zip(batch, synthesize_batch(self, condition, some, seed))
         seconds = time.perf_counter() - start - excluded
         in_order = [rendered[i] for i in range(len(clips.waves))]
-        waves, decoder_seconds, nfe, tokens, looped, ended = map(list, zip(*in_order))
+        waves, decoder_seconds, nfe, tokens, looped, ended, ids = map(list, zip(*in_order))
         bits = 0 if self.control == "text only" else self.model.taste.quantizer.bits
         return SystemResult(
             waves,
@@ -332,6 +334,7 @@ class Decoder(System):
             looped,
             ended if self.length == "eos" else None,
             round(bitrate(bits, pieces, clips.seconds), 1) if bits else None,
+            ids,
         )
 
 # %% ../../nbs/evaluate/systems.ipynb #f4b67433

@@ -52,7 +52,7 @@ def render(
             raise ValueError(f"{file}: {e}; delete it, and the clips are rendered again") from None
     result = system.render(clips, seed=seed)
     tensors = {id: wave.clone() for id, wave in zip(clips.ids, result.waves)}
-    costs = {name: value for name, value in vars(result).items() if name != "waves"}
+    costs = {name: value for name, value in vars(result).items() if name not in ("waves", "ids")}
     atomic_write(file, lambda temp_path: write_tensors(temp_path, tensors, dict(result=json.dumps(costs))))
     return result
 

@@ -263,7 +263,7 @@ def test_a_control_takes_away_what_its_name_does_not_have(control, monkeypatch):
 
     def synthesize(system, condition, some, seed):
         found.append(condition)
-        return [(wave, 0.0, 1, 1, False, True) for wave in some.waves]
+        return [(wave, 0.0, 1, 1, False, True, [7]) for wave in some.waves]
 
     monkeypatch.setattr(systems, "synthesize_batch", synthesize)
     taste = SimpleNamespace(quantizer=SimpleNamespace(bits=36))
@@ -273,5 +273,6 @@ def test_a_control_takes_away_what_its_name_does_not_have(control, monkeypatch):
     assert (has_text is None or bool(has_text.all())) == (control != "vectors only")
     assert (has_vectors is None or bool(has_vectors.all())) == (control != "text only")
     assert bool(result.bitrate) == (control != "text only"), "codes are sent beside the text"
+    assert result.ids == [[7], [7]]
     with pytest.raises(ValueError, match="is not one of '', 'text only', 'vectors only', 'shuffled'"):
         systems.Decoder("DDM", model, control="text")
