@@ -7,8 +7,8 @@ __all__ = ['ERRORS', 'SPEAKERS', 'REPORTED', 'COLUMNS', 'NOT_RUN', 'Column', 'er
            'mean_over_seeds', 'Measured', 'Value', 'ratio', 'cell_value', 'compute_value', 'paper_tables',
            'reported_numbers', 'table_splits', 'column_entries', 'table_rows', 'steps_mark', 'format_value',
            'shown_rows', 'to_markdown', 'to_latex', 'to_csv', 'table_text', 'write_table', 'write_text', 'contrast',
-           'decide', 'Evidence', 'evaluate_test', 'judge_finding', 'findings_text', 'costs_text', 'open_results',
-           'report']
+           'decide', 'Evidence', 'contrast_text', 'evaluate_test', 'judge_finding', 'findings_text', 'steadiness',
+           'costs_text', 'open_results', 'report']
 
 # %% ../../nbs/evaluate/paper.ipynb #f1cae204
 import csv
@@ -445,15 +445,30 @@ class Evidence:
     @property
     def text(self) -> str:
         "In one line"
-        terms = " ".join(f"{t.weight:+g} {t.column}({t.cell})" for t in self.test.terms)
-        where = f"{terms} on {self.test.split} {self.test.relation} {self.test.margin:g}"
+        scale = 100.0 if all(COLUMNS[term.column].percent for term in self.test.terms) else 1.0
+        number = lambda value: f"{scale * value:+.2f}" if scale > 1 else f"{value:+.3f}"
+        text = f"{contrast_text(self.test)} {self.test.relation} {scale * self.test.margin:g}"
         if self.value is None:
-            return f"{where}: {NOT_RUN}"
-        numbers = f"{self.value.estimate:+.4f}"
+            return f"{text}: {NOT_RUN}"
+        text += f": {number(self.value.estimate)}"
         for kind, interval in self.value.intervals.items():
-            numbers += f", {kind} [{interval.low:+.4f}, {interval.high:+.4f}]" if interval else ""
-        seeds = ", ".join(f"{seed:+.4f}" for seed in self.value.seeds)
-        return f"{where}: {numbers}; seeds {seeds}; {self.value.clips} clips: {self.word}"
+            ends = f"[{number(interval.low)}, {number(interval.high)}]" if interval else "unknown"
+            text += f", over {kind} {ends}"
+        seeds = ", ".join(map(number, self.value.seeds))
+        return f"{text}; seeds {seeds}; {self.value.clips} clips: **{self.word}**"
+
+# %% ../../nbs/evaluate/paper.ipynb #d0c38895
+def contrast_text(test: Test) -> str:
+    "WER %: ddm-4l-rvq − ar-4l-rvq on test-clean"
+    columns = list(dict.fromkeys(term.column for term in test.terms))
+    text = ""
+    for term in test.terms:
+        sign = "" if not text and term.weight > 0 else "− " if term.weight < 0 else "+ "
+        size = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} · "
+        what = term.cell if len(columns) == 1 else f"{COLUMNS[term.column].title} of {term.cell}"
+        text += f"{sign}{size}{what} "
+    title = f"{COLUMNS[columns[0]].title}: " if len(columns) == 1 else ""
+    return f"{title}{text}on {test.split}"
 
 # %% ../../nbs/evaluate/paper.ipynb #857f299f
 def evaluate_test(
@@ -505,8 +520,15 @@ def findings_text(
             continue
         word, evidence = judge_finding(measured, finding)
         parts.append(f"### {finding.claim}: {word}\n\n{finding.source}. Rule: {finding.rule}.\n\n")
-        parts.append("".join(f"- {found.text}\n" for found in evidence) + "\n")
+        lines = [found.text for found in evidence] + [steadiness(measured, run) for run in finding.runs]
+        parts.append("".join(f"- {line}\n" for line in lines) + "\n")
     return "".join(parts)
+
+# %% ../../nbs/evaluate/paper.ipynb #b8c20da2
+def steadiness(measured: Measured, run: str) -> str:
+    "How much the norm of the gradient varied in the second half of a training, for each seed"
+    spreads = [row["gradient_spread"] for row in read_runs(measured.results) if row["run"] == run]
+    return f"spread of the gradient's norm in {run}: {', '.join(spreads) or NOT_RUN} (one for each seed)"
 
 # %% ../../nbs/evaluate/paper.ipynb #a60c5611
 def costs_text(measured: Measured) -> str:

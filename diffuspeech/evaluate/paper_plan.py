@@ -150,6 +150,7 @@ class Finding:
     source: str  # where the paper has it
     rule: str  # the tests in words
     tests: tuple[Test, ...]
+    runs: tuple[str, ...] = ()  # how steady these trainings were is shown, and decides nothing
 
 # %% ../../nbs/evaluate/paper_plan.ipynb #ad7e6ba8
 FORMAT = "diffuspeech paper plan 1"
@@ -232,6 +233,8 @@ def check_plan(plan: Plan):
         for name in table.cells:
             plan.cell(name)
     for finding in plan.findings:
+        for name in finding.runs:
+            plan.run(name)
         for test in finding.tests:
             for term in test.terms:
                 if test.split not in plan.cell(term.cell).splits:
