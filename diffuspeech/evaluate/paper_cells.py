@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Results', 'append_line', 'machine', 'spread_over_voices', 'measured_clips', 'make_bundled_corpus', 'BuiltinJudge',
            'make_judges', 'speech_span', 'trim_silence', 'deleted_places', 'clip_columns', 'clip_costs',
-           'draw_differences', 'best_result', 'Models', 'make_system', 'measure_split', 'measure_cell', 'choose_trial',
-           'scores', 'evaluate_cell', 'model_names']
+           'draw_differences', 'best_result', 'total_costs', 'Models', 'make_system', 'measure_split', 'measure_cell',
+           'choose_trial', 'scores', 'evaluate_cell', 'model_names']
 
 # %% ../../nbs/evaluate/paper_cells.ipynb #a82d6dfd
 import json
@@ -289,14 +289,19 @@ def best_result(
         found = transcribe(judges.second["wer_base"], replace_silence(result.waves), cache)
         errors.append(wer(clips.texts, [h.text for h in found]).count)
     chosen = torch.stack(errors).argmin(0).tolist()
-    total = lambda name: list(map(sum, zip(*(getattr(result, name) for result in results))))
     return replace(
         results[0],
         waves=[results[k].waves[i] for i, k in enumerate(chosen)],
         seconds=sum(result.seconds or 0.0 for result in results),
-        nfe=total("nfe"),
-        decoder_seconds=total("decoder_seconds"),
+        nfe=total_costs(results, "nfe"),
+        decoder_seconds=total_costs(results, "decoder_seconds"),
     )
+
+# %% ../../nbs/evaluate/paper_cells.ipynb #bebd9201
+def total_costs(results: Sequence[SystemResult], name: str) -> list[Any]:
+    "A cost of each clip, added up over decodings"
+    columns = [getattr(result, name) for result in results]
+    return [sum(costs) for costs in zip(*columns, strict=True)]
 
 # %% ../../nbs/evaluate/paper_cells.ipynb #2b6b097a
 class Models:
