@@ -156,6 +156,7 @@ COMMANDS = {
                     "trained models, new rows, tables and figures",
                     metavar="FOLDER",
                     unset="runs/paper-SCALE",
+                    writes="files",
                     default_path=lambda args: Path("runs", f"paper-{args.scale}"),
                 ),
                 shared("--json"),

@@ -24,9 +24,9 @@ def publish(args: argparse.Namespace) -> int:
         raise UsageError("either --to OWNER/NAME, or --dry-run")
     if args.to and not is_hub_id(args.to):
         raise UsageError(f"--to {args.to}: should be OWNER/NAME, an id on the hub")
-    rows = check_results(read_json(Path(args.results)), args.results) if args.results else ()
+    rows = check_results(read_json(Path(args.table)), args.table) if args.table else ()
     title = args.to or Path(args.folder).resolve().name
-    info = CardInfo(title, args.license, tuple(args.dataset), results=rows)
+    info = CardInfo(title, args.model_license, tuple(args.dataset), results=rows)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shares = make_copy(Path(args.folder), copy, info, args.codec)
@@ -47,14 +47,12 @@ COMMANDS = {
         {
             "Input": [
                 Option("folder", "folder that a training exported", "FOLDER", reads=True),
-                Option(
-                    "--results", "rows of evaluate --json, for the card", "FILE", unset="none", reads=True
-                ),
-                Option("--license", "of the weights, by the hub's name of it", "NAME", default="apache-2.0"),
+                Option("--table", "rows of evaluate --json, for the card", "FILE", unset="none", reads=True),
+                Option("--model-license", "by the hub's name of it", "NAME", default="apache-2.0"),
                 Option("--dataset", "that it was trained on, by the hub's name of it", "NAME", many=True),
             ],
             "Model": [shared("--codec")],
-            "Output": [
+            "Hub": [
                 Option("--to", "repository on the hub", "OWNER/NAME", unset="none: with --dry-run"),
                 Option("--private", "make the repository private", flag=True),
                 Option("--dry-run", "print the files and the card, and upload nothing", flag=True),
@@ -63,7 +61,7 @@ COMMANDS = {
         publish,
         (
             "diffuspeech publish runs/ddm/model --dry-run",
-            "diffuspeech publish runs/ddm/model --to me/ddm --results r.json",
+            "diffuspeech publish runs/ddm/model --to me/ddm --table r.json",
         ),
         "The token is the one of `hf auth login`.",
     )

@@ -49,17 +49,19 @@ def train_run(
     config, folder = train_config(plan, scale, run, seed, runs), run_folder(runs, name, seed)
     identity = digest(run_identity(plan, scale, run, seed))
     done, deadline = folder / "model" / "plan.json", time.monotonic() + 60 * minutes
+    asked = []  # once: the loop leaves a second signal to whoever had it before
     if done.is_file():
         if json.loads(done.read_text()) != identity:
             raise ValueError(f"{folder}: was trained by another plan; move it away")
         return True
 
     def stop_in_time(line: dict):
-        if time.monotonic() > deadline and line["step"] < config.steps:
+        if time.monotonic() > deadline and line["step"] < config.steps and not asked:
+            asked.append(line["step"])
             signal.raise_signal(signal.SIGTERM)  # the loop saves a checkpoint and returns
 
     found = train(config, folder, device, progress_bar, stop_in_time)
-    if "stopped" in found and time.monotonic() <= deadline:
+    if "stopped" in found and not asked:
         raise KeyboardInterrupt  # somebody else asked for it
     if "stopped" in found:
         return False

@@ -103,7 +103,7 @@ def test_publish_to_a_hub_and_load_what_is_there(hub, tmp_path, capsys):
     (tmp_path / "r.json").write_text(json.dumps(ROWS))
     folder = builtin_checkpoint("ddm")
     words = ["publish", str(folder), "--to", "me/model", "--dataset", "mine", "--private"]
-    assert main([*words, "--results", str(tmp_path / "r.json")]) == 0
+    assert main([*words, "--table", str(tmp_path / "r.json")]) == 0
     out, err = capsys.readouterr()
     assert "/commit/abc" in out and "100% of the tokens are equal" in err
     store = hub.store
@@ -153,7 +153,7 @@ def test_bad_input_in_one_line(tmp_path, capsys, monkeypatch):
     assert "should be OWNER/NAME" in error(folder, "--to", "name")
     assert "no model is there" in error(tmp_path, "--dry-run")
     (tmp_path / "r.json").write_text("[1]")
-    assert "not rows of a table" in error(folder, "--dry-run", "--results", tmp_path / "r.json")
+    assert "not rows of a table" in error(folder, "--dry-run", "--table", tmp_path / "r.json")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "could not be uploaded" in error(folder, "--to", "me/model")
     shutil.copytree(folder, tmp_path / "model")
