@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'condition_mask', 'AcousticHeadConfig', 'AcousticHead', 'acoustic_denoiser', 'acoustic_loss',
-           'acoustic_targets', 'generate_acoustic', 'DualConfig', 'DualModel']
+           'acoustic_targets', 'generate_acoustic', 'DualConfig', 'DualModel', 'acoustic_reply']
 
 # %% ../../nbs/talk/dual.ipynb #2a36ed97
 from collections.abc import Callable
@@ -25,9 +25,10 @@ from ..diffusion.denoiser import Capabilities
 from ..diffusion.loss import diffusion_loss
 from ..diffusion.sample import sample
 from ..diffusion.trajectory import Generation
+from .attention import Attention, allowed_pairs
 from .backbone import Backbone, BackboneConfig, LanguageModel
 from .interleaved import draw
-from .sequences import SequenceBatch
+from .sequences import SequenceBatch, Span, collate
 
 # %% ../../nbs/talk/dual.ipynb #06751c33
 def condition_mask(
@@ -248,3 +249,26 @@ class DualModel(PretrainedModel):
             raise ValueError(
                 f"head.condition_dim={config.head.condition_dim}: the backbone's states have {width}"
             )
+
+# %% ../../nbs/talk/dual.ipynb #69565745
+@torch.no_grad()
+def acoustic_reply(
+    model: DualModel,
+    spans: list[Span],  # prompt and reply, as `Reply.spans`
+    attention: Attention,
+    ratio: float = 1.0,  # acoustic tokens for each understanding token
+    speaker: Tensor | None = None,  # (speaker_dim,)
+    **options: Any,  # of `generate_acoustic`
+) -> tuple[list[int], int]:  # acoustic tokens, calls
+    "The sound of a written reply"
+    vocabulary = model.backbone.vocabulary
+    batch = collate([spans], ["0"], vocabulary).to(model.backbone.added.device)
+    spoken = batch.target & batch.audio & vocabulary.is_audio(batch.input_ids)
+    length = round(ratio * int(spoken.sum()))
+    if length < 1:
+        return [], 0
+    states = model.backbone(batch.input_ids, allowed_pairs(batch, attention), batch.positions)
+    one = None if speaker is None else speaker[None]
+    return generate_acoustic(
+        model.head, model.head.prefix(states, condition_mask(batch), one), length, **options
+    )

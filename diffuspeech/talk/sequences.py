@@ -213,10 +213,11 @@ def show(
         words = span.name
         if tokenizer is not None and not span.audio:
             known = [i for i in span.ids if i < len(tokenizer)]
-            words = tokenizer.decode(known).strip().replace("\n", " ") or span.name
+            text = tokenizer.decode(known, skip_special_tokens=True).strip().replace("\n", " ")
+            words = span.name if span.name == "instruction" else text or span.name
         fits = int(n / 2.2)  # letters
         if fits > 3:
-            ax.text(start + n / 2, 0, words[:fits], ha="center", va="center", fontsize=7)
+            ax.text(start + n / 2, 0, words[:fits], ha="center", va="center", fontsize=7, color="black")
         start += n
     ax.set(xlim=(0, start), yticks=[], xlabel="position", title=title)
     ax.grid(False)
