@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DECODER_MODELS', 'SAMPLING', 'length_option', 'resolve_device', 'load_reconstructor', 'decode_options',
-           'require_speech', 'check_trajectory', 'save_trajectory']
+           'named_warnings', 'require_speech', 'check_trajectory', 'save_trajectory']
 
 # %% ../../nbs/cli/decoders.ipynb #7048066e
 import argparse
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,21 @@ def decode_options(
     if given := [f"--{name}" for name in names if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)}: only for diffusion decoders; {args.model} is autoregressive")
     return options
+
+# %% ../../nbs/cli/decoders.ipynb #4cf05456
+@contextmanager
+def named_warnings(
+    name: str,  # of the one utterance that is decoded
+) -> Iterator[None]:
+    "Warnings of what is decoded begin with its name"
+    found = []
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            yield
+    finally:
+        for w in found:
+            message = str(w.message).removeprefix("text 0: ")
+            warnings.showwarning(f"{name}: {message}", w.category, w.filename, w.lineno)
 
 # %% ../../nbs/cli/decoders.ipynb #2d7d3e18
 def require_speech(result):  # a SpeechResult

@@ -19,6 +19,7 @@ from diffuspeech.cli.decoders import (
     check_trajectory,
     decode_options,
     load_reconstructor,
+    named_warnings,
     require_speech,
     save_trajectory,
 )
@@ -93,7 +94,8 @@ def reconstruct(args: argparse.Namespace) -> int:
             if not (text := args.text or u.text):
                 text = transcribe([wave])[0]
                 print(f"{u.id}: transcript: {text}", file=sys.stderr)
-            result = require_speech(model.reconstruct(wave, text, **options))
+            with named_warnings(u.id):
+                result = require_speech(model.reconstruct(wave, text, **options))
         except (ValueError, OSError) as e:
             job.errors.append(f"{u.id}: {e}")
             continue

@@ -17,6 +17,7 @@ from diffuspeech.cli.decoders import (
     decode_options,
     length_option,
     load_reconstructor,
+    named_warnings,
     require_speech,
     save_trajectory,
 )
@@ -42,9 +43,11 @@ def synthesize(args: argparse.Namespace) -> int:
     voice = dict(audio_filepath=str(Path(args.reference).resolve())) if args.reference else None
     waves, calls, spent = [], 0, 0.0
     for k, part in enumerate(tqdm(parts, unit="part", disable=None if len(parts) > 1 else True)):
-        result = require_speech(
-            model.synthesize(part, reference, length=args.length, seed=(args.seed + k) % 2**63, **options)
-        )
+        seed = (args.seed + k) % 2**63
+        with named_warnings(f"part {k + 1}" if len(parts) > 1 else "text"):
+            result = require_speech(
+                model.synthesize(part, reference, length=args.length, seed=seed, **options)
+            )
         waves.append(result.waves[0])
         calls, spent = calls + result.generation.nfe, spent + result.seconds["decoder"]
         if trajectory := trajectories[k]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENGTH_MODES', 'MAX_SCALE', 'AR_TEMPERATURE', 'SpeechResult', 'Reconstructor', 'load_duration', 'encoder_was_trained',
-           'pad_rows', 'check_versions', 'warn_without_end']
+           'pad_rows', 'check_versions', 'warn_without_end', 'warn_of_lost_words']
 
 # %% ../../nbs/models/reconstructor.ipynb #c461fbc9
 import time
@@ -23,13 +23,14 @@ from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_c
 from ..diffusion.sample import sample
 from ..diffusion.step import Rule
 from ..diffusion.trajectory import Generation
+from .coverage import lost_words
 from .decoder import Condition, SpeechDecoder
 from .duration import DurationPredictor
 from .autoregressive import generate
 from .spans import Spans, mask_spans, span_tokens
 from ..data.audio import SAMPLE_RATE
 from ..voice.codec import decode_canvas
-from ..data.text import describe_unspoken
+from ..data.text import describe_unspoken, spoken_words
 from ..voice.jobs import load_codec
 from ..asr.recognizer import Recognizer, load_asr, text_table
 from ..tokenizers.taste import Taste
@@ -61,6 +62,8 @@ class SpeechResult:
     # rerun(row, **options) -> SpeechResult of this utterance, with other options of `reconstruct`;
     # with wave= and text= of another one
     rerun: "Callable[..., SpeechResult] | None" = None
+    # for each text, its words that are not in the speech; None: not checked, or nothing here can find out
+    lost_words: list[list[str]] | None = None
 
 # %% ../../nbs/models/reconstructor.ipynb #08466926
 class Reconstructor:
@@ -388,6 +391,7 @@ class Reconstructor:
         waves: "Tensor | list[Tensor]",  # (samples,) at 16 kHz, or several
         texts: "str | list[str] | None" = None,  # transcribed by its own recogniser when not given
         length: str | None = None,  # one of LENGTH_MODES; given, or eos for an autoregressive decoder
+        check_words: bool = True,  # warn of words that are not in the speech
         **kwargs,  # of `synthesize_condition` and `decode`: rule, steps, seed, cfg_scale, ...
     ) -> SpeechResult:
         "Recordings, encoded as text and codes, and synthesized again in their own voices"
@@ -398,7 +402,7 @@ class Reconstructor:
         texts = [texts] if isinstance(texts, str) else list(texts)
         condition, codes = self.encode(waves, texts)
         given = torch.tensor([-(-len(w) // self.hop_length) for w in waves])
-        return self.synthesize_condition(
+        result = self.synthesize_condition(
             condition,
             texts,
             waves,
@@ -408,12 +412,17 @@ class Reconstructor:
             encode_seconds=time.perf_counter() - start_time,
             **kwargs,
         )
+        if check_words:
+            result.lost_words = self.find_lost_words(result)
+            warn_of_lost_words(result)
+        return result
 
     def synthesize(
         self,
         texts: "str | list[str]",
         voice: Tensor | None = None,  # a recording of the speaker
         length: str | None = None,  # one of LENGTH_MODES; predicted, or eos for an autoregressive decoder
+        check_words: bool = True,  # warn of words that are not in the speech
         **kwargs,  # of `synthesize_condition` and `decode`
     ) -> SpeechResult:
         "Speech from texts alone"
@@ -421,13 +430,26 @@ class Reconstructor:
         if kwargs.get("cfg_scale"):
             raise ValueError("cfg_scale: guides by the vectors of a recording, and a text alone has none")
         text, lengths = self.encode_text(texts)
-        return self.synthesize_condition(
+        result = self.synthesize_condition(
             Condition(text, lengths),
             texts,
             None if voice is None else [voice] * len(texts),
             length or ("eos" if self.decoder.config.causal else "predicted"),
             **kwargs,
         )
+        if check_words:
+            result.lost_words = self.find_lost_words(result)
+            warn_of_lost_words(result)
+        return result
+
+    def find_lost_words(
+        self,
+        result: SpeechResult,
+    ) -> list[list[str]] | None:  # None where nothing here can find out
+        "For each text, its words that are not in the speech"
+        rows = zip(result.tokens, result.lengths.tolist(), result.waves, result.texts)
+        found = [lost_words(self.codec, tokens[:n], wave, text) for tokens, n, wave, text in rows]
+        return None if None in found else found
 
     def infill(
         self,
@@ -551,3 +573,17 @@ def warn_without_end(
             "another seed or temperature may help",
             stacklevel=3,
         )
+
+
+def warn_of_lost_words(
+    result: SpeechResult,
+):
+    "Warn of words of a text that are not in the speech"
+    for i, (text, lost) in enumerate(zip(result.texts, result.lost_words or [])):
+        if lost:
+            total = len(spoken_words(text).split())
+            warnings.warn(
+                f"text {i}: the speech seems to lack {len(lost)} of {total} words: {' '.join(lost)}; "
+                "a longer canvas (another length, a scale above 1) or another seed may help",
+                stacklevel=3,
+            )
