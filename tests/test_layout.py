@@ -158,13 +158,18 @@ def test_export_cells_are_short(name):
         assert not found, f"nbs/{name}: export cells of {found} lines; split them"
 
 
+# Notebooks over 800 kB; names leave this list, none is added
+LARGE = {"voice/codec.ipynb", "voice/vocoder.ipynb"}
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_is_small_and_numberless(name):
-    size = (REPO / "nbs" / name).stat().st_size
-    assert size <= 1 << 20, (
-        f"nbs/{name} is over 1 MB ({size / 1e6:.1f}): store fewer or shorter outputs "
+    size, limit = (REPO / "nbs" / name).stat().st_size, 1_000_000 if name in LARGE else 800_000
+    assert size <= limit, (
+        f"nbs/{name} is over {limit // 1000} kB ({size // 1000}): store fewer or shorter outputs "
         "(a picture instead of a player, a part instead of all)"
     )
+    assert name not in LARGE or size > 800_000, f"nbs/{name} is small: take it out of LARGE"
     assert not re.search(r"(^|/)\d", name) and "copy" not in name.lower(), (
         f"nbs/{name}: no leading numbers and no copies in names; the order is in nbs/sidebar.yml"
     )

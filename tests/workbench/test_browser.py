@@ -8,7 +8,7 @@ import urllib.error
 
 import psutil
 import pytest
-from browser import REPO
+from browser import REPO, wait
 from jupyter_client import BlockingKernelClient
 
 from diffuspeech.train.journal import history
@@ -249,6 +249,29 @@ def test_a_listening_test_by_keyboard(lab):
     page.tab.wait_for_selector('.ds-listen-test[data-trial="1"]', timeout=30_000)
     assert len(json.loads(answers.read_text())["answers"]) == 1
     page.screenshot("listening-test")
+
+
+@pytest.mark.parametrize("name", ["length", "quantizers"])
+def test_stored_sounds_play(lab, tmp_path, name):
+    "As on the docs' page: each sound of the notebook plays, without a kernel and without an error"
+    cells = json.loads((REPO / "nbs" / "explore" / f"{name}.ipynb").read_text())["cells"]
+    found = [out.get("data", {}).get("text/html", "") for cell in cells for out in cell.get("outputs", [])]
+    page = next("".join(html) for html in found if "<iframe" in "".join(html))
+    (tmp_path / "page.html").write_text(f"<!doctype html>{page}")
+    tab, errors = lab.browser.new_page(), []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((tmp_path / "page.html").as_uri())
+    rows = tab.frame_locator("iframe").locator(".row")
+    rows.first.locator("canvas").first.wait_for(timeout=30_000)
+    assert rows.count() > 3
+    for i in range(rows.count()):
+        button, clock = rows.nth(i).locator("button"), rows.nth(i).locator(".head span")
+        button.click()
+        assert wait(lambda: not clock.inner_text().startswith("0.00"), 20), (
+            f"sound {i} of {name} stands still"
+        )
+        button.click()
+    assert not errors, errors
 
 
 def test_harness(lab):
