@@ -449,7 +449,8 @@ class Reconstructor:
         "For each text, its words that are not in the speech"
         rows = zip(result.tokens, result.lengths.tolist(), result.waves, result.texts)
         found = [lost_words(self.codec, tokens[:n], wave, text) for tokens, n, wave, text in rows]
-        return None if None in found else found
+        known = [lost for lost in found if lost is not None]
+        return known if len(known) == len(found) else None
 
     def infill(
         self,
