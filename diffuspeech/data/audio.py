@@ -41,7 +41,8 @@ from ..base.files import atomic_write
 def import_torchaudio():
     "torchaudio, without its compiled extension where the CUDA libraries that it needs are absent"
     try:
-        import torchaudio
+        with torch.device("cpu"):  # its modules keep tensors, and a model may be in the making on meta
+            import torchaudio
     except OSError:
         for name in [m for m in sys.modules if m.split(".")[0] == "torchaudio"]:
             del sys.modules[name]
@@ -58,7 +59,8 @@ def import_torchaudio():
         extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
         extension.fail_if_no_align = fail_if_no_align
         sys.modules["torchaudio._extension"] = extension
-        import torchaudio
+        with torch.device("cpu"):
+            import torchaudio
     return torchaudio
 
 # %% ../../nbs/data/audio.ipynb #472e26bb

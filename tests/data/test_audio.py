@@ -291,6 +291,20 @@ def test_long_files_in_bounded_memory(tmp_path, wave, kind, minutes):
 
 
 @pytest.mark.needs("chromium")
+def test_torchaudio_imported_while_a_model_is_built():
+    "Its constants are not on the meta device, where models are built first"
+    program = """
+import torch
+from diffuspeech.data.audio import import_torchaudio
+with torch.device("meta"):
+    import_torchaudio()
+    assert torch.empty(1).is_meta
+from torchaudio.compliance import kaldi
+assert kaldi.EPSILON.device.type == "cpu"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_player_page(tmp_path, wave):
     body = (
         audio.view_wave(wave, 'a <b>"clip"</b> </script>')._repr_html_()
