@@ -61,7 +61,7 @@ PACKAGES = {
         ),
         debian="asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg",
     ),
-    "whisper": Package(pretrained("whisper-tiny.en")),
+    "whisper": Package(pretrained("whisper-tiny.en"), pretrained("whisper-base")),
     "shakespeare": Package(pretrained("shakespeare")),
     "smollm2": Package(pretrained("smollm2")),
     "kokoro": Package(  # its phonemes are espeak-ng's

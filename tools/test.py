@@ -109,7 +109,7 @@ def main():
     LOG.parent.mkdir(exist_ok=True)
     LOG.unlink(missing_ok=True)
     run(sys.executable, "tools/packages.py")
-    for name in ("whisper-tiny.en", "shakespeare"):
+    for name in ("whisper-tiny.en", "whisper-base", "shakespeare"):
         fetched = run(BIN / "diffuspeech", "fetch", name)
         if fetched not in (0, 3):  # 3: no network; what needs these files is skipped
             sys.exit(fetched)
