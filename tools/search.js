@@ -50,6 +50,12 @@ window.Fuse = class {
       const together = words.length > 1 && entry.all.includes(phrase) ? 12 : 0
       found.push({ item: entry.item, score: together + scores.reduce((a, b) => a + b) })
     }
-    return found.sort((a, b) => b.score - a.score).slice(0, limit)
+    const ofPage = {}
+    for (const one of found.sort((a, b) => b.score - a.score)) {
+      // two sections of a page, then those of the next; the rest after all of them
+      ofPage[one.item.title] = (ofPage[one.item.title] || 0) + 1
+      one.later = ofPage[one.item.title] > 2
+    }
+    return [...found.filter(one => !one.later), ...found.filter(one => one.later)].slice(0, limit)
   }
 }
