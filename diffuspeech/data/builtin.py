@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'ROUGH', 'KINDS', 'MIXES', 'PLANS', 'ORDER', 'SPEEDS', 'TOLERANCE', 'JOURNAL', 'PACK', 'Split', 'Clip',
            'Pool', 'plan_corpus', 'count_errors', 'make', 'fingerprint', 'path_of', 'read_journal', 'pieces',
-           'utterance', 'whats_missing', 'refuse_other_corpus', 'build', 'sample_pack']
+           'utterance', 'missing_models', 'whats_missing', 'refuse_other_corpus', 'build', 'sample_pack']
 
 # %% ../../nbs/data/builtin.ipynb #81b4c062
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -426,6 +426,21 @@ def utterance(clip: Clip, line: dict, folder: Path) -> Utterance:
     )
 
 # %% ../../nbs/data/builtin.ipynb #41299b17
+def missing_models(
+    voices: Iterable[str],
+    checked: bool,  # by Whisper base
+    engines: Iterable[str] = (),  # more of them
+) -> list[str]:
+    "What makes these voices, or checks them, and is not here, each with the command that gets it"
+    found = missing(sorted({*engines, *(VOICES[voice].engine for voice in voices)}))
+    if checked:
+        try:
+            local_folder("whisper-base")
+        except MissingDependency as e:
+            found.append(str(e))
+    return found
+
+
 def whats_missing(size: str) -> list[str]:
     "Missing texts, programs and models of the corpus, each with the command that gets it"
     found, kinds = (
@@ -437,16 +452,9 @@ def whats_missing(size: str) -> list[str]:
             getattr(texts, kind)()
         except MissingDependency as e:
             found.append(str(e))
-    engines = {VOICES[voice].engine for split in PLANS[size] for voice in split.clips} | (
-        {"asterisk"} if size != "tiny" else set()
-    )
-    found += missing(sorted(engines))
-    if any(split.checked for split in PLANS[size]):
-        try:
-            local_folder("whisper-base")
-        except MissingDependency as e:
-            found.append(str(e))
-    return found
+    voices = {voice for split in PLANS[size] for voice in split.clips}
+    more = () if size == "tiny" else ("asterisk",)
+    return found + missing_models(voices, any(split.checked for split in PLANS[size]), more)
 
 # %% ../../nbs/data/builtin.ipynb #5c1e7a0a
 def _plan_jobs(

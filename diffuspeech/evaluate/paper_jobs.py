@@ -8,6 +8,7 @@ __all__ = ['RUN_COLUMNS', 'train_run', 'begin_runs', 'record_run', 'read_runs', 
 
 # %% ../../nbs/evaluate/paper_jobs.ipynb #68aa6fae
 import csv
+import io
 import json
 import multiprocessing.connection
 import signal
@@ -98,8 +99,9 @@ def record_run(config: Any, folder: Path, results: Results, row: dict):
     card += "".join(f"| {name} | {row[name]} |\n" for name in RUN_COLUMNS)
     atomic_write(own / "card.md", lambda path: path.write_text(card, encoding="utf-8"))
     file = begin_runs(results)
-    quoted = ['"' + str(row[name]).replace('"', "'") + '"' for name in RUN_COLUMNS]
-    append_line(file, ",".join(quoted))
+    line = io.StringIO()
+    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow([row[name] for name in RUN_COLUMNS])
+    append_line(file, line.getvalue())
 
 # %% ../../nbs/evaluate/paper_jobs.ipynb #fef772b0
 def read_runs(results: Results) -> list[dict]:

@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..base.pretrained import expand_home
-from ..base.schema import Count, NonNegative, Positive, PositiveInt, from_dict, read_json
-from ..base.schema import unknown_name
+from diffuspeech.base.schema import (
+    Count,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    from_dict,
+    read_json,
+    unknown_name,
+)
 from ..models.reconstructor import LENGTH_MODES
 from ..train.config import TrainConfig, load_preset
 from ..train.plan import plan as estimate

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from . import figures
 from .animation import save_gif, save_mp4
 from .branch import branch
 from .rerun import rerun_canvas, speech_view
-from .view import RunView, encode_mp3, run_data, word_rows
+from .view import ASSETS, RunView, encode_mp3, read_script, run_data, word_rows
 
 # %% ../../nbs/workbench/player.ipynb #f349dae0
 Run = Trajectory | Generation | SpeechResult | str | Path
@@ -217,14 +216,13 @@ def page_html(
         shown = word_rows(view) | dict(sound_steps=steps, live=False, rerun=False)  # no kernel is there
         data["runs"].append(player.data["runs"][i] | shown)
         sounds |= found
-    assets = files("diffuspeech") / "assets" / "workbench"
-    script = (assets / "player.js").read_text(encoding="utf-8").replace("export default { render }", "")
+    script = read_script("player.js").replace("export default { render }", "")
     fallback = ""
     if brief and player.views:
         fallback = f'<img alt="{html.escape(repr(player))}" src="{picture_url(player)}">'
     return BODY.format(
         name=f"ds-{uuid.uuid4().hex[:8]}",
-        css=(assets / "player.css").read_text(encoding="utf-8"),
+        css=(ASSETS / "player.css").read_text(encoding="utf-8"),
         fallback=fallback,
         data=json.dumps(data | dict(sounds=sounds), separators=(",", ":")).replace("<", "\\u003c"),
         script=script,

@@ -53,20 +53,24 @@ def config(corpus: Path, system: str, **changes):
     return resolve_preset("diffuspeech.tasks.talk:TalkTask", overrides)
 
 
-@pytest.mark.parametrize("system", ["text-to-talk", "diffuspeech"])
-def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path, system):
-    run = config(corpus, system)
+def train_with_a_stop(run, folder):
+    "In one piece, and in two: the weights are the same"
 
     def stop(line):
         if line["step"] == 3:  # the last checkpoint is that of step 2
             raise InterruptedError
 
-    train(run, tmp_path / "whole", "cpu", progress_bar=False)
+    train(run, folder / "whole", "cpu", progress_bar=False)
     with pytest.raises(InterruptedError):
-        train(run, tmp_path / "parts", "cpu", progress_bar=False, on_step=stop)
-    train(run, tmp_path / "parts", "cpu", progress_bar=False)
-    files = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "parts")]
+        train(run, folder / "parts", "cpu", progress_bar=False, on_step=stop)
+    train(run, folder / "parts", "cpu", progress_bar=False)
+    files = [(folder / name / "model/model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("system", ["text-to-talk", "diffuspeech"])
+def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path, system):
+    train_with_a_stop(config(corpus, system), tmp_path)
     talker = Talker.from_pretrained(tmp_path / "parts/model")
     assert talker.system == SYSTEMS[system] and talker.tokenizer_version.startswith("s3-small-")
     assert talker.reply(QUESTION, writing=WritingOptions(max_tokens=20)).nfe > 0
@@ -78,16 +82,7 @@ def test_a_resumed_run_with_an_acoustic_head(corpus, tmp_path):
     overrides += "steps=4 save_every=2 validate_every=4 batch_seconds=20 precision=fp32".split()
     run = resolve_preset("diffuspeech.tasks.talk_dual:DualTask", overrides)
 
-    def stop(line):
-        if line["step"] == 3:
-            raise InterruptedError
-
-    train(run, tmp_path / "whole", "cpu", progress_bar=False)
-    with pytest.raises(InterruptedError):
-        train(run, tmp_path / "parts", "cpu", progress_bar=False, on_step=stop)
-    train(run, tmp_path / "parts", "cpu", progress_bar=False)
-    files = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert files[0] == files[1]
+    train_with_a_stop(run, tmp_path)
     again = DualModel.from_pretrained(tmp_path / "parts/model", load_language_model("tiny"))
     assert again.config.head.vocab_size == 16 and again.config.head.kind == "diffusion"
 

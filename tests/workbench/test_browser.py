@@ -219,7 +219,7 @@ def test_trajectory(lab):
 
 LISTENING = """
 import torch
-from diffuspeech.workbench.ballot import ListeningTest
+from diffuspeech.workbench.listen_widget import ListeningTest
 from diffuspeech.workbench.listen import Session
 tone = lambda pitch: 0.3 * torch.sin(torch.arange(16_000) * pitch)
 pitches = dict(low=0.05, high=0.1)

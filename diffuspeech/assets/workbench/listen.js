@@ -1,16 +1,5 @@
 // A blind listening test: play what is behind the letters, decide, go on. Keys: a, b, c, ... x, r, space, enter.
 
-function isDark(el) {
-  const body = document.body.dataset
-  if (body.jpThemeLight) return body.jpThemeLight === "false"
-  if (body.vscodeThemeKind) return body.vscodeThemeKind.includes("dark")
-  for (let at = el; at; at = at.parentElement) {
-    const [r, g, b, a = 1] = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number)
-    if (a > 0.5) return 0.3 * r + 0.59 * g + 0.11 * b < 128
-  }
-  return matchMedia("(prefers-color-scheme: dark)").matches
-}
-
 const PAGE = `
   <div class="ds-row ds-head"><span class="ds-title"></span><span class="ds-soft ds-count" role="status"></span></div>
   <div class="ds-row ds-sounds"></div>

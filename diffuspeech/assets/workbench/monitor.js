@@ -31,17 +31,6 @@ const PAGE = `
     <div class="ds-planned ds-soft" aria-live="polite"></div>
   </details>`
 
-function isDark(el) {
-  const body = document.body.dataset
-  if (body.jpThemeLight) return body.jpThemeLight === "false"
-  if (body.vscodeThemeKind) return body.vscodeThemeKind.includes("dark")
-  for (let at = el; at; at = at.parentElement) {
-    const [r, g, b, a = 1] = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number)
-    if (a > 0.5) return 0.3 * r + 0.59 * g + 0.11 * b < 128
-  }
-  return matchMedia("(prefers-color-scheme: dark)").matches
-}
-
 function ticks(low, high, most) {
   // round numbers between two others, not more than so many
   const raw = (high - low) / most,
