@@ -290,7 +290,6 @@ def test_long_files_in_bounded_memory(tmp_path, wave, kind, minutes):
     assert float(megabytes) < 36  # the wave of ten minutes has 38 MB, of three hours 691
 
 
-@pytest.mark.needs("chromium")
 def test_torchaudio_imported_while_a_model_is_built():
     "Its constants are not on the meta device, where models are built first"
     program = """
@@ -305,6 +304,7 @@ assert kaldi.EPSILON.device.type == "cpu"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.needs("chromium")
 def test_player_page(tmp_path, wave):
     body = (
         audio.view_wave(wave, 'a <b>"clip"</b> </script>')._repr_html_()
