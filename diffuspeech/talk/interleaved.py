@@ -231,7 +231,7 @@ def write(
         raise ValueError("text that is learned by diffusion is not written by turns; see talk.joint")
     vocabulary, began, prompt = sequence.backbone.vocabulary, time.perf_counter(), len(sequence)
     end, start = vocabulary.special("end_of_audio"), vocabulary.special("start_of_audio")
-    speaking, held = False, ()
+    held: tuple[int, ...] = ()
     next_speech = next_block if system.speech.kind == "diffusion" else next_speech_token
     last = sequence.spans[-1]  # a prompt may end with the start of audio
     speaking = not last.audio and last.ids[-1:] == (start,)
