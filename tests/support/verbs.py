@@ -97,7 +97,7 @@ def run(words: list[str], folder: Path, home: Path, log: Path, ready: Path):
     cli.stop_on_signals, sys.argv = stop_on_signals, ["diffuspeech", *words]
     status = cli.main()
     sys.stdout.flush()
-    sys.exit(status)
+    os._exit(status)  # a signal after this would be taken for an error by the fork server
 
 
 SPLITS = {"test-clean": "test", "dev": "train", "train": "train"}
