@@ -41,6 +41,7 @@ class Stream(Enum):
     RULE = "step", 1  # a rule's first draw: which positions to commit
     RULE_SECOND = "step", 2  # its second: what to mask again, when the next token falls
     GUMBEL = "step", 3  # noise on the scores of positions
+    PARTICLES = "step", 4  # which of several runs go on
     # the key of an utterance in an epoch of training
     TIME = "utterance", 0
     MASKS = "utterance", 1

@@ -458,7 +458,7 @@ def test_fetch_goes_on_with_the_other_names(monkeypatch, capsys):
 
 def drop_root() -> None:
     "Without the capabilities by which root reads and writes whatever permissions say"
-    if os.getuid() or sys.platform != "linux":
+    if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = struct.pack("II", 0x20080522, 0), bytearray(24)
@@ -472,10 +472,13 @@ def drop_root() -> None:
 
 
 def without_root(check) -> None:
-    "Run a check in a process that has only what permissions grant"
+    "Run a check with only what permissions grant: as root in a process of its own"
+    if os.getuid():
+        return check()
     pid = os.fork()
     if not pid:
         try:
+            torch.set_num_threads(1)  # the threads of OpenMP are not there in a fork
             drop_root()
             check()
             os._exit(0)
