@@ -251,6 +251,37 @@ def test_a_listening_test_by_keyboard(lab):
     page.screenshot("listening-test")
 
 
+def test_abx_and_mushra(lab):
+    "X is told apart by ear alone, and every sound gets a grade; both end up in their files"
+    kinds = [
+        'ListeningTest(Session("abx", sounds, "abx.json"))',
+        'ListeningTest(Session("mushra", sounds, "mushra.json", reference=sounds["high"]))',
+    ]
+    first = LISTENING.replace('ListeningTest(Session("ab", sounds, "answers.json"))', kinds[0])
+    page = lab.open(lab.write("nbs/explore/scratch.ipynb", first, kinds[1])).run_all()
+    folder = lab.server.root / "nbs" / "explore"
+    tests = page.tab.locator(".ds-listen-test")
+    assert wait(lambda: tests.count() == 2, 30)
+    abx, mushra = tests.all()
+    for root, labels in ((abx, "abx"), (mushra, "abcr")):
+        assert wait(lambda root=root: root.get_attribute("data-ready") == "0", 30)
+        root.scroll_into_view_if_needed()
+        root.focus()
+        for label in labels:
+            page.tab.keyboard.press(label)
+        assert root.locator(".ds-next").is_disabled(), "played, and not decided"
+    abx.get_by_text("X is B").click()
+    sliders = mushra.locator("input[type=range]").all()
+    assert len(sliders) == 3, "two systems and the hidden reference"
+    for k, slider in enumerate(sliders):
+        slider.fill(str(10 + 20 * k))
+    page.screenshot("listening-grades")
+    for root, name, value in ((abx, "abx", 1), (mushra, "mushra", [10, 30, 50])):
+        root.locator(".ds-next").click()
+        assert wait(lambda root=root: root.get_attribute("data-trial") == "1", 30)
+        assert [a["value"] for a in json.loads((folder / f"{name}.json").read_text())["answers"]] == [value]
+
+
 @pytest.mark.parametrize("name", ["length", "quantizers"])
 def test_stored_sounds_play(lab, tmp_path, name):
     "As on the docs' page: each sound of the notebook plays, without a kernel and without an error"
