@@ -7,7 +7,13 @@ import jiwer
 import pytest
 import torch
 
-from diffuspeech.asr.whisper import Whisper, WhisperTokenizer, read_ctranslate2, split_at_silence
+from diffuspeech.asr.whisper import (
+    Whisper,
+    WhisperTokenizer,
+    read_ctranslate2,
+    restore_first_merge,
+    split_at_silence,
+)
 from diffuspeech.base.pretrained import MissingDependency, local_folder
 from diffuspeech.data.audio import SAMPLE_RATE, import_torchaudio, load, load_clip
 from diffuspeech.data.manifest import Manifest
@@ -75,6 +81,17 @@ def test_prompts_of_both_kinds(folder):
     except MissingDependency as e:
         pytest.skip(str(e))
     assert english.prompt_ids == [50257, 50362] and english.eos_token_id == 50256
+
+
+def test_words_are_cut_as_in_training(folder):
+    "The file of whisper-base lacks the first merge of all, and every word that begins with t fell in two"
+    tokenizer = WhisperTokenizer(folder / "tokenizer.json")
+    ids = tokenizer.encode("The table that they took to the tone.")
+    found = [tokenizer.tokenizer.id_to_token(i) for i in ids]
+    assert found == ["Ġthe", "Ġtable", "Ġthat", "Ġthey", "Ġtook", "Ġto", "Ġthe", "Ġtone"]
+    assert tokenizer.version.endswith("-50000")
+    whole = dict(model=dict(vocab={"Ġt": 0}, merges=[["Ġ", "t"], ["Ġt", "h"]]))
+    assert restore_first_merge(whole)["model"]["merges"] == [["Ġ", "t"], ["Ġt", "h"]]
 
 
 def test_files_that_are_no_models(folder, tmp_path):
