@@ -16,6 +16,7 @@ from torch import Tensor
 from ..base import random
 from ..base.random import Stream
 from .sample import SamplingRun, steps
+from .step import uniform
 from .trajectory import Generation
 
 # %% ../../nbs/diffusion/particles.ipynb #fd88895e
@@ -67,7 +68,7 @@ class Particles:
     def best(self) -> Tensor:  # (B,) rows of `generation`
         "The particle of each canvas with the highest reward"
         B, K = self.rewards.shape
-        return self.rewards.argmax(1) + K * torch.arange(B)
+        return self.rewards.argmax(1) + K * torch.arange(B, device=self.rewards.device)
 
     @property
     def log_evidence(self) -> Tensor:  # (B,) float64
@@ -103,7 +104,7 @@ def grade(
 # %% ../../nbs/diffusion/particles.ipynb #b5d70bd1
 @torch.no_grad()
 def smc(
-    denoiser: Callable,  # as in `sample`
+    denoiser: Callable,  # as in `sample`, for `count` rows in the place of each canvas
     canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it
     reward: Reward,  # of drafts and of finished tokens
     count: int = 4,  # particles for each canvas
@@ -116,11 +117,12 @@ def smc(
         raise ValueError(
             f"count={count} must be at least 1, threshold={threshold} from 0 to 1, weight={weight} finite"
         )
-    B, seed, lengths = len(canvas), options.pop("seed", 0), options.pop("lengths", None)
+    B, seed = len(canvas), options.pop("seed", 0)
     repeat = lambda x: x.repeat_interleave(count, 0)
     options |= dict(candidates=max(1, options.get("candidates", 0)))
-    if lengths is not None:
-        options |= dict(lengths=repeat(lengths))
+    for name in ("lengths", "editable"):
+        if options.get(name) is not None:
+            options[name] = repeat(options[name])
     run = steps(denoiser, repeat(canvas), **options)
     if run.caches:
         raise ValueError("this denoiser keeps a block-causal cache, whose rows cannot be copied")
@@ -128,12 +130,11 @@ def smc(
     particle = torch.arange(count, device=canvas.device)
     keys = random.row_keys(seed, B, canvas.device)[:, None]
     state.keys = torch.where(particle == 0, keys, random.fold_in(keys, particle)).flatten()
-    state._ahead = {}
     drafts, first = state.x.clone(), count * torch.arange(B, device=canvas.device)
     before = log_weights = torch.zeros(B, count, dtype=torch.float64, device=canvas.device)
     history = []
     while not run.done:
-        u = state.uniform(Stream.PARTICLES)[first, 0]
+        n = torch.tensor([state.steps_taken], device=canvas.device)
         run.step()
         if state.candidates[-1]:
             at, tokens = state.candidates[-1][:2]
@@ -144,6 +145,7 @@ def smc(
         share = log_weights.softmax(1)
         poor = 1 / share.square().sum(1) < threshold * count
         if poor.any() and not run.done:
+            u = uniform(state.keys[first], n, Stream.PARTICLES, 1)[0, :, 0]
             chosen = torch.where(poor[:, None], systematic(log_weights, u), particle)
             index = (first[:, None] + chosen).flatten()
             copy_rows(run, index)
