@@ -156,7 +156,7 @@ def restore_first_merge(
         merges.insert(0, FIRST_MERGE if isinstance(merges[0], str) else FIRST_MERGE.split())
     return stored
 
-
+# %% ../../nbs/asr/whisper.ipynb #f9eea1c9
 class WhisperTokenizer:
     "Text to Whisper's token ids and back"
 
