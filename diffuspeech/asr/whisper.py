@@ -150,10 +150,11 @@ def restore_first_merge(
     stored: dict,  # of a tokenizer.json
 ) -> dict:
     "With GPT-2's first merge, which is lost where its file of merges is taken to begin with a comment"
-    model = stored["model"]
-    merges = model["merges"]
-    if "Ġt" in model["vocab"] and merges and FIRST_MERGE not in merges and FIRST_MERGE.split() not in merges:
-        merges.insert(0, FIRST_MERGE if isinstance(merges[0], str) else FIRST_MERGE.split())
+    merges = stored["model"]["merges"]
+    if "Ġt" in stored["model"]["vocab"] and merges:
+        first = FIRST_MERGE if isinstance(merges[0], str) else FIRST_MERGE.split()
+        if first not in merges:
+            merges.insert(0, first)
     return stored
 
 # %% ../../nbs/asr/whisper.ipynb #f9eea1c9

@@ -80,7 +80,7 @@ def systematic(
     log_weights: Tensor,  # (B, K)
     u: Tensor,  # (B,) uniform numbers
 ) -> Tensor:  # (B, K) particles, each as often as its share of the weight, rounded up or down
-    "Draw particles in proportion to their weights"
+    "Systematic resampling: particles in proportion to their weights"
     K = log_weights.shape[1]
     levels = (u[:, None] + torch.arange(K, device=u.device)) / K
     return torch.searchsorted(log_weights.softmax(1).cumsum(1), levels).clamp_max(K - 1)
@@ -96,29 +96,30 @@ def grade(
     found = torch.as_tensor(reward(drafts, canvases), device=drafts.device).double()
     if found.shape != canvases.shape or not found.isfinite().all():
         raise ValueError(
-            f"the reward gave {tuple(found.shape)} numbers for {len(drafts)} drafts, "
-            f"{int(found.isfinite().sum())} of them finite; it must give a finite one for each"
+            f"reward: should give one finite number for each of {len(drafts)} drafts; it gave "
+            f"shape {tuple(found.shape)}, of which {int(found.isfinite().sum())} are finite"
         )
     return found.view(-1, K)
 
 # %% ../../nbs/diffusion/particles.ipynb #b5d70bd1
 @torch.no_grad()
 def smc(
-    denoiser: Callable,  # as in `sample`, for `count` rows in the place of each canvas
+    denoiser: Callable,  # as in `sample`, for `num_particles` rows in the place of each canvas
     canvas: Tensor,  # (B, L) or (B, L, Q) int64 with mask ids in it
     reward: Reward,  # of drafts and of finished tokens
-    count: int = 4,  # particles for each canvas
+    num_particles: int = 4,  # of each canvas
     weight: float = 1.0,  # of the reward
-    threshold: float = 0.5,  # they are drawn anew when their effective share falls below it; 0: never
+    threshold: float = 0.5,  # they are resampled when the effective share of them falls below it; 0: never
     **options,  # of `sample`; with a temperature, or with a rule that draws, since equal runs are of no use
 ) -> Particles:
     "Sequential Monte Carlo: several runs of each canvas, poor ones replaced by copies of better ones"
-    if count < 1 or not 0 <= threshold <= 1 or not math.isfinite(weight):
+    if num_particles < 1 or not 0 <= threshold <= 1 or not math.isfinite(weight):
         raise ValueError(
-            f"count={count} must be at least 1, threshold={threshold} from 0 to 1, weight={weight} finite"
+            f"num_particles={num_particles}, threshold={threshold}, weight={weight}: "
+            "should be at least 1, from 0 to 1, and finite"
         )
     B, seed = len(canvas), options.pop("seed", 0)
-    repeat = lambda x: x.repeat_interleave(count, 0)
+    repeat = lambda x: x.repeat_interleave(num_particles, 0)
     options |= dict(candidates=max(1, options.get("candidates", 0)))
     for name in ("lengths", "editable"):
         if options.get(name) is not None:
@@ -127,11 +128,11 @@ def smc(
     if run.caches:
         raise ValueError("this denoiser keeps a block-causal cache, whose rows cannot be copied")
     state = run.state
-    particle = torch.arange(count, device=canvas.device)
+    particle = torch.arange(num_particles, device=canvas.device)
     keys = random.row_keys(seed, B, canvas.device)[:, None]
     state.keys = torch.where(particle == 0, keys, random.fold_in(keys, particle)).flatten()
-    drafts, first = state.x.clone(), count * torch.arange(B, device=canvas.device)
-    before = log_weights = torch.zeros(B, count, dtype=torch.float64, device=canvas.device)
+    drafts, first = state.x.clone(), num_particles * torch.arange(B, device=canvas.device)
+    before = log_weights = torch.zeros(B, num_particles, dtype=torch.float64, device=canvas.device)
     history = []
     while not run.done:
         n = torch.tensor([state.steps_taken], device=canvas.device)
@@ -140,17 +141,17 @@ def smc(
             at, tokens = state.candidates[-1][:2]
             drafts.view(-1)[at] = tokens[:, 0]
         draft = torch.where(state.masked, drafts, state.x).view(state.shape)
-        rewards = grade(reward, draft, count)
+        rewards = grade(reward, draft, num_particles)
         log_weights, before = log_weights + weight * (rewards - before), rewards
         share = log_weights.softmax(1)
-        poor = 1 / share.square().sum(1) < threshold * count
+        poor = 1 / share.square().sum(1) < threshold * num_particles
         if poor.any() and not run.done:
             u = uniform(state.keys[first], n, Stream.PARTICLES, 1)[0, :, 0]
             chosen = torch.where(poor[:, None], systematic(log_weights, u), particle)
             index = (first[:, None] + chosen).flatten()
             copy_rows(run, index)
             drafts, before = drafts[index], before.gather(1, chosen)
-            mean = log_weights.logsumexp(1, keepdim=True) - math.log(count)
+            mean = log_weights.logsumexp(1, keepdim=True) - math.log(num_particles)
             log_weights = torch.where(poor[:, None], mean, log_weights)
             history.append((state.steps_taken, chosen))
     return Particles(run.result(), before, log_weights, history)
