@@ -234,7 +234,7 @@ class Page:
         handle.focus()
         for _ in range(abs(by)):
             handle.press("ArrowRight" if by > 0 else "ArrowLeft")
-        assert handle.get_attribute("aria-valuenow") != start, (
+        assert wait(lambda: handle.get_attribute("aria-valuenow") != start, 5), (
             f"{self.path}: slider {which} cannot move by {by} from {start}: it is at its end"
         )
         return self.widget(".widget-readout", which).inner_text()

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from browser import REPO, wait
 from jupyter_client import BlockingKernelClient
+from playwright.sync_api import expect
 
 from diffuspeech.train.journal import history
 
@@ -63,13 +64,14 @@ def test_step_by_hand(lab):
     page.tab.keyboard.press("e")  # opens the panel at the first place
     root.locator(".ds-token").fill("4")
     root.locator(".ds-token").press("Tab")
-    assert "0 → 4" in root.locator(".ds-changes").inner_text()
+    expect(root.locator(".ds-changes")).to_contain_text("0 → 4")
     root.locator(".ds-listen").first.click()
     page.tab.wait_for_selector(".ds-player[data-piece]", timeout=30_000)
     assert 0.2 < float(root.get_attribute("data-piece")) <= 1.1
     root.locator(".ds-go").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=30_000)
-    assert root.get_attribute("data-step") == "3" and root.locator(".ds-active").input_value() == "1"
+    expect(root).to_have_attribute("data-step", "3")
+    expect(root.locator(".ds-active")).to_have_value("1")
     made = page.tab.evaluate("(v => [v.runs[1].tokens.slice(-40)[0], v.runs[1].by_hand])(" + VIEW + ")")
     assert made == [4, [[3, 0, 4]]], "it stays to the end"
     page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=30_000)
@@ -81,7 +83,7 @@ def test_step_by_hand(lab):
     root.locator(".ds-rule").select_option("wino")  # needs what this denoiser has not
     root.locator(".ds-go").click()
     page.tab.wait_for_selector(".ds-changes.ds-wrong", timeout=30_000)
-    assert "positions" in root.locator(".ds-changes").inner_text()
+    expect(root.locator(".ds-changes")).to_contain_text("positions")
     root.locator(".ds-undo").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
 
@@ -100,7 +102,7 @@ def test_infill_by_dragging(lab):
     page = lab.open(lab.write("nbs/explore/scratch.ipynb", BY_HAND)).run_all()
     root = page.tab.locator(".ds-player").first
     page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=60_000)
-    canvas = root.locator(".ds-over")
+    canvas, changes = root.locator(".ds-over"), root.locator(".ds-changes")
     canvas.scroll_into_view_if_needed()
     frame = canvas.bounding_box()
     named = "v.run.words = [['one', 0.4, 0.8], ['two', 0.8, 1.2]]; v.resize()"
@@ -109,17 +111,18 @@ def test_infill_by_dragging(lab):
     map_, words, left, right = page.tab.evaluate("(v => " + places + ")(" + VIEW + ")")
     box, row = (frame["x"] + left, right - left), map_["height"] / 9
     drag(page, box, 0.5 / 1.6, 1.0 / 1.6, frame["y"] + words["y"] + 9)
-    assert "10 to 29 masked" in root.locator(".ds-changes").inner_text(), "both words, whole"
+    expect(changes, "both words, whole").to_contain_text("10 to 29 masked")
     page.tab.keyboard.press("u")
-    assert "Nothing is changed" in root.locator(".ds-changes").inner_text()
+    expect(changes).to_contain_text("Nothing is changed")
     y = frame["y"] + map_["y"] + 8.5 * row  # the last of nine rows
     drag(page, box, 10.5 / 40, 15.5 / 40, y)
-    assert "10 to 15 masked" in root.locator(".ds-changes").inner_text()
+    expect(changes).to_contain_text("10 to 15 masked")
     drag(page, box, 30.5 / 40, 25.5 / 40, y)
-    assert "10 to 15 masked, 25 to 30 masked" in root.locator(".ds-changes").inner_text()
+    expect(changes).to_contain_text("10 to 15 masked, 25 to 30 masked")
     drag(page, box, 2.5 / 40, 4.5 / 40, y)
+    expect(changes).to_contain_text("2 to 4 masked")
     page.tab.keyboard.press("u")  # the last edit, with all its tokens
-    assert "2 to 4" not in root.locator(".ds-changes").inner_text()
+    expect(changes).not_to_contain_text("2 to 4")
     page.screenshot("infill-drag")
     root.locator(".ds-rule").select_option("random")
     root.locator(".ds-heat").fill("1")
@@ -131,7 +134,7 @@ def test_infill_by_dragging(lab):
     assert 12 not in ends[1]
     root.locator(".ds-undo").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=30_000)
-    assert "10 to 15 masked, 25 to 30 masked" in root.locator(".ds-changes").inner_text()
+    expect(changes).to_contain_text("10 to 15 masked, 25 to 30 masked")
 
 
 MONITOR = """
@@ -150,7 +153,7 @@ def test_a_run_is_started_watched_stopped_and_resumed(lab):
     root, tab = page.tab.locator(".ds-monitor").first, page.tab
     tab.wait_for_selector(".ds-monitor[data-status=none]")
     root.locator(".ds-preset").fill("line_task:LineTask")
-    assert root.locator(".ds-folder").input_value() == "runs/LineTask"
+    expect(root.locator(".ds-folder")).to_have_value("runs/LineTask")
     options = "steps=400 lr=0.02 warmup_steps=5 validate_every=50 save_every=50 precision=fp32 ema_decay=0.5"
     root.locator(".ds-changes").fill(options)
     root.locator(".ds-device").select_option("cpu")
@@ -191,7 +194,7 @@ def test_trajectory(lab):
     player.locator(".ds-slider").focus()
     for _ in range(4):
         page.tab.keyboard.press("ArrowLeft")
-    assert player.get_attribute("data-step") == "6"
+    expect(player).to_have_attribute("data-step", "6")
     page.tab.wait_for_selector('.ds-player[data-step="6"][data-sound=ready]', timeout=60_000)
     page.tab.keyboard.press(" ")
     page.tab.wait_for_function("Number(document.querySelector('.ds-player').dataset.time) > 0.2")
@@ -206,15 +209,16 @@ def test_trajectory(lab):
     assert page.tab.evaluate(VIEW + ".runs[1].settings.rule") == "margin"
     assert page.tab.evaluate(VIEW + ".runs[1].steps") == 2
     text = page.tab.evaluate(VIEW + ".runs[1].text")
-    assert text and text in player.locator(".ds-about").inner_text()
+    assert text
+    expect(player.locator(".ds-about")).to_contain_text(text)
     page.screenshot("trajectory-rerun")
     player.locator(".ds-set-scale").fill("99")
     player.locator(".ds-start").click()
     page.tab.wait_for_selector(".ds-news.ds-wrong", timeout=60_000)
-    assert "scale" in player.locator(".ds-news").inner_text()
+    expect(player.locator(".ds-news")).to_contain_text("scale")
     player.locator(".ds-remove").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=60_000)
-    assert not player.locator(".ds-remove").is_visible(), "the run that was given stays"
+    expect(player.locator(".ds-remove"), "the run that was given stays").to_be_hidden()
 
 
 LISTENING = """
@@ -237,13 +241,14 @@ def test_a_listening_test_by_keyboard(lab):
         root.focus()
         page.tab.keyboard.press("a")
         page.tab.keyboard.press("2")
-        assert root.locator(".ds-next").is_disabled() and "B" in root.locator(".ds-hint").inner_text()
+        expect(root.locator(".ds-hint")).to_have_text("still to be played: B")
+        expect(root.locator(".ds-next")).to_be_disabled()
         page.tab.keyboard.press("b")
-        assert root.locator(".ds-next").is_enabled()
+        expect(root.locator(".ds-next")).to_be_enabled()
         page.tab.keyboard.press("Enter")
         page.tab.wait_for_selector(f'.ds-listen-test[data-trial="{trial + 1}"]', timeout=30_000)
     assert [a["value"] for a in json.loads(answers.read_text())["answers"]] == [1, 1]
-    assert "all trials are answered" in root.inner_text()
+    expect(root).to_contain_text("all trials are answered")
     assert not {"low", "high"} & set(root.inner_text().lower().split()), "the systems are not named"
     root.locator(".ds-back").click()
     page.tab.wait_for_selector('.ds-listen-test[data-trial="1"]', timeout=30_000)
@@ -269,7 +274,8 @@ def test_abx_and_mushra(lab):
         root.focus()
         for label in labels:
             page.tab.keyboard.press(label)
-        assert root.locator(".ds-next").is_disabled(), "played, and not decided"
+        expect(root.locator(".ds-hint")).to_have_text("")
+        expect(root.locator(".ds-next"), "played, and not decided").to_be_disabled()
     abx.get_by_text("X is B").click()
     sliders = mushra.locator("input[type=range]").all()
     assert len(sliders) == 3, "two systems and the hidden reference"

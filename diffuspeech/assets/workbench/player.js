@@ -444,6 +444,7 @@ class View {
       history: {}, // of each run and step: the changes as they were before each edit
       drag: null, // a span under the pointer: where it began, where it is
       past: [], // of each branch, the changes that it was made of
+      offered: [], // run, step, place and token of the choices that are shown
     })
     this.mode = data.modes[0] || ""
     this.choose()
@@ -905,9 +906,9 @@ class View {
     this.$("go").disabled = !run.live
     const edited = changes.size || this.before().length || this.run.by_hand.length
     this.$("undo").disabled = !edited && this.runs.length <= this.given
-    const rows = p === null || p >= run.places ? [] : this.choices(run, n, p)
-    this.$("choices").replaceChildren(...rows)
-    this.$("chosen").textContent = rows.length
+    const known = p !== null && p < run.places
+    this.offer(...(known ? [run, n, p, changes.get(p) ?? run.tokens[n * run.places + p]] : []))
+    this.$("chosen").textContent = known
       ? this.where(run, p)
       : "Click a token in the map (shift and arrows) to change it; drag over tokens or words to mask them."
     this.$("changes").textContent =
@@ -915,11 +916,16 @@ class View {
         ? "Nothing is changed at this step. What stands is kept, what is masked is filled in."
         : `Changed at this step: ${this.describeChanges(run, changes)}`
   }
-  choices(run, n, p) {
+  offer(...now) {
+    // made anew only for something else: a number that is being typed there would be lost, and the focus
+    if (now.length === this.offered.length && now.every((x, i) => x === this.offered[i])) return
+    this.offered = now
+    this.$("choices").replaceChildren(...(now.length ? this.choices(...now) : []))
+  }
+  choices(run, n, p, now) {
     const i = n * run.places + p,
       masked = isMasked(run.state[i]),
-      call = masked ? n : run.committed[i] - 1,
-      now = this.changes().get(p) ?? run.tokens[i]
+      call = masked ? n : run.committed[i] - 1
     const choice = (token, text) => {
       const box = document.createElement("span"),
         take = document.createElement("button")
