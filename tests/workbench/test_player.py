@@ -243,6 +243,10 @@ def test_a_typed_token_is_not_lost(open_page):
     tab.evaluate(f"{VIEW}.busy('')")
     press(tab, "0", "Tab")
     expect(tab.locator(".ds-changes")).to_contain_text("0 → 10")
+    tab.locator(".ds-take").last.click()
+    expect(tab.locator(".ds-take[aria-pressed=true]")).to_be_focused()
+    press(tab, "u")
+    expect(tab.locator(".ds-changes")).to_contain_text("0 → 10")
 
 
 @pytest.mark.needs("chromium")

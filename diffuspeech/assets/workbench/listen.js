@@ -108,11 +108,15 @@ class Test {
   }
   enable() {
     const left = this.data.labels.filter(label => !this.played.has(label))
-    this.$("next").disabled = Boolean(!this.data.labels.length || left.length || !this.answer)
+    this.$("next").disabled = Boolean(this.answered === this.data.trial || !this.data.labels.length || left.length || !this.answer)
     this.$("hint").textContent = !this.data.labels.length ? "" : left.length ? `still to be played: ${left.join(", ")}` : ""
   }
   async receive(message, buffers) {
     this.$("message").textContent = message.type === "message" ? message.text : ""
+    if (message.type === "message") {
+      this.answered = null
+      this.enable()
+    }
     if (message.type !== "sounds" || message.trial !== this.data.trial) return
     for (const [i, label] of message.labels.entries()) {
       const bytes = buffers[i],
@@ -151,6 +155,8 @@ class Test {
   next() {
     if (this.$("next").disabled) return
     this.model.send({ type: "answer", value: this.answer.value })
+    this.answered = this.data.trial // until the kernel has the next one, or could not write this one down
+    this.enable()
     this.root.focus()
   }
   key(event) {

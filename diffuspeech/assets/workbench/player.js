@@ -660,6 +660,7 @@ class View {
           bytes.buffer ? bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) : bytes,
         )
       } else if (message.type === "failed") {
+        if (message.key === "branch") this.sent = null
         if (message.key === "branch" || message.key === "listen") this.busy(message.text, true)
         else if (message.key === "rerun") {
           this.starting = false
@@ -920,7 +921,10 @@ class View {
     // made anew only for something else: a number that is being typed there would be lost, and the focus
     if (now.length === this.offered.length && now.every((x, i) => x === this.offered[i])) return
     this.offered = now
-    this.$("choices").replaceChildren(...(now.length ? this.choices(...now) : []))
+    const choices = this.$("choices"),
+      inside = choices.contains(document.activeElement)
+    choices.replaceChildren(...(now.length ? this.choices(...now) : []))
+    if (inside) (choices.querySelector("[aria-pressed=true]") || this.root).focus()
   }
   choices(run, n, p, now) {
     const i = n * run.places + p,
@@ -990,7 +994,7 @@ class View {
     this.busy("")
   }
   goOn() {
-    if (!this.run.live || this.runs.length > 7) return
+    if (!this.run.live || this.sent || this.runs.length > 7) return
     const number = name => (this.$(name).value === "" ? null : Number(this.$(name).value))
     this.busy("the model goes on …")
     this.sent = `${this.active}/${this.at}`
