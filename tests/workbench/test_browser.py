@@ -253,6 +253,12 @@ def test_a_listening_test_by_keyboard(lab):
     root.locator(".ds-back").click()
     page.tab.wait_for_selector('.ds-listen-test[data-trial="1"]', timeout=30_000)
     assert len(json.loads(answers.read_text())["answers"]) == 1
+    page.tab.wait_for_selector('.ds-listen-test[data-ready="1"]', timeout=30_000)
+    root.focus()
+    for key in ("a", "b", "1", "Enter", "Enter"):  # the same trial again, once
+        page.tab.keyboard.press(key)
+    expect(root).to_contain_text("all trials are answered")
+    assert [a["value"] for a in json.loads(answers.read_text())["answers"]] == [1, 0]
     page.screenshot("listening-test")
 
 

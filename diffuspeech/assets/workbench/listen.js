@@ -42,6 +42,7 @@ class Test {
     const { kind, question, trial, trials, labels, saved } = this.data
     this.stop()
     this.value = null
+    this.sent = false // answered, until the kernel shows a trial or says what went wrong
     this.played = new Set()
     this.buffers = {}
     this.root.dataset.trial = trial
@@ -108,13 +109,13 @@ class Test {
   }
   enable() {
     const left = this.data.labels.filter(label => !this.played.has(label))
-    this.$("next").disabled = Boolean(this.answered === this.data.trial || !this.data.labels.length || left.length || !this.answer)
+    this.$("next").disabled = Boolean(this.sent || !this.data.labels.length || left.length || !this.answer)
     this.$("hint").textContent = !this.data.labels.length ? "" : left.length ? `still to be played: ${left.join(", ")}` : ""
   }
   async receive(message, buffers) {
     this.$("message").textContent = message.type === "message" ? message.text : ""
     if (message.type === "message") {
-      this.answered = null
+      this.sent = false
       this.enable()
     }
     if (message.type !== "sounds" || message.trial !== this.data.trial) return
@@ -155,7 +156,7 @@ class Test {
   next() {
     if (this.$("next").disabled) return
     this.model.send({ type: "answer", value: this.answer.value })
-    this.answered = this.data.trial // until the kernel has the next one, or could not write this one down
+    this.sent = true
     this.enable()
     this.root.focus()
   }
