@@ -5,7 +5,6 @@ import math
 import random
 import resource
 import shutil
-import time
 
 import pytest
 import torch
@@ -86,9 +85,8 @@ def test_a_size_is_a_whole_number_that_fits_the_weights(saved, tmp_path, name):
             continue  # no change
         config = read_config(folder)["config"] | {name: value}
         copy = copy_of(folder, tmp_path / str(i), config=config, digest="")
-        started = time.perf_counter()
         found, message = load_or_error(SpeechDecoder, copy)
-        assert found is None and time.perf_counter() - started < 5, (name, value)
+        assert found is None, (name, value)
         assert name in message or any(
             words in message for words in ("config requires", "missing", "unexpected")
         )
@@ -219,7 +217,7 @@ def test_fuzz_of_configs_and_headers(saved, tmp_path, digest_kept):
     "1,000 mutations: an error, or a model that gives the same outputs, which only the digest can promise"
     model, folder = saved
     copy = copy_of(folder, tmp_path / "copy")
-    draw, started = random.Random(1), time.perf_counter()
+    draw = random.Random(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content = json.loads((copy / "config.json").read_text())
     content = content if digest_kept else {k: v for k, v in content.items() if k != "digest"}
@@ -244,7 +242,7 @@ def test_fuzz_of_configs_and_headers(saved, tmp_path, digest_kept):
         errors += found is None
         if found and (digest_kept and b'"digest"' in new_text):
             assert same(model, found), (i, new_text)
-    assert errors > 300 and time.perf_counter() - started < 30
+    assert errors > 300
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "more than a gigabyte"
 
 
