@@ -93,7 +93,7 @@ def generate(
     positions, rows = torch.arange(max_tokens, device=device), torch.arange(B, device=device)
     u = random.uniform(random.fold_in(random.row_keys(seed, B, device)[:, None], positions))
     memory, memory_mask, full = bound.memory, bound.memory_mask, set(caps.tolist())
-    caches = allocate_caches(bound, max_tokens)
+    caches, inputs = allocate_caches(bound, max_tokens), bound.inputs_at(max_tokens)
     out, lengths = torch.full((B, max_tokens), c.mask_token_id, device=device), caps.clone()
     ended = torch.zeros(B, dtype=torch.bool, device=device)
     last, nfe = torch.full((B,), c.mask_token_id, device=device), 0
@@ -102,7 +102,7 @@ def generate(
     for i in range(max_tokens):
         # a compiled step attends to the whole cache, so that no shape changes
         past = positions if compiled else positions[: i + 1]
-        logits = bound.decode_step(last, positions[i : i + 1], past, memory, memory_mask, caches)
+        logits = bound.decode_step(last, positions[i : i + 1], past, memory, memory_mask, caches, inputs)
         logits = logits if stop_at_eos else logits[:, : c.eos_token_id]
         if guard:
             logits, active = guard.forbid(logits)
@@ -122,6 +122,7 @@ def generate(
         if not compiled and active.sum() < len(rows):  # finished rows leave the batch
             rows, last, memory_mask, u = rows[active], last[active], memory_mask[active], u[active]
             memory, caches = select_rows(memory, active), select_rows(caches, active)
+            inputs = None if inputs is None else inputs[active]
             if guard:
                 guard.select(active)
     out = out.masked_fill(positions >= lengths[:, None], c.mask_token_id)[:, : max(1, int(lengths.max()))]
