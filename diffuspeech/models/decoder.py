@@ -297,6 +297,15 @@ class SpeechDecoder(PretrainedModel):
             h = block(h, mask, rotary)
         return self.encoder_norm(h), mask
 
+    @torch.no_grad()
+    def predict_durations(
+        self,
+        condition: Condition,
+    ) -> Tensor:  # (B, N) speech tokens of each piece
+        "How long each piece is spoken; for a decoder with durations"
+        assert self.placement is not None, "this decoder has no durations"
+        return self.placement.predict(*self.encode(condition))
+
     def bind(
         self,
         condition: Condition,

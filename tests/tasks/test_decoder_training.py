@@ -20,7 +20,7 @@ from diffuspeech.cli import main
 from diffuspeech.diffusion.loss import diffusion_loss
 from diffuspeech.models.decoder import SpeechDecoder
 from diffuspeech.models.duration import DurationPredictor
-from diffuspeech.tasks.decoder import DecoderTask, next_token_loss
+from diffuspeech.tasks.decoder import DURATION_WEIGHT, DecoderTask, next_token_loss
 from diffuspeech.tasks.duration import DurationTask
 from diffuspeech.tokenizers.taste import Taste
 from diffuspeech.train.config import TrainConfig
@@ -99,8 +99,15 @@ def test_half_of_the_canvases_go_on_after_the_end(folder):
 
 @pytest.mark.parametrize(
     "model",
-    [dict(time_conditioning=True), dict(causal=True, dropout=0.1), dict()],
-    ids=["time conditioning", "autoregressive", "diffusion"],
+    [
+        dict(time_conditioning=True),
+        dict(causal=True, dropout=0.1),
+        dict(),
+        dict(durations=True),
+        dict(durations=True, letters=True),
+        dict(causal=True, durations=True, letters=True),
+    ],
+    ids=["time conditioning", "autoregressive", "diffusion", "durations", "letters", "AR with letters"],
 )
 def test_every_kind_trains_validates_and_gives_samples(folder, tmp_path, model):
     run = train_config(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2)))
@@ -236,6 +243,30 @@ def test_an_encoder_learns_up_to_the_layer_that_is_attended_to(folder):
             assert {p.requires_grad for p in layer.parameters()} == {learns} and all(
                 (p.grad is not None) == learns for p in layer.parameters()
             )
+
+
+def test_durations_fill_every_recording(folder):
+    "Each piece takes its tokens; the loss is what the prediction is off; other recognizers are refused"
+    task = DecoderTask(train_config(folder, dict(durations=True)))
+    for name, durations in task.durations.items():
+        assert int(durations.sum()) == len(task.ids[name]) and len(durations) == len(task.pieces[name])
+    batch = task.batch(task.corpora["train"], [2, 0])
+    assert (batch.durations.sum(1) == batch.lengths).all()
+    update = single_batch(task, batch)
+    with torch.no_grad():
+        first = task.loss(batch, update)
+        task.model.decoder.placement.rate.bias += 5
+        second = task.loss(batch, update)
+    assert second["duration"] > first["duration"] and second["ce"] == first["ce"]
+    assert second["loss"] - first["loss"] == pytest.approx(
+        DURATION_WEIGHT * float(second["duration"] - first["duration"]), rel=1e-3
+    )
+    with pytest.raises(ValueError, match="choose a Whisper"):
+        DecoderTask(train_config(folder, dict(durations=True), recogniser=f"{folder}/canary"))
+    with pytest.raises(ValueError, match="set options.encoder=cached"):
+        DecoderTask(train_config(folder, dict(durations=True), encoder="frozen"))
+    with pytest.raises(ValueError, match="needs durations=True"):
+        DecoderTask(train_config(folder, dict(letters=True)))
 
 
 def test_an_encoder_of_whisper_is_not_trained(folder):
