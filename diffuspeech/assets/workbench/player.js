@@ -583,8 +583,8 @@ class View {
       .filter(Boolean)
       .join(" · ")
     if (!run.rerun) return
-    this.offer("sampler", s.rule)
-    this.offer("model", s.model)
+    this.setOption("sampler", s.rule)
+    this.setOption("model", s.model)
     this.$("models").style.display = this.$("model").options.length > 1 ? "" : "none"
     this.$("clip").value = s.clip ?? ""
     this.$("lengths").style.display = s.scale === undefined ? "none" : ""
@@ -593,7 +593,7 @@ class View {
     number("set-seed", s.seed)
     number("set-scale", s.scale)
   }
-  offer(name, value) {
+  setOption(name, value) {
     // choose it in the list, to which one that it has no name for is added: it stays as it is
     const list = this.$(name),
       known = [...list.options].find(o => !o.dataset.own && o.value === value)
