@@ -470,6 +470,9 @@ body {margin: 0; font: 13px system-ui, sans-serif; color: #7f7f7f}
 .head {display: flex; gap: .7em; align-items: center; margin: 2px 0 4px}
 button {width: 2.3em; height: 2.3em; border: 1px solid #7f7f7f80; border-radius: 50%; background: none;
   color: inherit; cursor: pointer}
+.axis {position: relative; height: 2.6em; margin: 0 1px; border-top: 1px solid #7f7f7f80; text-align: center}
+.axis span {position: absolute; top: 3px; transform: translateX(-50%)}
+.axis div {padding-top: 1.4em}
 </style></head><body><script>WAVESURFER</script><script>SPECTROGRAM</script><script>
 const rows = ROWS, longest = Math.max(...rows.map(r => r.seconds)), players = [];
 const add = (parent, tag) => parent.appendChild(document.createElement(tag));
@@ -495,6 +498,14 @@ for (const row of rows) {
   wave.on('pause', () => { button.textContent = '\\u25b6' });
   wave.on('interaction', () => wave.play());
   button.onclick = () => wave.playPause(); players.push(wave);
+}
+const apart = [.1, .2, .5, 1, 2, 5, 10, 30, 60].find(s => longest / s <= 9) || 300;
+const axis = add(document.body, 'div');
+axis.className = 'axis'; add(axis, 'div').textContent = 'seconds';
+for (let i = 0; i * apart < .97 * longest; i++) {
+  const tick = add(axis, 'span'), seconds = i * apart;
+  tick.textContent = seconds.toFixed(apart < 1 ? 1 : 0); tick.style.left = 100 * seconds / longest + '%';
+  if (!i) tick.style.transform = 'none';
 }
 </script></body></html>"""
 
@@ -531,7 +542,7 @@ class WaveView:
         }
         page = re.sub("|".join(parts), lambda found: parts[found[0]], PLAYER_HTML)
         # its own scheme, or it would be an opaque white in a dark page
-        style = f"width:100%;height:{222 * len(rows)}px;border:none;color-scheme:light"
+        style = f"width:100%;height:{222 * len(rows) + 36}px;border:none;color-scheme:light"
         title = html.escape(", ".join(self.waves))
         return f'<iframe srcdoc="{html.escape(page)}" title="{title}" style="{style}"></iframe>'
 

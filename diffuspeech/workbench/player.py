@@ -19,11 +19,8 @@ from dataclasses import replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from ..base.checkpoint import atomic_write
@@ -34,11 +31,12 @@ from ..diffusion.sample import sample
 from ..diffusion.trajectory import Generation, Trajectory
 from ..evaluate.clips import load_bundled_clips
 from ..models.reconstructor import Reconstructor, SpeechResult
-from . import figures
-from .animation import save_gif, save_mp4
 from .branch import branch
-from .rerun import rerun_canvas, speech_view
+from .rerun import offered_models, rerun_canvas, speech_view
 from .view import ASSETS, RunView, encode_mp3, read_script, run_data, word_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second, and a live player draws no figure
 
 # %% ../../nbs/workbench/player.ipynb #f349dae0
 Run = Trajectory | Generation | SpeechResult | str | Path
@@ -170,6 +168,7 @@ class Player:
             runs=[run_data(v) for v in self.views],
             rules=[*CATALOGUE] if any(v.resume for v in self.views) else [],
             clips=[[u.id, u.text] for u in clips],
+            models=offered_models() if clips else [],
             given=len(self.views),  # those that follow are made on the page
         )
 
@@ -210,7 +209,9 @@ def page_html(
     "The player as HTML that needs no kernel and no network"
     data, sounds = dict(player.data), {}
     if player.views:
-        data |= dict(runs=[], rules=[], clips=[], modes=data["modes"][:1] if brief else data["modes"])
+        data |= dict(
+            runs=[], rules=[], clips=[], models=[], modes=data["modes"][:1] if brief else data["modes"]
+        )
     for i, view in enumerate(player.views):
         steps, found = sounds_inside(view, i, view.modes[:1] if brief else view.modes)
         shown = word_rows(view) | dict(sound_steps=steps, live=False, rerun=False)  # no kernel is there
@@ -231,6 +232,9 @@ def page_html(
 # %% ../../nbs/workbench/player.ipynb #ea3b522f
 def picture_url(player: Player) -> str:
     "The first run as a PNG in a data URL; 128 colors are enough for it, and take half as many bytes"
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
     file, small, drawn = io.BytesIO(), io.BytesIO(), player_figure(player, width=8)
     drawn.savefig(file, format="png", dpi=60)
     plt.close(drawn)
@@ -254,8 +258,10 @@ def player_figure(
     color: str = "state",  # state, commit step, confidence, entropy or token
     run: int = 0,  # which, where the player has several
     width: float = 6.8,  # inches: two columns of a paper
-) -> Figure:
+) -> "Figure":
     "The view as a matplotlib figure"
+    from diffuspeech.workbench import figures
+
     if player.message:
         raise ValueError(player.message)
     return figures.figure(player.views[run], step, color, width=width)
@@ -278,9 +284,13 @@ def save_player(
     if kind == ".html":
         save_page(player, path, **options)
     elif kind in (".gif", ".mp4"):
+        from diffuspeech.workbench.animation import save_gif, save_mp4
+
         view = player.views[options.pop("run", 0)]
         {".gif": save_gif, ".mp4": save_mp4}[kind](view, path, **options)
     else:
+        import matplotlib.pyplot as plt
+
         drawn = player_figure(player, **options)
         atomic_write(path, lambda temp_path: drawn.savefig(temp_path, format=kind[1:], dpi=300))
         plt.close(drawn)

@@ -260,13 +260,13 @@ def word_rows(
 # %% ../../nbs/workbench/view.ipynb #f16509c3
 def run_settings(
     view: RunView,
-) -> dict[str, Any]:  # clip, rule, steps, temperature, seed and scale, as far as they are known
+) -> dict[str, Any]:  # model, clip, rule, steps, temperature, seed and scale, as far as they are known
     "What a run was made with, as the head of the player shows it"
     about, rule = view.trajectory.about, view.trajectory.rule
     named = next((name for name in CATALOGUE if repr(get_rule(name)) == rule), rule)
     known: dict[str, Any] = dict(rule=named, steps=view.steps)
     known |= dict(temperature=about.get("sampling", {}).get("temperature", 0.0))
-    return known | {name: about[name] for name in ("clip", "seed", "scale") if name in about}
+    return known | {name: about[name] for name in ("model", "clip", "seed", "scale") if name in about}
 
 # %% ../../nbs/workbench/view.ipynb #3af0cfa8
 def run_data(

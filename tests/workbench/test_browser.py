@@ -8,7 +8,7 @@ import urllib.error
 
 import psutil
 import pytest
-from browser import REPO, wait
+from browser import CELLS, REPO, wait
 from jupyter_client import BlockingKernelClient
 from playwright.sync_api import expect
 
@@ -185,10 +185,24 @@ def test_a_run_is_started_watched_stopped_and_resumed(lab):
     tab.wait_for_selector(".ds-monitor[data-status=died]", timeout=30_000)
 
 
+def test_the_stored_run_plays_before_anything_ran(lab):
+    "As a newcomer meets it: the first notebook is opened, and one click plays a step of the built-in model"
+    page = lab.open("nbs/explore/trajectory.ipynb")
+    player = page.tab.locator(".jp-RenderedHTML .ds-player").first
+    page.tab.wait_for_selector(".jp-RenderedHTML .ds-player[data-sound=ready]", timeout=60_000)
+    player.locator(".ds-play").click()
+    page.tab.wait_for_function("Number(document.querySelector('.ds-player').dataset.time) > 0.2")
+    assert not any(cell["count"] for cell in page.tab.evaluate(CELLS)), "no cell has run"
+    page.tab.keyboard.press(" ")
+    page.screenshot("trajectory-stored")
+
+
 def test_trajectory(lab):
     "The player of the built-in model, with a kernel: pictures, then sounds, the one that is shown first"
     page = lab.open("nbs/explore/trajectory.ipynb").run_all()
     player = page.tab.locator(".ds-player").first
+    data = page.tab.evaluate(VIEW + ".model.get('data')")
+    assert [*data["sounds"]] == [f"0/silent/{data['runs'][0]['steps']}"], "it comes with the picture"
     player.scroll_into_view_if_needed()
     page.tab.wait_for_selector(".ds-player[data-sound=ready]", timeout=60_000)
     player.locator(".ds-slider").focus()

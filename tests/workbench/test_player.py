@@ -2,7 +2,6 @@
 
 import base64
 import re
-import statistics
 
 import av
 import pytest
@@ -308,27 +307,23 @@ def test_broken_states_are_messages(open_page, tmp_path):
 
 @pytest.mark.needs("chromium")
 def test_a_move_is_seen_at_once(open_page):
-    "Fifty moves of the slider, from the event to the next frame with the new picture, a real clip's size"
+    "Fifty moves of the slider: the next frame has the new picture; how fast is in tools/measure_player.py"
     canvas = torch.full((1, 125), CHAIN.mask_id)
     out = sample(CHAIN, canvas, "conf_topk", CHAIN.mask_id, steps=10, candidates=8)
     tab = open_page(player(out, decode))
-    times = tab.evaluate(
+    shown = tab.evaluate(
         """async () => {
-        const [slider, root] = ['slider', 'player'].map(n => document.querySelector(`.ds-${n}`)), times = []
+        const [slider, root] = ['slider', 'player'].map(n => document.querySelector(`.ds-${n}`)), shown = []
         const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
         for (let i = 0; i < 50; i++) {
-            const began = performance.now()
             slider.value = i * 7 % 11; slider.dispatchEvent(new Event('input', {bubbles: true}))
             await frame()
-            if (root.dataset.step !== String(i * 7 % 11)) throw new Error('not there')
-            times.push(performance.now() - began)
+            shown.push([root.dataset.step, document.querySelector('.ds-stage canvas').toDataURL()])
         }
-        return times }"""
+        return shown }"""
     )
-    times.sort()
-    painted = float(fact(tab, "painted"))
-    print(f"first paint {painted:.0f} ms; a move {statistics.median(times):.0f} ms, p95 {times[47]:.0f} ms")
-    assert statistics.median(times) < 100 and painted < 1500
+    assert [step for step, _ in shown] == [str(i * 7 % 11) for i in range(50)]
+    assert len({picture for _, picture in shown}) == 11 == len(set(map(tuple, shown)))
 
 
 def test_a_sampling_run_goes_on_with_its_denoiser():

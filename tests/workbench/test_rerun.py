@@ -1,13 +1,19 @@
 "New runs from the head row of the player: the built-in model, asked once more with other settings"
 
+import shutil
+
 import pytest
 import torch
 
+from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
 from diffuspeech.data.manifest import load_audio
 from diffuspeech.diffusion.oracle import MarkovChain
 from diffuspeech.diffusion.sample import sample
 from diffuspeech.evaluate.clips import load_bundled_clips
+from diffuspeech.models import reconstructor
+from diffuspeech.models.decoder import DecoderConfig, SpeechDecoder
 from diffuspeech.models.reconstructor import Reconstructor
+from diffuspeech.workbench import rerun
 from diffuspeech.workbench.player import player
 from diffuspeech.workbench.rerun import sampling_options
 from diffuspeech.workbench.view import run_data
@@ -26,7 +32,10 @@ def test_other_settings_of_the_same_clip(shown):
     (view,) = shown.views
     chosen = dict(rule="margin", steps=3, temperature=0.5, seed=7, scale=1.2)
     other = view.rerun(None, **sampling_options(chosen))
-    assert run_data(other)["settings"] == chosen and run_data(view)["settings"]["scale"] == 1.0
+    assert (
+        run_data(other)["settings"] == chosen | dict(model="ddm")
+        and run_data(view)["settings"]["scale"] == 1.0
+    )
     assert other.length == -(-view.length * 6 // 5) and other.text == view.text
     assert other.label == "margin, 3 steps, temperature 0.5, seed 7, length 1.20"
     assert abs(other.seconds - 1.2 * view.seconds) < 0.05 and other.trajectory.candidates is not None
@@ -49,6 +58,60 @@ def test_another_clip(shown):
     assert torch.equal(again.trajectory.final, other.trajectory.final)
     with pytest.raises(ValueError, match="no such clip"):
         view.rerun("nobody")
+
+
+@pytest.fixture
+def student(tmp_path, monkeypatch):
+    "A built-in ddm-few, small and with random weights; its folder is all that there is of it"
+
+    def find(name):
+        return (
+            tmp_path / name if name == "ddm-few" and (tmp_path / name).is_dir() else builtin_checkpoint(name)
+        )
+
+    for module in (reconstructor, rerun):
+        monkeypatch.setattr(module, "builtin_checkpoint", find)
+    rerun.load_model.cache_clear()
+    teacher = builtin_checkpoint("ddm")
+    saved = read_config(teacher / "decoder")
+    run = saved["metadata"].get("run", {}) | dict(task="diffuspeech.tasks.distill:DistillTask")
+    small = dict(dim=32, embedding_dim=16, encoder_layers=1, decoder_layers=1, heads=2, ffn_dim=32)
+    model = Reconstructor.from_pretrained("ddm")
+    torch.manual_seed(0)
+    text = reconstructor.text_table(model.recogniser)
+    decoder = SpeechDecoder(DecoderConfig(**saved["config"] | small), text)
+
+    def make():
+        shutil.copytree(teacher / "taste", tmp_path / "ddm-few" / "taste")
+        decoder.save_pretrained(tmp_path / "ddm-few" / "decoder", **saved["metadata"] | dict(run=run))
+
+    yield make
+    rerun.load_model.cache_clear()
+
+
+def test_the_student_is_offered_when_it_is_there(shown, student):
+    "With few steps; from it back to its teacher, for another clip too"
+    (view,) = shown.views
+    if not (builtin_checkpoint("ddm").parent / "ddm-few").is_dir():
+        assert [name for name, _ in rerun.offered_models()] == ["ddm"]
+        with pytest.raises(ValueError, match="ddm-few: no such built-in model"):
+            view.rerun(None, **sampling_options(dict(model="ddm-few", steps=2)))
+    student()
+    assert shown.__class__(shown.views, clips=CLIPS).data["models"] == [
+        ["ddm", None],
+        ["ddm-few", rerun.STUDENT_STEPS],
+    ]
+    few = view.rerun(None, **sampling_options(dict(model="ddm-few", rule="conf_topk", steps=2)))
+    assert run_data(few)["settings"]["model"] == "ddm-few" and few.steps == 2
+    assert few.label == "conf_topk, 2 steps, ddm-few" and few.length == view.length
+    assert not torch.equal(few.trajectory.final, view.trajectory.final)
+    assert len(few.sound(1, "guess")) == len(view.wave)
+    other = few.rerun(CLIPS[1].id, steps=2)
+    assert (
+        run_data(other)["settings"] | dict(model="ddm-few", clip=CLIPS[1].id) == run_data(other)["settings"]
+    )
+    back = few.rerun(None, **sampling_options(run_data(view)["settings"]))
+    assert torch.equal(back.trajectory.final, view.trajectory.final) and back.label.endswith(", ddm")
 
 
 def test_a_denoiser_starts_again():

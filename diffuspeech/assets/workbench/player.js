@@ -355,6 +355,7 @@ const CONTROLS = `
   <div class="ds-row ds-head"><span class="ds-title"></span><span class="ds-soft ds-about"></span></div>
   <div class="ds-row ds-soft ds-settings"></div>
   <div class="ds-row ds-rerun">
+    <label class="ds-models">model <select class="ds-model"></select></label>
     <label class="ds-clips">clip <select class="ds-clip"></select></label>
     <label>sampler <select class="ds-sampler"></select></label>
     <label>steps <input type="number" class="ds-set-steps" min="1" step="1"></label>
@@ -492,6 +493,12 @@ class View {
       ...(data.clips || []).map(([id, text]) => new Option(text.length > 44 ? `${text.slice(0, 42)} …` : text, id)),
     )
     this.$("clips").style.display = data.clips?.length ? "" : "none"
+    this.$("model").append(...(data.models || []).map(([name]) => new Option(name, name)))
+    on("model", "change", () => {
+      // a model that was distilled begins with few steps, another with those of its rule
+      const chosen = (data.models || []).find(([name]) => name === this.$("model").value)
+      this.$("set-steps").value = chosen?.[1] ?? this.run.settings?.steps ?? ""
+    })
     on("start", "click", () => this.rerun())
     on("remove", "click", () => this.model.send({ type: "drop" }))
     this.$("rerun").addEventListener("keydown", event => {
@@ -566,6 +573,7 @@ class View {
     this.$("rerun").style.display = run.rerun ? "" : "none"
     this.$("settings").style.display = run.rerun ? "none" : ""
     this.$("settings").textContent = [
+      s.model && `model ${s.model}`,
       s.rule && `sampler ${s.rule}`,
       `steps ${run.steps}`,
       `temperature ${s.temperature ?? 0}`,
@@ -575,21 +583,27 @@ class View {
       .filter(Boolean)
       .join(" · ")
     if (!run.rerun) return
-    const options = [...this.$("sampler").options],
-      known = options.find(o => o.value === s.rule)
-    options.find(o => o.dataset.own)?.remove()
-    if (!known) {
-      const own = new Option(s.rule, "") // one that the list has no name for: it stays as it is
-      own.dataset.own = true
-      this.$("sampler").prepend(own)
-    }
-    this.$("sampler").value = known ? s.rule : ""
+    this.setOption("sampler", s.rule)
+    this.setOption("model", s.model)
+    this.$("models").style.display = this.$("model").options.length > 1 ? "" : "none"
     this.$("clip").value = s.clip ?? ""
     this.$("lengths").style.display = s.scale === undefined ? "none" : ""
     number("set-steps", s.steps)
     number("set-temperature", s.temperature)
     number("set-seed", s.seed)
     number("set-scale", s.scale)
+  }
+  setOption(name, value) {
+    // choose it in the list, to which one that it has no name for is added: it stays as it is
+    const list = this.$(name),
+      known = [...list.options].find(o => !o.dataset.own && o.value === value)
+    ;[...list.options].find(o => o.dataset.own)?.remove()
+    if (!known) {
+      const own = new Option(value ?? "this one", "")
+      own.dataset.own = true
+      list.prepend(own)
+    }
+    list.value = known ? value : ""
   }
   rerun() {
     if (!this.run.rerun || this.starting) return
@@ -601,6 +615,7 @@ class View {
       type: "rerun",
       run: this.active,
       clip: this.$("clip").value || null,
+      model: this.$("model").value || null,
       rule: this.$("sampler").value || null,
       steps: number("set-steps"),
       temperature: number("set-temperature"),
@@ -767,8 +782,7 @@ class View {
   }
   countSounds() {
     // without masks there is nothing to guess, and one sound serves both modes
-    const sounds = this.model.get("data").sounds
-    if (sounds) return Object.keys(sounds).length
+    if (this.runs.every(run => run.sound_steps)) return Object.keys(this.model.get("data").sounds).length
     return this.runs.reduce(
       (sum, run) => sum + run.left.reduce((n, left) => n + (left && run.candidates ? 2 : 1), 0),
       0,
