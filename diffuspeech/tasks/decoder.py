@@ -74,10 +74,15 @@ class DecoderTask(SpeechTask):
 
     def draw(self, batch: SpeechBatch, update: Update) -> tuple[Tensor, Tensor]:  # (B,), (B,)
         "Keys and times of the rows"
+        drawn_for = (update.step, update.epoch, update.first_row, update.num_rows)
+        if drawn_for in batch.drawn:
+            return batch.drawn[drawn_for]
         key = random.key(self.run.seed, "times", update.step)
         t = stratified_times(key, len(batch.ids), update.num_rows, update.first_row)
         device = batch.text.device
-        return utterance_keys(self.run.seed, update.epoch, batch.ids, device), t.to(device)
+        row_keys = utterance_keys(self.run.seed, update.epoch, batch.ids, device)
+        batch.drawn[drawn_for] = row_keys, t.to(device)
+        return batch.drawn[drawn_for]
 
     def pad_with_eos(self, batch: SpeechBatch, row_keys: Tensor) -> tuple[Tensor, Tensor]:  # (B, L'), (B,)
         "The tokens, and after some of them the end token, several times"
@@ -96,9 +101,14 @@ class DecoderTask(SpeechTask):
         self, batch: SpeechBatch, row_keys: Tensor, t: Tensor, weight: str = "plain"
     ) -> CorruptedBatch:
         "Canvases with masks; those of the exact weight may have none"
+        *last, corrupted = batch.drawn.get("corrupted", (None, None, None, None))
+        if last[0] is row_keys and last[1] is t and last[2] == weight:
+            return corrupted
         tokens, lengths = self.pad_with_eos(batch, row_keys)
         mask_token_id = self.model.decoder.config.mask_token_id
-        return corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=weight != "elbo")
+        corrupted = corrupt(tokens, row_keys, mask_token_id, t, lengths, never_empty=weight != "elbo")
+        batch.drawn["corrupted"] = row_keys, t, weight, corrupted
+        return corrupted
 
     def denominators(
         self, batch: SpeechBatch, row_keys: Tensor, t: Tensor, weight: str = "plain"

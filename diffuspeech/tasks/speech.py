@@ -9,7 +9,7 @@ __all__ = ['PackedRows', 'encode_corpus', 'SpeechBatch', 'DecoderModel', 'Speech
 
 # %% ../../nbs/tasks/speech.ipynb #17af8c5e
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -111,6 +111,7 @@ class SpeechBatch:
     target_tokens: Tensor  # (B, L) speech tokens
     lengths: Tensor  # (B,)
     tokens: int  # of them all
+    drawn: dict = field(default_factory=dict)  # what a task has drawn for it, since two calls need it
 
 
 class DecoderModel(nn.Module):

@@ -1,4 +1,4 @@
-"""The missing trainings of the paper's plan as a plan of runs for a pack: python tools/gpu/grid.py -o runs.json
+"""The missing trainings of the paper's plan as a plan of runs: python tools/gpu/grid.py -o runs.json
 
 With --steps plan the runs keep their registered steps, so that their results count as the plan's.
 """
