@@ -66,8 +66,9 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(9, dim)) if condition else None
 
     def self_attention(self, x: Tensor, rotary: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = attention(apply_rotary(q, rotary), apply_rotary(k, rotary), v, mask[:, None, None])
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = apply_rotary(qkv[:2], rotary)
+        y = attention(q, k, qkv[2], mask[:, None, None])
         return self.out(y.transpose(1, 2).flatten(2))
 
     def forward(

@@ -158,8 +158,8 @@ class DecoderLayer(nn.Module):
         cache: "tuple[Tensor, Tensor] | None" = None,
         cache_position: Tensor | None = None,  # (L,) positions of x in the cache
     ) -> Tensor:
-        q, k, v = (self.split_heads(part) for part in self.qkv(self.norms[0](x)).chunk(3, -1))
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        (q, k), v = apply_rotary(qkv[:2], rotary), qkv[2]
         if cache is not None:
             k, v = (
                 whole.index_copy_(2, cache_position, new)[:, :, : attn_mask.shape[-1]]

@@ -54,13 +54,13 @@ def make_optimizer(
     run: TrainConfig,
     model: torch.nn.Module,
 ) -> torch.optim.AdamW:
-    "AdamW, with weight decay on matrices only"
+    "AdamW, with weight decay on matrices only, in few calls for all parameters together"
     params = list(state.trainable_parameters(model).values())
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": run.weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=run.lr, betas=run.betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=run.lr, betas=run.betas, foreach=True)
 
 # %% ../../nbs/train/loop.ipynb #fad87e1e
 EMPTY = "has no batch with anything in it: check the data, and that batch_seconds holds the longest utterance"
@@ -159,6 +159,7 @@ class TrainingRun:
     accelerator: "Accelerator"
     full_model: torch.nn.Module | None  # for `full_weights`, where FSDP shards the model
     progress: state.Progress
+    params: dict[str, torch.nn.Parameter]  # what is trained, by name, in the model's order
     journal: Journal | None = None  # the first process has it
 
 # %% ../../nbs/train/loop.ipynb #85a86603
@@ -201,9 +202,8 @@ def start(
     params = state.trainable_parameters(task.model)
     ema = {name: p.detach().clone() for name, p in params.items()} if config.ema_decay else {}
     torch.manual_seed(random.key(config.seed, "train", *([rank] if rank else [])))
-    run = TrainingRun(
-        config, folder, task, loss_module, optimizer.optimizer, ema, accelerator, full_model, state.Progress()
-    )
+    modules = (loss_module, optimizer.optimizer, ema, accelerator, full_model)
+    run = TrainingRun(config, folder, task, *modules, state.Progress(), params)
     resume(run)
     if first:
         run.journal = Journal(folder, run.progress.step, tensorboard)
@@ -242,8 +242,7 @@ def train_step(
 ) -> dict[str, float]:  # the loss and its parts over the update, the gradient's norm, the learning rate
     "One step of the optimizer"
     step, optimizer = run.progress.step + 1, run.optimizer
-    # in the model's order, by which Accelerate knows them
-    params = [p for p in run.loss_module.parameters() if p.requires_grad]
+    params = list(run.params.values())  # in the model's order, by which Accelerate knows them
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step)
     run.loss_module.train()
@@ -409,9 +408,7 @@ def train_steps(
         while progress.step < config.steps:
             mine = next(batches)
             line = train_step(run, mine)
-            state.update_ema(
-                run.ema, state.trainable_parameters(run.task.model), config.ema_decay, progress.step
-            )
+            state.update_ema(run.ema, run.params, config.ema_decay, progress.step)
             count = sum_over_processes([{"stop": len(signals)}, *(batch_size(batch) for _, batch in mine)])
             progress.audio += count["seconds"]
             progress.seconds = before + time.perf_counter() - clock

@@ -432,7 +432,7 @@ def local_tensor(
     tensor: Tensor,
 ) -> Tensor:
     "What this process has of a tensor: all of it, or its shard under FSDP"
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.data
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
