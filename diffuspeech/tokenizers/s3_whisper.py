@@ -47,9 +47,7 @@ class S3WhisperConfig:
     def __post_init__(self):
         check_dataclass(self)
         if self.frame_rate not in (25, 50):
-            raise ValueError(
-                f"frame_rate={self.frame_rate}: should be 25 or 50, as Whisper has 50 states a second"
-            )
+            raise ValueError(f"frame_rate={self.frame_rate}: should be 25 or 50")
         require_multiple(self, "hidden", "heads", times=2)
 
 # %% ../../nbs/tokenizers/s3_whisper.ipynb #e5e5ae55
