@@ -337,12 +337,13 @@ class Whisper(nn.Module):
         h = F.gelu(encoder.conv2(h)).mT
         mask = torch.arange(h.shape[1], device=h.device) < ((frames + 1) // 2)[:, None]
         h = h + encoder.embed_positions.weight[: h.shape[1]]
-        states = [h]
-        for layer in encoder.layers:
+        states, depths = [h], [k % (count + 1) for k in layers]
+        for layer in encoder.layers[: max(depths)]:
             h = layer(h, None if mask.all() else mask[:, None, None])
             states.append(h)
-        states[-1] = encoder.layer_norm(h)
-        return [states[k] for k in layers], mask
+        if len(states) > count:
+            states[-1] = encoder.layer_norm(h)
+        return [states[k] for k in depths], mask
 
     @staticmethod
     def decoder_states(

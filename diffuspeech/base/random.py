@@ -63,6 +63,7 @@ class Stream(Enum):
     TEXT_MASKS = "utterance", 17  # the key of the masks of text, beside those of speech
     TASK = "utterance", 18  # which task a dialogue is an example of
     CONDITION = "utterance", 19  # what an acoustic head is given
+    TEXT_ROWS = "utterance", 20  # whether the text is read through a decoder, too
     SPEAKER_DROPOUT = "utterance", 10**6  # counters below it are frames of noise
 
     def __init__(self, kind: str, counter: int):

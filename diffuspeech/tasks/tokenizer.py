@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LEVEL_RANGE', 'feature_stats', 'feature_weights', 'SupervisedTokenizer', 'frame_phones', 'align_rows', 'label_phones',
            'mask_time_frequency', 'AugmentOptions', 'augment', 'letter_targets', 'ctc_loss', 'phone_loss',
-           'feature_loss', 'TokenizerOptions', 'TokenizerTask', 'edit_distance']
+           'feature_loss', 'SupervisionOptions', 'TokenizerOptions', 'SupervisedTask', 'TokenizerTask', 'edit_distance']
 
 # %% ../../nbs/tasks/tokenizer.ipynb #23abad16
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,14 +21,14 @@ from ..base import random
 from ..base.workers import run_jobs
 from ..base.pretrained import expand_home
 from ..data import text
-from ..asr.align import PHONES, Alignment, align
+from ..asr.align import PHONES, Alignment, Phone, align
 from ..data.audio import SAMPLE_RATE
 from ..data.batches import LazyMap
 from ..data.augment import roughen
 from ..voice.flow import FlowConfig, speaker_embedding
 from ..voice.prepared import PreparedCorpus, PreparedBatch
 from ..tokenizers.quantize import sequence_mask, perplexity, codebook_usage
-from ..tokenizers.s3 import Tokenizer, TokenizerConfig
+from ..tokenizers.s3 import Tokenizer, TokenizerConfig, WindowedTokenizer
 from ..diffusion.corrupt import utterance_keys
 from ..base.schema import Count, NonNegative, Share, from_dict
 from ..train.config import TrainConfig
@@ -55,10 +56,17 @@ def feature_weights(
 class SupervisedTokenizer(nn.Module):
     "The tokenizer with its heads for training, one of them from quantized states to the vocoder's features"
 
-    def __init__(self, config: TokenizerConfig, moments: Tensor, width: int = 160):
+    def __init__(
+        self,
+        tokenizer: WindowedTokenizer,
+        moments: Tensor,  # (2, dim) of `feature_stats`
+        level_features: int = 1,  # of `speaker_embedding`
+        width: int = 160,
+    ):
         super().__init__()
-        dim = moments.shape[1]
-        self.tokenizer = Tokenizer(config)
+        dim, config = moments.shape[1], tokenizer.config
+        self.tokenizer, self.level_features = tokenizer, level_features
+        self.frames_per_id = round(100 / tokenizer.frame_rate)
         self.register_buffer("moments", moments)
         self.register_buffer("feature_weights", feature_weights(moments[1]), persistent=False)
         self.ctc_head = nn.Linear(config.hidden, config.ctc_vocab_size)  # reads before the quantizer
@@ -67,33 +75,34 @@ class SupervisedTokenizer(nn.Module):
         self.speaker = nn.Linear(2 * dim, width)
         self.start = nn.Linear(config.hidden, width)
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(2))
-        self.finish = nn.Linear(width, 4 * dim)  # four frames of ten milliseconds for each token
+        self.text_head: nn.Module | None = None  # of a task that has one
+        self.finish = nn.Linear(width, self.frames_per_id * dim)  # frames of ten milliseconds
 
     def reconstruct(
         self,
         x_hat: Tensor,  # (B, L, hidden)
         speaker: Tensor,  # (B, 2 dim)
-    ) -> Tensor:  # (B, 4 L, dim) normalized features
+    ) -> Tensor:  # (B, frames_per_id L, dim) normalized features
         "The vocoder's features of the clean recording"
         h = self.start(x_hat) + self.speaker(speaker)[:, None]
         for conv in self.convs:
             h = h + torch.nn.functional.gelu(conv(h.mT)).mT
-        return self.finish(h).unflatten(-1, (4, -1)).flatten(1, 2)
+        return self.finish(h).unflatten(-1, (self.frames_per_id, -1)).flatten(1, 2)
 
 # %% ../../nbs/tasks/tokenizer.ipynb #394bc8f2
 def frame_phones(
     alignment: Alignment | None,
     count: int,  # tokens
     speed: float = 1.0,
+    frame_rate: float = 25.0,  # tokens a second
 ) -> Tensor:  # (count,) int16; 0 is a pause
     "The phone in the middle of each token"
     found = torch.zeros(count, dtype=torch.int16)
     if alignment is None:
         return found - 100
     for phone in alignment.phones:
-        found[math.ceil(phone.start / speed * 25 - 0.5) : math.ceil(phone.end / speed * 25 - 0.5)] = (
-            1 + PHONES.index(phone.phone)
-        )
+        start, end = (math.ceil(t / speed * frame_rate - 0.5) for t in (phone.start, phone.end))
+        found[start:end] = 1 + PHONES.index(phone.phone)
     return found
 
 
@@ -114,26 +123,30 @@ def align_rows(
 
 def label_phones(
     corpus: PreparedCorpus,
-    file: Path,  # kept here
+    file: Path,  # kept here, for any frame rate: as (phones, 3) start, end and the phone
+    frame_rate: float = 25.0,
 ) -> dict[str, Tensor]:  # id of the recording: (tokens,)
     "The phones of a prepared corpus, frame by frame"
+    first = {row["id"]: row for row in corpus.rows if row["copy_of"] is None}
 
     def make():
-        first = [row for row in corpus.rows if row["copy_of"] is None]
-        parts = [first[k : k + 100] for k in range(0, len(first), 100)]
-        known = {}
-        jobs = [(r["id"], r["text"], r["shard"]) for r in first]
-        for i, some in run_jobs(align_rows, [(jobs[k : k + 100],) for k in range(0, len(jobs), 100)]):
-            known |= {row["id"]: alignment for row, alignment in zip(parts[i], some)}
-        seconds, tables = {row["id"]: row["seconds"] for row in first}, {}
-        for row in corpus.rows:
-            id = row["copy_of"] or row["id"]
-            tables[row["id"]] = frame_phones(
-                known[id], math.ceil(row["seconds"] * 25), seconds[id] / row["seconds"]
-            )
+        jobs, tables = [(r["id"], r["text"], r["shard"]) for r in first.values()], {}
+        parts = [jobs[k : k + 100] for k in range(0, len(jobs), 100)]
+        for i, some in run_jobs(align_rows, [(part,) for part in parts]):
+            for (id, _, _), alignment in zip(parts[i], some):
+                aligned = alignment.phones if alignment else []
+                phones = [(p.start, p.end, PHONES.index(p.phone)) for p in aligned]
+                tables[id] = torch.tensor(phones, dtype=torch.float64).view(-1, 3)
         return tables
 
-    return corpus.cached(file, make)
+    kept, found = corpus.cached(file, make), {}
+    for row in corpus.rows:
+        original = first[row["copy_of"] or row["id"]]
+        phones = [Phone(PHONES[int(k)], start, end, 0) for start, end, k in kept[original["id"]].tolist()]
+        alignment = Alignment([], phones, original["seconds"]) if phones else None
+        speed = original["seconds"] / row["seconds"]
+        found[row["id"]] = frame_phones(alignment, math.ceil(row["seconds"] * frame_rate), speed, frame_rate)
+    return found
 
 # %% ../../nbs/tasks/tokenizer.ipynb #66024a5b
 def mask_time_frequency(
@@ -232,36 +245,60 @@ def feature_loss(
 
 # %% ../../nbs/tasks/tokenizer.ipynb #f3eff5f5
 @dataclass(frozen=True)
-class TokenizerOptions(AugmentOptions):
-    "How the tokenizer is trained"
+class SupervisionOptions:
+    "What the loss of a tokenizer consists of"
 
     feature_weight: NonNegative = 1.0  # of the reconstruction, in the loss
     early_ctc_weight: NonNegative = 0.5  # of CTC before the quantizer
     phone_weight: NonNegative = 1.0  # of the phones
     quantizer_warmup: Count = 600  # updates in which the layers after the quantizer get a mixture
 
-# %% ../../nbs/tasks/tokenizer.ipynb #5a16afac
-class TokenizerTask(Task):
-    "Train the built-in tokenizer on a prepared corpus"
 
-    Config, Options = TokenizerConfig, TokenizerOptions
+@dataclass(frozen=True)
+class TokenizerOptions(SupervisionOptions, AugmentOptions):
+    "How the built-in tokenizer is trained"
+
+# %% ../../nbs/tasks/tokenizer.ipynb #5a16afac
+class SupervisedTask(Task):
+    "Train a tokenizer on a prepared corpus, whatever its input is"
+
+    options: Any  # SupervisionOptions, and those of the task itself
+    model: SupervisedTokenizer
 
     def __init__(self, run: TrainConfig):
-        self.run, folder = run, expand_home(run.data) / "prepared"
-        self.options = from_dict(TokenizerOptions, run.options, "options")
-        self.train = PreparedCorpus(folder / "train")
-        self.dev = PreparedCorpus(folder / "dev", speed_copies=False)
+        self.run, self.folder = run, expand_home(run.data) / "prepared"
+        self.options = from_dict(self.Options, run.options, "options")
+        self.train = PreparedCorpus(self.folder / "train")
+        self.dev = PreparedCorpus(self.folder / "dev", speed_copies=False)
         self.versions = dict(recordings=self.train.version)
-        self.phones = label_phones(self.train, folder / "train" / "phones.safetensors")
-        self.phones |= label_phones(self.dev, folder / "dev" / "phones.safetensors")
         torch.manual_seed(run.seed)
-        self.model = SupervisedTokenizer(TokenizerConfig(**run.model), feature_stats(self.train))
+        stats = feature_stats(self.train)
+        self.model = self.make_model(stats, 1 if self.train.vocoder == "world" else stats.shape[1])
+        self.phones = {}
+        for corpus, split in ((self.train, "train"), (self.dev, "dev")):
+            file = self.folder / split / "alignment.safetensors"
+            self.phones |= label_phones(corpus, file, self.model.tokenizer.frame_rate)
 
-    @classmethod
-    def components(cls, run: TrainConfig) -> list[Component]:
-        c = TokenizerConfig(**run.model)
-        model = SupervisedTokenizer(c, torch.zeros(2, FlowConfig.feature_dim))
-        return [Component("tokenizer", model, 25.0, depth=c.encoder_layers + c.ctc_layers, width=c.hidden)]
+    def make_model(self, stats: Tensor, level_features: int) -> SupervisedTokenizer:
+        raise NotImplementedError
+
+    def features(
+        self,
+        batch: PreparedBatch,
+        update: Update | None = None,  # None: as they are, without augmentation
+    ) -> tuple[Tensor, Tensor]:  # (B, L, hidden), (B,) tokens
+        "What is quantized"
+        raise NotImplementedError
+
+    def more_losses(
+        self,
+        batch: PreparedBatch,
+        above: Tensor,  # (B, L, hidden) of `ctc_states`
+        counts: Tensor,  # (B,)
+        update: Update,
+    ) -> dict[str, tuple[float, Tensor]]:  # weight, and the update's share
+        "Further parts of the loss"
+        return {}
 
     def batches(self, epoch: int) -> LazyMap:  # of PreparedBatch
         return self.train.batches(self.run.batch_seconds, self.run.seed, epoch)
@@ -273,16 +310,17 @@ class TokenizerTask(Task):
     def losses(
         self,
         batch: PreparedBatch,
-        waves: Tensor,  # (B, S), perhaps augmented
+        hidden: Tensor,  # (B, L, hidden) of `features`
+        counts: Tensor,  # (B,)
         update: Update,
         mixed: float = 0.0,  # share of the encoder's output in the input of the layers after the quantizer
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # (), (B, L, letters), (B, L)
         "The loss and its parts; log probabilities of letters; ids"
-        m, device = self.model, self.model.moments.device
-        hidden, counts = m.tokenizer.extract_features(waves.to(device), batch.lengths.to(device))
+        m, device, o = self.model, self.model.moments.device, self.options
         hidden = hidden[:, : int(counts.max())].float()
         q = m.tokenizer.quantizer(hidden, counts)
-        logp = m.tokenizer.ctc_log_probs(q.x_hat + mixed * (hidden - q.x_hat), counts)
+        above = m.tokenizer.ctc_states(q.x_hat + mixed * (hidden - q.x_hat), counts)
+        logp = m.tokenizer.head(above).float().log_softmax(-1)
         early = m.ctc_head(hidden).float().log_softmax(-1)
         letters = letter_targets(batch)
         phones = [self.phones[id].long() for id in batch.ids]
@@ -290,32 +328,28 @@ class TokenizerTask(Task):
         inside = q.x_hat * sequence_mask(q.x_hat, counts)[..., None]
         phone_nats, right = phone_loss(m.phone_head(inside.mT), phones)
         features, frames = (batch.features.to(device) - m.moments[0]) / m.moments[1], batch.frames.to(device)
-        rebuilt = m.reconstruct(q.x_hat, speaker_embedding(features, frames))
-        distance = feature_loss(rebuilt, features, frames.minimum(4 * counts), m.feature_weights)
-        parts = dict(
-            ctc=update.share(ctc_loss(logp, counts, letters)),
-            early_ctc=update.share(ctc_loss(early, counts, letters)),
-            phones=update.share(phone_nats, "phones"),
-            feature=update.share(distance, "frames"),
-        )
-        loss = (
-            parts["ctc"]
-            + self.options.early_ctc_weight * parts["early_ctc"]
-            + self.options.phone_weight * parts["phones"]
-            + self.options.feature_weight * parts["feature"]
-        )
-        return dict(loss=loss) | parts | dict(accuracy=update.share(right, "phones")), logp, q.codes[..., 0]
+        rebuilt = m.reconstruct(q.x_hat, speaker_embedding(features, frames, m.level_features))
+        frames = frames.minimum(m.frames_per_id * counts)
+        distance = feature_loss(rebuilt, features, frames, m.feature_weights)
+        weighted = dict(
+            ctc=(1.0, update.share(ctc_loss(logp, counts, letters))),
+            early_ctc=(o.early_ctc_weight, update.share(ctc_loss(early, counts, letters))),
+            phones=(o.phone_weight, update.share(phone_nats, "phones")),
+            feature=(o.feature_weight, update.share(distance, "frames")),
+        ) | self.more_losses(batch, above, counts, update)
+        parts = dict(loss=torch.stack([weight * part for weight, part in weighted.values()]).sum())
+        parts |= {name: part for name, (_, part) in weighted.items()}
+        return parts | dict(accuracy=update.share(right, "phones")), logp, q.codes[..., 0]
 
     def loss(self, batch: PreparedBatch, update: Update) -> dict[str, Tensor]:
-        waves = augment(batch, self.options, self.run.seed, update)
         mixed = max(0.0, 1 - update.step / max(1, self.options.quantizer_warmup))
-        return self.losses(batch, waves, update, mixed)[0]
+        return self.losses(batch, *self.features(batch, update), update, mixed)[0]
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: SupervisedTokenizer) -> dict[str, float]:
         "On dev: the losses, word errors of the likeliest path, how many ids are in use"
         sums, errors, n, ids = {}, 0, 0, []
         for batch in self.dev.batches(self.run.batch_seconds, self.run.seed):
-            parts, logp, codes = self.losses(batch, batch.waves, single_batch(self, batch))
+            parts, logp, codes = self.losses(batch, *self.features(batch), single_batch(self, batch))
             for k, v in parts.items():
                 sums[k] = sums.get(k, 0.0) + v.item() * len(batch.ids)
             for row, reference in zip(logp.argmax(-1), batch.texts):
@@ -331,16 +365,38 @@ class TokenizerTask(Task):
             perplexity=perplexity(ids, size).item(),
         )
 
+    @torch.no_grad()
     def export(self, folder: Path, **metadata):
         tokenizer, codes = self.model.tokenizer, []
         for batch in self.train.batches(120.0):
-            ids, _ = tokenizer.encode(batch.waves.to(self.model.moments.device), batch.lengths)
+            hidden, counts = self.features(batch)
+            ids = tokenizer.quantizer.encode(hidden[:, : int(counts.max())].float(), counts)
             codes.append(ids[ids >= 0].cpu()[:, None])
         codes, size = torch.cat(codes), tokenizer.vocab_size
         train = dict(
             ids=len(codes), used=codebook_usage(codes, size).item(), perplexity=perplexity(codes, size).item()
         )
         tokenizer.save_pretrained(folder, bf16=True, train=train, **metadata)
+
+# %% ../../nbs/tasks/tokenizer.ipynb #87e100c2
+class TokenizerTask(SupervisedTask):
+    "Train the built-in tokenizer on a prepared corpus"
+
+    Config, Options = TokenizerConfig, TokenizerOptions
+
+    def make_model(self, stats: Tensor, level_features: int) -> SupervisedTokenizer:
+        return SupervisedTokenizer(Tokenizer(TokenizerConfig(**self.run.model)), stats, level_features)
+
+    @classmethod
+    def components(cls, run: TrainConfig) -> list[Component]:
+        c = TokenizerConfig(**run.model)
+        model = SupervisedTokenizer(Tokenizer(c), torch.zeros(2, FlowConfig.feature_dim))
+        return [Component("tokenizer", model, 25.0, depth=c.encoder_layers + c.ctc_layers, width=c.hidden)]
+
+    def features(self, batch: PreparedBatch, update: Update | None = None) -> tuple[Tensor, Tensor]:
+        waves = augment(batch, self.options, self.run.seed, update) if update else batch.waves
+        device = self.model.moments.device
+        return self.model.tokenizer.extract_features(waves.to(device), batch.lengths.to(device))
 
 # %% ../../nbs/tasks/tokenizer.ipynb #36cbdeb6
 def edit_distance(a: list, b: list) -> int:

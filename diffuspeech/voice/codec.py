@@ -15,7 +15,13 @@ from ..base import random
 from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_metadata
 from ..data.audio import SAMPLE_RATE
 from .flow import Flow, gaussian_noise, speaker_embedding
-from ..tokenizers.s3 import CONTEXT, WINDOW, SpeechTokenizer, Tokenizer
+from diffuspeech.tokenizers.s3 import (
+    CONTEXT,
+    WINDOW,
+    SpeechTokenizer,
+    WindowedTokenizer,
+    load_builtin_tokenizer,
+)
 from .vocoder import Vocoder, World, load_vocoder
 
 # %% ../../nbs/voice/codec.ipynb #b0a04f6e
@@ -47,7 +53,7 @@ class SpeechCodec:
 
     num_codebooks = 1
 
-    def __init__(self, tokenizer: Tokenizer, flow: Flow, vocoder: Vocoder | None = None):
+    def __init__(self, tokenizer: WindowedTokenizer, flow: Flow, vocoder: Vocoder | None = None):
         self.tokenizer, self.flow, self.vocoder = tokenizer.eval(), flow.eval(), vocoder or World()
         self.frame_rate, self.vocab_size = tokenizer.frame_rate, tokenizer.vocab_size
         self.version = tokenizer.version
@@ -75,7 +81,7 @@ class SpeechCodec:
         if features == "mel":  # its vocoder was trained apart from it
             vocoder = vocoder or (str(own) if own.is_dir() else "vocoder")
         codec = cls(
-            Tokenizer.from_pretrained(tokens),
+            load_builtin_tokenizer(tokens),
             Flow.from_pretrained(flow),
             load_vocoder(vocoder or local_vocoder(features, flow)),
         )
@@ -129,9 +135,11 @@ class SpeechCodec:
         seed: "int | Tensor" = 0,  # one for all rows, or one per row
         temperature: float = TEMPERATURE,  # scale of the flow's noise
         spreads: Tensor | None = None,  # (B, 2 features) whose spectrum's spread it gets; `voices` if None
-    ) -> Tensor:  # (B, L * 4, features)
+    ) -> Tensor:  # (B, L * frames_per_id, features)
         "The vocoder's features; long rows are generated in overlapping windows, which are cross-faded"
         frames_per_id, B = self.flow.config.frames_per_id, len(ids)
+        window, context = (round(seconds * self.frame_rate) for seconds in (WINDOW, CONTEXT))
+        fade = 2 * context * frames_per_id
         row = random.row_keys(seed, B) if isinstance(seed, Tensor) else random.row_keys(seed, 1).expand(B)
         has_speaker = torch.full((B,), voices is not None)
         voice = self.flow.embed_speaker(
@@ -140,21 +148,21 @@ class SpeechCodec:
         num_frames = ids.shape[1] * frames_per_id
         total = torch.zeros(B, num_frames, self.flow.config.feature_dim)
         weight = torch.zeros(1, num_frames, 1)
-        long = ids.shape[1] > WINDOW + CONTEXT
-        for start in range(0, ids.shape[1] - CONTEXT if long else 1, WINDOW):  # the last one reaches the end
+        long = ids.shape[1] > window + context
+        for start in range(0, ids.shape[1] - context if long else 1, window):  # the last one reaches the end
             low, high = 0, ids.shape[1]
             if long:
-                low, high = max(0, start - CONTEXT), min(start + WINDOW + CONTEXT, high)
+                low, high = max(0, start - context), min(start + window + context, high)
             noise = temperature * gaussian_noise(
                 row, range(low * frames_per_id, high * frames_per_id), self.flow.config.feature_dim
             )
-            window = self.flow.sample(ids[:, low:high], voice, noise, steps)
+            piece = self.flow.sample(ids[:, low:high], voice, noise, steps)
             ramp = torch.ones(1, (high - low) * frames_per_id, 1)
             if low > 0:  # fade from the last window to this one
-                ramp[0, : 2 * CONTEXT * frames_per_id, 0] = torch.linspace(0, 1, 2 * CONTEXT * frames_per_id)
+                ramp[0, :fade, 0] = torch.linspace(0, 1, fade)
             if high < ids.shape[1]:
-                ramp[0, -2 * CONTEXT * frames_per_id :, 0] = torch.linspace(1, 0, 2 * CONTEXT * frames_per_id)
-            total[:, low * frames_per_id : high * frames_per_id] += window * ramp
+                ramp[0, -fade:, 0] = torch.linspace(1, 0, fade)
+            total[:, low * frames_per_id : high * frames_per_id] += piece * ramp
             weight[:, low * frames_per_id : high * frames_per_id] += ramp
         features = total / weight
         return (

@@ -48,7 +48,7 @@ class FlowConfig:
     ffn_dim: Size = 600
     feature_dim: Size = 43  # of the vocoder
     level_features: Size = 1  # whose mean is a frame's level: WORLD's first, all bands of a mel
-    frames_per_id: Annotated[int, Range(1, 256)] = 4  # of the vocoder
+    frames_per_id: Annotated[int, Range(1, 256)] = 4  # of the vocoder; 2 at 50 ids a second
     patch_size: Annotated[int, Range(1, 256)] = 2  # frames per position of the network
 
     def __post_init__(self):

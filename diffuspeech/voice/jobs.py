@@ -164,7 +164,7 @@ def encode_utterance(
             audio.load(u.audio) if u.offset == 0 and u.where == str(u.audio) else load_audio(u), where
         )
         return tokenizer.encode(wave[None])[0][0]
-    context, found, done, replace_silence = CONTEXT / tokenizer.frame_rate, None, 0, False
+    context, found, done, replace_silence = CONTEXT, None, 0, False
     for k in range(int(u.duration / CHUNK) + 1):
         start, stop = max(0.0, k * CHUNK - context), min(u.duration, (k + 1) * CHUNK + context)
         if u.duration - k * CHUNK < 0.5 / tokenizer.frame_rate:

@@ -348,4 +348,4 @@ class PreparedCorpus:
             pass  # not there, or damaged
         found = make()
         atomic_write(file, lambda temp_path: write_tensors(temp_path, found, metadata))
-        return found
+        return load_file(file)  # whose pages need not stay in memory

@@ -7,9 +7,11 @@ import tokenizers as hf
 import torch
 
 from diffuspeech.asr.canary import Canary, CanaryConfig
+from diffuspeech.asr.recognizer import load_asr
 from diffuspeech.data.audio import import_torchaudio
 from diffuspeech.data.manifest import Manifest, write_manifest
 from diffuspeech.tokenizers.s3 import Tokenizer, TokenizerConfig
+from diffuspeech.tokenizers.s3_whisper import S3Whisper, S3WhisperConfig
 from diffuspeech.voice import prepared
 
 
@@ -50,7 +52,26 @@ def save_random_models(folder):
     ).save_pretrained(folder / "canary")
 
 
-def save_random_whisper(folder):
+def save_random_s3_whisper(folder, whisper, frame_rate=50):
+    "Speech tokens with random weights on top of the first layer of a Whisper in a folder"
+    torch.manual_seed(0)
+    config = S3WhisperConfig(
+        str(whisper),
+        load_asr(whisper).fingerprint(),
+        layer=1,
+        state_dim=32,
+        frame_rate=frame_rate,
+        hidden=16,
+        encoder_layers=1,
+        ctc_layers=1,
+        heads=2,
+        ffn_dim=16,
+    )
+    S3Whisper(config).save_pretrained(folder)
+    return folder
+
+
+def save_random_whisper(folder, seed=0):
     "A Whisper of two layers with random weights, as a folder of the hub; subwords are letters and pairs"
     import_torchaudio()
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -65,7 +86,7 @@ def save_random_whisper(folder):
     tokenizer.train_from_iterator([" please leave your message after the tone"] * 2, trainer)
     tokenizer.add_special_tokens([f"<|{name}|>" for name in names])
     size = tokenizer.get_vocab_size()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
     ids = dict(pad_token_id=size - 3, bos_token_id=size - 3, eos_token_id=size - 3)
     config = WhisperConfig(
