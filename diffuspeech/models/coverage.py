@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['WORD_PENALTY', 'MIN_CONFIDENCE', 'ctc_states', 'skipped_words', 'follow_back', 'lost_from_tokens', 'lost_from_sound',
-           'lost_words']
+           'lost_words', 'warn_of_lost_words']
 
 # %% ../../nbs/models/coverage.ipynb #78ff9fa4
+import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -139,3 +140,18 @@ def lost_words(
     else:
         return None
     return [words[i] for i in lost]
+
+# %% ../../nbs/models/coverage.ipynb #cf7f01e0
+def warn_of_lost_words(
+    texts: Sequence[str],
+    lost_words: Sequence[Sequence[str]] | None,  # of each text; None: not known
+):
+    "Warn of words of a text that are not in the speech"
+    for i, (text, lost) in enumerate(zip(texts, lost_words or [])):
+        if lost:
+            total = len(spoken_words(text).split())
+            warnings.warn(
+                f"text {i}: the speech seems to lack {len(lost)} of {total} words: {' '.join(lost)}; "
+                "a longer canvas (another length, a scale above 1) or another seed may help",
+                stacklevel=3,
+            )

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILTIN_MODELS', 'LENGTH_MODES', 'MAX_SCALE', 'EOS_MARGIN', 'AR_TEMPERATURE', 'SpeechResult', 'Reconstructor',
-           'load_duration', 'encoder_was_trained', 'pad_rows', 'check_versions', 'warn_without_end',
-           'warn_of_lost_words']
+           'pad_rows']
 
 # %% ../../nbs/models/reconstructor.ipynb #c461fbc9
 import time
@@ -20,21 +19,22 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_metadata, Metadata
+from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_metadata
 from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_canvas, eos_lengths
 from ..diffusion.sample import sample
 from ..diffusion.step import Rule
 from ..diffusion.trajectory import Generation
-from .coverage import lost_words
+from .coverage import lost_words, warn_of_lost_words
 from ..asr.pieces import piece_frames
 from .decoder import Condition, SpeechDecoder
 from .piece_durations import carry_durations, fit_durations, letter_table
 from .duration import DurationPredictor
-from .autoregressive import generate
+from .loading import check_versions, encoder_was_trained, load_duration
+from .autoregressive import generate, warn_without_end
 from .spans import Spans, mask_spans, scale_spans, span_tokens
 from ..data.audio import SAMPLE_RATE
 from ..voice.codec import decode_canvas
-from ..data.text import describe_unspoken, spoken_words
+from ..data.text import describe_unspoken
 from ..voice.jobs import load_codec
 from ..asr.recognizer import Recognizer, load_asr, text_table
 from ..tokenizers.taste import Taste
@@ -477,7 +477,7 @@ class Reconstructor:
         )
         if check_words:
             result.lost_words = self.find_lost_words(result)
-            warn_of_lost_words(result)
+            warn_of_lost_words(result.texts, result.lost_words)
         return result
 
     def synthesize(
@@ -502,7 +502,7 @@ class Reconstructor:
         )
         if check_words:
             result.lost_words = self.find_lost_words(result)
-            warn_of_lost_words(result)
+            warn_of_lost_words(result.texts, result.lost_words)
         return result
 
     def find_lost_words(
@@ -577,40 +577,6 @@ class Reconstructor:
         return decode_canvas(self.codec, canvas, voice)
 
 # %% ../../nbs/models/reconstructor.ipynb #7b83de28
-def load_duration(
-    name: "str | Path",  # small: the built-in one, if it fits; else a folder
-    recogniser: Recognizer,
-    codec: SpeechTokenizer,
-) -> DurationPredictor | None:
-    "A predictor of lengths in this recogniser's pieces and this codec's tokens"
-    try:
-        folder = builtin_checkpoint("duration") if str(name) == "small" else find_checkpoint(name)
-    except ValueError:
-        if str(name) == "small":  # none is built in; `canvas_lengths` raises where one is needed
-            return None
-        raise
-    found = DurationPredictor.from_pretrained(folder, text_table(recogniser))
-    trained = (read_metadata(folder).pieces, found.config.frame_rate)
-    needed = (recogniser.text_tokenizer.version, codec.frame_rate)
-    if trained == needed:
-        return found
-    if str(name) != "small":
-        raise ValueError(
-            f"{name}: was trained for the pieces {trained[0]} and {trained[1]:g} tokens a second, "
-            f"and these are {needed[0]} and {needed[1]:g}; train one with diffuspeech train duration "
-            "--set options.recogniser=... --set options.tokenizer=..."
-        )
-
-
-def encoder_was_trained(
-    recogniser: "str | Path",  # as `load_asr` knows it
-) -> bool:
-    "Whether a recognizer's encoder was trained on in the first stage, so that its decoder no longer fits it"
-    if not Path(recogniser, "pieces.json").is_file():  # only a Canary is saved with one
-        return False
-    return read_metadata(Path(recogniser)).recogniser == "its own"
-
-
 def pad_rows(
     rows: list[Tensor],  # waves, or pieces
     device: torch.device,
@@ -618,49 +584,3 @@ def pad_rows(
     "Rows as one tensor, and their lengths"
     lengths = torch.tensor([len(r) for r in rows], device=device)
     return pad_sequence(rows, batch_first=True).to(device), lengths
-
-
-def check_versions(
-    folder: Path,  # of the decoder, for the message
-    metadata: Metadata,  # of the decoder
-    tokenizer: str,  # version of the codec's tokens
-    recogniser: str,  # fingerprint
-):
-    "Refuse a codec or a recogniser that the decoder was not trained with"
-    for what, version, name, flag in (
-        ("tokenizer", tokenizer, "codec", "codec"),
-        ("recogniser", recogniser, "recogniser", "encoder"),
-    ):
-        trained_with = getattr(metadata, what)
-        if trained_with not in (None, version):
-            raise ValueError(
-                f"{folder}: trained with the {what} {trained_with}, and this one is {version}; "
-                f"name the other ({name}=, in a shell --{flag})"
-            )
-
-# %% ../../nbs/models/reconstructor.ipynb #b8af7e81
-def warn_without_end(
-    ended: Tensor,  # (B,)
-):
-    "Warn of rows that an autoregressive decoder did not end"
-    if not ended.all():
-        rows = ", ".join(map(str, (~ended).nonzero()[:, 0].tolist()))
-        warnings.warn(
-            f"no end was predicted and the speech is cut where no text can last longer, in rows {rows}; "
-            "another seed or temperature may help",
-            stacklevel=3,
-        )
-
-
-def warn_of_lost_words(
-    result: SpeechResult,
-):
-    "Warn of words of a text that are not in the speech"
-    for i, (text, lost) in enumerate(zip(result.texts, result.lost_words or [])):
-        if lost:
-            total = len(spoken_words(text).split())
-            warnings.warn(
-                f"text {i}: the speech seems to lack {len(lost)} of {total} words: {' '.join(lost)}; "
-                "a longer canvas (another length, a scale above 1) or another seed may help",
-                stacklevel=3,
-            )
