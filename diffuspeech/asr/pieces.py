@@ -36,10 +36,10 @@ def cross_attention(
     finally:
         for hook in hooks:
             hook.remove()
-    heads = whisper.config.decoder_attention_heads
+    heads = whisper.config.decoder_attention_heads  # of each layer; those of all layers in one dimension
     queries, keys = (
-        torch.cat([x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in kept[name]], 1)
-        for name in kept
+        torch.stack(kept[name], 1).float().unflatten(-1, (heads, -1)).transpose(2, 3).flatten(1, 2)
+        for name in ("q_proj", "k_proj")
     )
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
     return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).mean(1)

@@ -40,7 +40,7 @@ class DecoderConfig:
     position_scale: Positive = 3.8  # speech tokens for each piece, about: piece n has position scale * n
     time_conditioning: bool = False  # t is an input of the network
     durations: bool = False  # each position is told its piece, and where in it
-    letters: bool = False  # and the letter that is spoken there, about
+    spelling: bool = False  # and the letter that is spoken there, about
     dropout: ShareBelowOne = 0.0
 
     def __post_init__(self):
@@ -50,8 +50,8 @@ class DecoderConfig:
             raise ValueError(
                 "time_conditioning=True: only for diffusion decoders; this one is autoregressive"
             )
-        if self.letters and not self.durations:
-            raise ValueError("letters=True: needs durations=True, too; without them a letter has no place")
+        if self.spelling and not self.durations:
+            raise ValueError("spelling=True: needs durations=True, too; without them a letter has no place")
 
     @property
     def eos_token_id(self) -> int:
@@ -187,7 +187,7 @@ class Placement(nn.Module):
         self.rate = nn.Linear(d, 1)
         nn.init.constant_(self.rate.bias, config.position_scale)
         self.piece_proj, self.place_proj = nn.Linear(d, d, bias=False), nn.Linear(d, d)
-        self.letter_embedding = nn.Embedding(1 + len(LETTERS), d) if config.letters else None
+        self.letter_embedding = nn.Embedding(1 + len(LETTERS), d) if config.spelling else None
         self.register_buffer("letter_table", letter_table, persistent=False)
 
     def predict(
@@ -212,7 +212,7 @@ class Placement(nn.Module):
         if self.letter_embedding is not None:
             if self.letter_table is None:
                 raise ValueError(
-                    "letters: these pieces are spelled by a recognizer; give its table when the model is "
+                    "spelling: these pieces are spelled by a recognizer; give its table when the model is "
                     "made: SpeechDecoder.from_pretrained(folder, text_table(asr), letter_table(asr))"
                 )
             letters = letters_at(self.letter_table, condition.text.gather(1, piece), place)
@@ -244,7 +244,7 @@ class SpeechDecoder(PretrainedModel):
         self,
         config: DecoderConfig,
         text_table: Tensor | None = None,  # (text_vocab_size, text_dim) where the config has a text_dim
-        letter_table: Tensor | None = None,  # (text_vocab_size, longest) where the config has letters
+        letter_table: Tensor | None = None,  # (text_vocab_size, longest) where the config has a spelling
     ):
         super().__init__(config)
         c, d = config, config.dim

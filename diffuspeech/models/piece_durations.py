@@ -11,6 +11,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..asr.recognizer import Recognizer
 
@@ -86,11 +87,11 @@ def letter_table(
 ) -> Tensor:  # (vocab_size, longest) uint8: 0 after the last letter, 1 is a
     "The letters of each piece"
     decode, size = recognizer.text_tokenizer.decode, len(recognizer.decoder.embed_tokens.weight)
-    spellings = [[1 + LETTERS.index(c) for c in decode([i]).lower() if c in LETTERS] for i in range(size)]
-    table = torch.zeros(size, max(map(len, spellings)), dtype=torch.uint8)
-    for row, spelling in zip(table, spellings):
-        row[: len(spelling)] = torch.tensor(spelling, dtype=torch.uint8)
-    return table
+    spellings = []
+    for i in range(size):
+        found = [1 + LETTERS.index(c) for c in decode([i]).lower() if c in LETTERS]
+        spellings.append(torch.tensor(found, dtype=torch.uint8))
+    return pad_sequence(spellings, batch_first=True)
 
 
 def letters_at(

@@ -91,9 +91,9 @@ class S3WhisperTask(SupervisedTask):
         self.whisper.requires_grad_(False)
         super().__init__(run)
         c, self.states, self.pieces = self.model.tokenizer.config, {}, {}
-        self.versions |= dict(recogniser=c.recogniser_version)
+        self.versions |= dict(recogniser=c.asr_version)
         for corpus, split in ((self.train, "train"), (self.dev, "dev")):
-            file = self.folder / split / f"encoder-{c.recogniser_version}-{c.layer}.safetensors"
+            file = self.folder / split / f"encoder-{c.asr_version}-{c.layer}.safetensors"
             kept = encode_corpus(corpus, self.whisper, (c.layer,), file)
             for row, states in zip(corpus.rows, kept.flat[:, 0].split(kept.sizes.tolist())):
                 self.states[row["id"]] = states
@@ -101,7 +101,7 @@ class S3WhisperTask(SupervisedTask):
 
     def make_model(self, stats: Tensor, level_features: int) -> SupervisedTokenizer:
         of_whisper: dict[str, Any] = dict(state_dim=self.whisper.config.d_model)
-        of_whisper["recogniser_version"] = self.whisper.fingerprint()
+        of_whisper["asr_version"] = self.whisper.fingerprint()
         config = S3WhisperConfig(**of_whisper | self.run.model)
         model = SupervisedTokenizer(S3Whisper(config), stats, level_features)
         model.text_head = TextHead(config.hidden, self.whisper) if self.options.text_weight else None

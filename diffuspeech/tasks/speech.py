@@ -164,7 +164,7 @@ def build_model(
     set_dropout(tokenizer.aggregator, decoder_config.dropout)
     if train_encoder:
         set_dropout(recogniser.model.encoder, decoder_config.dropout)
-    letters = letter_table(recogniser) if decoder_config.letters else None
+    letters = letter_table(recogniser) if decoder_config.spelling else None
     decoder = SpeechDecoder(decoder_config, table, letters)
     return DecoderModel(recogniser, tokenizer, decoder, train_encoder)
 

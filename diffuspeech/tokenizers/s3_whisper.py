@@ -31,7 +31,7 @@ class S3WhisperConfig:
     "The configuration of a tokenizer on top of Whisper"
 
     recogniser: str = "whisper-base"  # as `asr.recognizer.load_asr` knows it
-    recogniser_version: str = ""  # its fingerprint; filled in by the training
+    asr_version: str = ""  # its fingerprint; filled in by the training
     layer: Depth = 4  # of its encoder, whose states are read; 0 is before the first
     state_dim: Size = 512  # their width
     frame_rate: Size = 50  # ids a second; at 25 two states are joined
@@ -111,7 +111,7 @@ class S3Whisper(WindowedTokenizer):
         folder = find_checkpoint(name)
         model = super().from_pretrained(folder)
         (whisper,) = parts or (load_whisper(model.config, folder),)
-        expected = model.config.recogniser_version
+        expected = model.config.asr_version
         if expected and (found := whisper.fingerprint()) != expected:
             raise ValueError(
                 f"{folder}: was trained on the states of {model.config.recogniser} {expected}, and this one "

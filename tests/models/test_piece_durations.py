@@ -27,7 +27,7 @@ def model(tmp_path_factory, request):
     run = TrainConfig(
         "diffuspeech.tasks.decoder:DecoderTask",
         str(folder),
-        dict(dim=48, ffn_dim=64, embedding_dim=32, durations=True, letters=True, causal=request.param),
+        dict(dim=48, ffn_dim=64, embedding_dim=32, durations=True, spelling=True, causal=request.param),
         dict(recogniser=f"{folder}/recogniser", taste=dict(rank=4, dim=16)),
         steps=4,
         lr=3e-3,
@@ -45,7 +45,7 @@ def random_decoder(**config):
     table = torch.randint(1, 27, (20, 3), dtype=torch.uint8)
     shape = dict(text_vocab_size=20, vector_dim=8, speech_vocab_size=30, dim=32, embedding_dim=16, ffn_dim=48)
     decoder = SpeechDecoder(
-        DecoderConfig(durations=True, letters=True, **shape, **config), letter_table=table
+        DecoderConfig(durations=True, spelling=True, **shape, **config), letter_table=table
     )
     lengths = torch.tensor([6, 3])
     condition = Condition(torch.randint(0, 20, (2, 6)), lengths, torch.randn(2, 6, 8))

@@ -104,10 +104,10 @@ def test_half_of_the_canvases_go_on_after_the_end(folder):
         dict(causal=True, dropout=0.1),
         dict(),
         dict(durations=True),
-        dict(durations=True, letters=True),
-        dict(causal=True, durations=True, letters=True),
+        dict(durations=True, spelling=True),
+        dict(causal=True, durations=True, spelling=True),
     ],
-    ids=["time conditioning", "autoregressive", "diffusion", "durations", "letters", "AR with letters"],
+    ids=["time conditioning", "autoregressive", "diffusion", "durations", "spelling", "AR with spelling"],
 )
 def test_every_kind_trains_validates_and_gives_samples(folder, tmp_path, model):
     run = train_config(folder, model, taste=dict(quantizer=dict(kind="rvq", layers=2)))
@@ -266,7 +266,7 @@ def test_durations_fill_every_recording(folder):
     with pytest.raises(ValueError, match="set options.encoder=cached"):
         DecoderTask(train_config(folder, dict(durations=True), encoder="frozen"))
     with pytest.raises(ValueError, match="needs durations=True"):
-        DecoderTask(train_config(folder, dict(letters=True)))
+        DecoderTask(train_config(folder, dict(spelling=True)))
 
 
 def test_an_encoder_of_whisper_is_not_trained(folder):
