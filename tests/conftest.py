@@ -5,6 +5,7 @@ import pytest
 from browser import CHROMIUM, Lab, Server
 from playwright.sync_api import sync_playwright
 
+from diffuspeech.data.audio import load_clip, save
 from diffuspeech.evaluate.metrics import MissingDependency
 
 
@@ -42,8 +43,16 @@ def server(tmp_path_factory):
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def microphone(tmp_path_factory):
+    "What Chromium's fake microphone hears"
+    path = tmp_path_factory.mktemp("microphone") / "speech.wav"
+    save(path, load_clip())
+    return path
+
+
 @pytest.fixture
-def lab(server):
+def lab(server, microphone):
     """JupyterLab in a browser: see tests/support/browser.py
 
     The browser is new for each test: Playwright's event loop would disturb other tests.
@@ -59,6 +68,9 @@ def lab(server):
             "--disable-component-update",
             "--disable-sync",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--use-fake-ui-for-media-stream",  # the microphone is allowed, and hears this recording
+            "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={microphone}",
         ]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         lab = Lab(server, browser)

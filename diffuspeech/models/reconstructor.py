@@ -66,7 +66,7 @@ class SpeechResult:
     # canvas (L,), for another text if one is given
     resume: "Callable[..., Generation] | None" = None
     # rerun(row, **options) -> SpeechResult of this utterance, with other options of `reconstruct`;
-    # with wave= and text= of another one; by another Reconstructor with model=
+    # with wave= and text= of another one, or text= alone in its voice; by another Reconstructor with model=
     rerun: "Callable[..., SpeechResult] | None" = None
     # for each text, its words that are not in the speech; None: not checked, or nothing here can find out
     lost_words: list[list[str]] | None = None
@@ -362,6 +362,10 @@ class Reconstructor:
             other, voices = model or self, [references[row]] if references else None
             if wave is not None:
                 return other.reconstruct(wave, text, **sampling | dict(scale=chosen["scale"]) | options)
+            if text is not None:
+                options = sampling | dict(scale=chosen["scale"]) | options
+                options.pop("cfg_scale", None)  # guides by vectors, which a text alone has not
+                return other.synthesize(text, voices and voices[0], **options)
             given, canvas = (
                 None if (x := chosen[name]) is None else x[row : row + 1] for name in ("given", "canvas")
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..data.audio import SAMPLE_RATE
 from ..diffusion.catalogue import get_rule
 from .branch import branch
-from .rerun import sampling_options
+from .rerun import own_utterance, sampling_options
 from .view import ASSETS, RunView, encode_mp3, read_script, run_data, word_rows
 
 # %% ../../nbs/workbench/widget.ipynb #c9fef625
@@ -215,7 +215,8 @@ class PlayerWidget(anywidget.AnyWidget):
             self.sounds.request(self._drop)
         else:
             do = dict(branch=self._branch, listen=self._listen, rerun=self._rerun)[kind]
-            self.sounds.request(partial(self._try, do, message))
+            own = dict(samples=buffers[0]) if buffers else {}
+            self.sounds.request(partial(self._try, do, message | own))
 
     def _try(self, do: Callable[[dict[str, Any]], None], message: dict[str, Any]):
         try:
@@ -238,7 +239,8 @@ class PlayerWidget(anywidget.AnyWidget):
         rerun = self.views[message["run"]].rerun
         if rerun is None:
             raise ValueError("this run cannot be made again: give `player` a result of `Reconstructor`")
-        self._add(rerun(message["clip"], **sampling_options(message)))
+        own = own_utterance(message["own"], message.get("samples")) if "own" in message else {}
+        self._add(rerun(message["clip"], **own, **sampling_options(message)))
 
     def _add(self, view: RunView):
         self.views.append(view)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import time
 import urllib.error
@@ -233,6 +234,40 @@ def test_trajectory(lab):
     player.locator(".ds-remove").click()
     page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 1", timeout=60_000)
     expect(player.locator(".ds-remove"), "the run that was given stays").to_be_hidden()
+
+
+OWN = """
+import diffuspeech as ds
+from diffuspeech.data.manifest import load_audio
+from diffuspeech.evaluate.clips import load_bundled_clips
+clip = load_bundled_clips()[0]
+ds.player(ds.Reconstructor.from_pretrained("ddm").reconstruct(load_audio(clip), clip.text, steps=2))
+"""
+
+
+@pytest.mark.needs("whisper")
+def test_an_utterance_of_ones_own(lab, tmp_path):
+    "A file that is no sound is refused; a recording from the microphone comes back as text and as speech"
+    page = lab.open(lab.write("nbs/explore/own.ipynb", OWN)).run_all()
+    player = page.tab.locator(".ds-player").first
+    state = player.locator(".ds-own-state")
+    player.locator(".ds-own summary").click()
+    player.locator(".ds-send").click()
+    expect(state).to_contain_text("record, open a file, or write a sentence first")
+    (tmp_path / "notes.wav").write_text("no sound at all")
+    player.locator(".ds-file").set_input_files(tmp_path / "notes.wav")
+    expect(state).to_have_text("notes.wav: this browser finds no sound in it", timeout=20_000)
+    player.locator(".ds-record").click()
+    expect(state).to_have_text("recording …", timeout=20_000)
+    page.tab.wait_for_timeout(6_000)
+    player.locator(".ds-record").click()
+    expect(state).to_contain_text("your recording, ", timeout=20_000)
+    player.locator(".ds-send").click()
+    page.tab.wait_for_function("document.querySelector('.ds-active').options.length == 2", timeout=120_000)
+    text = page.tab.evaluate(VIEW + ".runs[1].text").lower()
+    known = set("please leave your message after the tone hang up press pound key".split())
+    assert len(known & set(re.findall("[a-z]+", text))) >= 6, text
+    page.screenshot("own-utterance")
 
 
 LISTENING = """

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffuspeech.base.checkpoint import builtin_checkpoint, read_config
+from diffuspeech.data.audio import load_clip
 from diffuspeech.data.manifest import load_audio
 from diffuspeech.diffusion.oracle import MarkovChain
 from diffuspeech.diffusion.sample import sample
@@ -58,6 +59,40 @@ def test_another_clip(shown):
     assert torch.equal(again.trajectory.final, other.trajectory.final)
     with pytest.raises(ValueError, match="no such clip"):
         view.rerun("nobody")
+
+
+def test_an_utterance_of_ones_own(shown, monkeypatch):
+    "A sentence in the voice of the run, a recording with its words, and one without: it is transcribed"
+    (view,) = shown.views
+    spoken = view.rerun(None, text="the echo test has been completed", steps=2)
+    assert (
+        spoken.text == "the echo test has been completed"
+        and run_data(spoken)["settings"]["clip"] == "your sentence"
+    )
+    wave = load_audio(CLIPS[1])
+    own = view.rerun(None, wave=wave, text=CLIPS[1].text, steps=2)
+    assert torch.equal(own.trajectory.final, view.rerun(CLIPS[1].id, steps=2).trajectory.final)
+    assert "your recording" in own.label
+    monkeypatch.setattr(rerun, "transcribe", lambda wave: "please hold")
+    assert view.rerun(None, wave=wave, steps=2).text == "please hold"
+    samples = wave.numpy().tobytes()
+    given = rerun.own_utterance(" hello ", samples)
+    assert given["text"] == "hello" and torch.equal(given["wave"], wave)
+    assert rerun.own_utterance("hello", None) == dict(text="hello")
+    for text, sound, message in (
+        (" ", None, "neither a recording nor a sentence"),
+        ("", samples[:400], "a recording of 0.0 s"),
+        ("", bytes(4 * 16_000), "the recording is silent"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rerun.own_utterance(text, sound)
+
+
+@pytest.mark.needs("whisper")
+def test_a_recording_is_transcribed_by_whisper():
+    "or by the model's own recognizer, where Whisper base is not here"
+    words = rerun.transcribe(load_clip()).lower()
+    assert "leave your message" in words and "pound key" in words
 
 
 @pytest.fixture

@@ -366,6 +366,17 @@ const CONTROLS = `
     <button class="ds-remove" title="take the last run away (u)">remove last</button>
     <span class="ds-news ds-soft" role="status" aria-live="polite"></span>
   </div>
+  <details class="ds-own"><summary>Your own: a recording, a sound file, or a sentence</summary>
+    <div class="ds-row">
+      <button class="ds-record" aria-pressed="false" title="record with the microphone, and press again to stop">● record</button>
+      <label>or open <input type="file" class="ds-file" accept="audio/*,video/*"></label>
+      <label class="ds-own-words">words <input type="text" class="ds-own-text" placeholder="of the recording, or to be spoken"
+        title="what is spoken in the recording (transcribed when empty); without a recording: what to speak"></label>
+      <button class="ds-send" title="a new run with this utterance, beside this one">go</button>
+      <button class="ds-forget" title="use no recording">forget it</button>
+    </div>
+    <div class="ds-own-state ds-soft" role="status" aria-live="polite"></div>
+  </details>
   <div class="ds-row">
     <button class="ds-play" title="play the sound of this step (space)">▶ sound</button>
     <button class="ds-loop" aria-pressed="false" title="repeat the sound (l)" aria-label="repeat">↻</button>
@@ -501,6 +512,14 @@ class View {
     })
     on("start", "click", () => this.rerun())
     on("remove", "click", () => this.model.send({ type: "drop" }))
+    on("record", "click", () => this.record())
+    on("file", "change", () => this.open(this.$("file").files[0]))
+    on("forget", "click", () => this.own(null))
+    on("send", "click", () => this.sendOwn())
+    on("own-text", "keydown", event => {
+      if (event.key === "Enter") this.sendOwn()
+    })
+    this.own(null)
     this.$("rerun").addEventListener("keydown", event => {
       if (event.key === "Enter" && event.target.matches("select, input")) {
         event.preventDefault()
@@ -571,6 +590,7 @@ class View {
       number = (name, value) => (this.$(name).value = value ?? "")
     this.$("about").textContent = run.text ? `“${run.text}”` : ""
     this.$("rerun").style.display = run.rerun ? "" : "none"
+    this.$("own").style.display = run.rerun && s.scale !== undefined ? "" : "none"
     this.$("settings").style.display = run.rerun ? "none" : ""
     this.$("settings").textContent = [
       s.model && `model ${s.model}`,
@@ -605,13 +625,71 @@ class View {
     }
     list.value = known ? value : ""
   }
-  rerun() {
+  // -- an utterance of one's own
+
+  own(samples, what = "") {
+    // the samples at 16 kHz that the next run is given, or none
+    this.samples = samples
+    this.$("forget").style.display = samples ? "" : "none"
+    this.$("own-state").classList.remove("ds-wrong")
+    this.$("own-state").textContent = samples ? `${what}, ${(samples.length / RATE).toFixed(1)} s` : what
+    if (!samples) this.$("file").value = ""
+  }
+  complain(text) {
+    this.own(null, text)
+    this.$("own-state").classList.add("ds-wrong")
+  }
+  async open(file, what = file?.name) {
+    if (!file) return
+    try {
+      const sound = await Sound.decode(await file.arrayBuffer()),
+        samples = new Float32Array(sound.length)
+      for (let c = 0; c < sound.numberOfChannels; c++)
+        sound.getChannelData(c).forEach((x, i) => (samples[i] += x / sound.numberOfChannels))
+      this.own(samples, what)
+    } catch {
+      this.complain(`${what}: this browser finds no sound in it`)
+    }
+  }
+  async record() {
+    if (this.recorder) return this.recorder.stop()
+    let stream
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ audio: true })
+    } catch (error) {
+      return this.complain(`no microphone: ${error.message || error.name}`)
+    }
+    const parts = [],
+      recorder = new MediaRecorder(stream),
+      button = this.$("record")
+    this.recorder = recorder
+    button.setAttribute("aria-pressed", "true")
+    button.textContent = "■ stop"
+    this.own(null, "recording …")
+    const longest = setTimeout(() => recorder.stop(), 30_000)
+    recorder.ondataavailable = event => parts.push(event.data)
+    recorder.onstop = () => {
+      clearTimeout(longest)
+      stream.getTracks().forEach(track => track.stop())
+      this.recorder = null
+      button.setAttribute("aria-pressed", "false")
+      button.textContent = "● record"
+      this.open(new Blob(parts, { type: recorder.mimeType }), "your recording")
+    }
+    recorder.start()
+  }
+  sendOwn() {
+    if (!this.samples && !this.$("own-text").value.trim())
+      return this.complain("record, open a file, or write a sentence first")
+    this.rerun({ clip: null, own: this.$("own-text").value }, this.samples)
+  }
+  rerun(own = {}, samples = null) {
     if (!this.run.rerun || this.starting) return
     if (this.runs.length > 7) return this.news("eight runs are shown: remove one first", true)
     const number = name => (this.$(name).value === "" ? null : Number(this.$(name).value))
     this.starting = true
     this.news("the model is running …")
-    this.model.send({
+    const message = {
       type: "rerun",
       run: this.active,
       clip: this.$("clip").value || null,
@@ -621,7 +699,9 @@ class View {
       temperature: number("set-temperature"),
       seed: number("set-seed"),
       scale: number("set-scale"),
-    })
+      ...own,
+    }
+    this.model.send(message, undefined, samples ? [samples.buffer] : undefined)
   }
   news(text, wrong = false) {
     this.$("news").textContent = text
