@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUMAN', 'TRAIN_VOICES', 'DEV_VOICES', 'TEST_VOICES', 'BLENDS', 'FLITE_VOICES', 'FLITE_LICENSE', 'STYLES', 'VOICES',
            'PHONEMES', 'AMERICAN', 'BRITISH', 'Voice', 'program', 'missing', 'run_program', 'play_prompt', 'flite',
-           'phonemes', 'kokoro_session', 'kokoro_style', 'kokoro', 'trim', 'speak']
+           'phonemes', 'kokoro_session', 'kokoro_style', 'kokoro_ids', 'kokoro', 'trim', 'speak']
 
 # %% ../../nbs/data/voices.ipynb #1b7c0d08
 import json
@@ -166,15 +166,14 @@ def phonemes(
 # %% ../../nbs/data/voices.ipynb #c03dc76c
 @cache
 def kokoro_session(threads: int = 1):
-    "Kokoro's network and its vocabulary"
+    "Kokoro's network"
     import onnxruntime
 
     folder, options = local_folder("kokoro"), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    network = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         (folder / "part.bin").read_bytes(), options, providers=["CPUExecutionProvider"]
     )
-    return network, json.loads((folder / "vocab.json").read_text())["vocab"]
 
 # %% ../../nbs/data/voices.ipynb #f4f7a4ee
 @cache
@@ -183,15 +182,21 @@ def kokoro_style(name: str) -> np.ndarray:  # (510, 256), a row for each number 
     return np.fromfile(local_folder("kokoro-voices") / f"{name}.bin", np.float32).reshape(510, 256)
 
 # %% ../../nbs/data/voices.ipynb #4a2d0ee5
-def kokoro(styles: Sequence[str], text: str, speed: float = 1.0) -> Tensor:
-    "Speak with Kokoro; the mean of several styles gives a new speaker"
-    network, vocab = kokoro_session()
+def kokoro_ids(styles: Sequence[str], text: str) -> list[int]:
+    "The phonemes of a text, as Kokoro's network reads them"
+    vocab = json.loads((local_folder("kokoro") / "vocab.json").read_text())["vocab"]
     ids = [vocab[c] for c in phonemes(text, styles[0].startswith("b")) if c in vocab]
     if not 0 < len(ids) < 509:
         raise ValueError(f"{len(ids)} phonemes; Kokoro takes 1 to 508: {text[:60]!r}")
+    return ids
+
+
+def kokoro(styles: Sequence[str], text: str, speed: float = 1.0) -> Tensor:
+    "Speak with Kokoro; the mean of several styles gives a new speaker"
+    ids = kokoro_ids(styles, text)
     style = np.stack([kokoro_style(s)[len(ids)] for s in styles]).mean(0, keepdims=True, dtype=np.float32)
     inputs = {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.array([speed], np.float32)}
-    wave = np.asarray(network.run(None, inputs)[0])
+    wave = np.asarray(kokoro_session().run(None, inputs)[0])
     return resample(torch.from_numpy(wave.reshape(-1)), 24_000)
 
 # %% ../../nbs/data/voices.ipynb #a098f963
