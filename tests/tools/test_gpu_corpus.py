@@ -10,7 +10,6 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools" / "gpu"
 sys.path.insert(0, str(TOOLS))
 
 import corpus  # noqa: E402
-import parts  # noqa: E402
 
 from diffuspeech.data import builtin  # noqa: E402
 from diffuspeech.data.audio import load  # noqa: E402
@@ -32,8 +31,7 @@ def test_clips_go_there_and_back(tmp_path, monkeypatch):
     chosen = corpus.choose(dict(dev=1.0), folder)
     assert {clip.id for clip in chosen} == {"dev-x-a", "dev-x-b"}
     corpus.pack(chosen, tmp_path / "parts", 10**9)
-    parts.read_parts(parts.check_parts(tmp_path / "parts")[0], tmp_path / "there")
-    command = [sys.executable, TOOLS / "speak.py", "there", "-o", "sounds", "--workers", "1"]
+    command = [sys.executable, TOOLS / "speak.py", "parts", "-o", "sounds", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "2 of 2 sentences in 1 files\n", done.stderr
     corpus.unpack(corpus.read_sounds(tmp_path / "sounds"), folder, 1)

@@ -12,9 +12,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterable
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 
 import soundfile
@@ -23,6 +21,7 @@ from parts import parse_size, write_parts
 from tqdm import tqdm
 
 from diffuspeech.base.pretrained import expand_home, local_folder
+from diffuspeech.base.workers import run_jobs
 from diffuspeech.data import builtin
 from diffuspeech.data.audio import resample
 from diffuspeech.data.voices import VOICES, Voice, kokoro_ids, trim
@@ -50,10 +49,16 @@ def sentence(clip: builtin.Clip) -> str:
     return json.dumps(line | dict(compression=COMPRESSION.get(clip.split, COMPRESSION["dev"])))
 
 
-def pack(clips: Iterable[builtin.Clip], output: Path, limit: int):
+def sentences(clips: Sequence[builtin.Clip]) -> list[str]:
+    "Lines of the plan"
+    return [sentence(clip) for clip in clips]
+
+
+def pack(clips: Sequence[builtin.Clip], output: Path, limit: int):
     "Kokoro, its styles and the plan, in parts"
-    with get_context("fork").Pool() as pool:
-        lines = list(tqdm(pool.imap(sentence, clips, chunksize=8), desc="phonemes", unit="clip"))
+    jobs = [(clips[k : k + 100],) for k in range(0, len(clips), 100)]
+    spoken = dict(tqdm(run_jobs(sentences, jobs), desc="phonemes", total=len(jobs), unit="hundred clips"))
+    lines = [line for k in sorted(spoken) for line in spoken[k]]
     names = sorted({style for line in lines for style in json.loads(line)["styles"]})
     voices = local_folder("kokoro-voices")
     files = [("sentences.jsonl", ("\n".join(lines) + "\n").encode())]
@@ -75,9 +80,8 @@ def read_sounds(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def file_clips(job: tuple[list[tuple[builtin.Clip, bytes]], Path]) -> tuple[list[dict], list[str]]:
+def file_clips(spoken: list[tuple[builtin.Clip, bytes]], folder: Path) -> tuple[list[dict], list[str]]:
     "Lines of the journal, as of clips that are made here"
-    spoken, folder = job
     waves = {}
     for clip, sound in spoken:
         wave, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
@@ -89,7 +93,10 @@ def file_clips(job: tuple[list[tuple[builtin.Clip, bytes]], Path]) -> tuple[list
         return speak_here(voice, source, speed) if known is None else known
 
     builtin.speak = speak
-    return builtin.make([clip for clip, _ in spoken], folder)
+    try:
+        return builtin.make([clip for clip, _ in spoken], folder)
+    finally:
+        builtin.speak = speak_here
 
 
 def unpack(sounds: dict[str, bytes], folder: Path, workers: int):
@@ -99,15 +106,16 @@ def unpack(sounds: dict[str, bytes], folder: Path, workers: int):
     new = [clip for clip in clips if clip.id in sounds and clip.id not in done]
     jobs = [([(c, sounds[c.id]) for c in some], folder) for some in builtin.pieces(new)]
     folder.mkdir(parents=True, exist_ok=True)
-    start = partial(torch.set_num_threads, 1)
-    with get_context("fork").Pool(workers, start) as pool, open(folder / builtin.JOURNAL, "a") as journal:
-        with tqdm(total=len(new), desc="check", unit="clip") as bar:
-            for lines, errors in pool.imap_unordered(file_clips, jobs):
-                journal.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                journal.flush()
-                bar.update(len(lines))
-                for error in errors:
-                    bar.write(error)
+    with (
+        open(folder / builtin.JOURNAL, "a") as journal,
+        tqdm(total=len(new), desc="check", unit="clip") as bar,
+    ):
+        for _, (lines, errors) in run_jobs(file_clips, jobs, workers):
+            journal.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            journal.flush()
+            bar.update(len(lines))
+            for error in errors:
+                bar.write(error)
 
 
 def main():

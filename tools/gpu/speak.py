@@ -1,14 +1,15 @@
 """Speak a plan of sentences with Kokoro on all cores.
 
-python speak.py WORK -o OUT [--seconds 500] [--workers N]
+python speak.py PARTS -o OUT [--seconds 500] [--workers N]
 
-WORK has what `corpus.py pack` wrote. Needs numpy, onnxruntime and soundfile alone.
+PARTS has what `corpus.py pack` wrote. Needs numpy, onnxruntime and soundfile alone.
 """
 
 import argparse
 import io
 import json
 import os
+import sys
 import time
 import zipfile
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from parts import check_parts, read_parts
 
 RATE = 24_000  # of Kokoro
 
@@ -56,17 +58,22 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", type=Path)
+    parser.add_argument("parts", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=500.0, help="then no sentence is begun")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--file-size", type=int, default=15_500_000, help="bytes of one file at most, about")
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
-    lines = [json.loads(text) for text in (args.work / "sentences.jsonl").read_text().splitlines()]
+    work = args.parts / "unpacked"
+    there, missing = check_parts(args.parts)
+    if missing:
+        sys.exit(f"{args.parts}: still to come: {', '.join(missing)}")
+    read_parts(there, work)
+    lines = [json.loads(text) for text in (work / "sentences.jsonl").read_text().splitlines()]
     args.output.mkdir(parents=True, exist_ok=True)
     number, size, count, archive = 0, 0, 0, None
-    with get_context("spawn").Pool(args.workers, start, (args.work,)) as pool:
+    with get_context("spawn").Pool(args.workers, start, (work,)) as pool:
         for id, sound in pool.imap_unordered(speak, lines, chunksize=1):
             if archive is None or size + len(sound) > args.file_size:
                 if archive:
