@@ -81,7 +81,7 @@ def test_an_utterance_of_ones_own(shown, monkeypatch):
     assert rerun.own_utterance("hello", None) == dict(text="hello")
     for text, sound, message in (
         (" ", None, "neither a recording nor a sentence"),
-        ("", samples[:400], "a recording of 0.0 s"),
+        ("", samples[:400], "the recording has 0.0 s"),
         ("", bytes(4 * 16_000), "the recording is silent"),
     ):
         with pytest.raises(ValueError, match=message):
