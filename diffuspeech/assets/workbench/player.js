@@ -606,7 +606,7 @@ class View {
     this.setOption("sampler", s.rule)
     this.setOption("model", s.model)
     this.$("models").style.display = this.$("model").options.length > 1 ? "" : "none"
-    this.$("clip").value = s.clip ?? ""
+    this.setOption("clip", s.clip ?? "")
     this.$("lengths").style.display = s.scale === undefined ? "none" : ""
     number("set-steps", s.steps)
     number("set-temperature", s.temperature)
