@@ -106,7 +106,8 @@ def test_the_length_is_the_sum_of_the_durations(model):
 def test_every_length_gives_speech(model, length):
     options = {} if model.decoder.config.causal else dict(steps=2)
     out = model.reconstruct(load_clip(), TEXT, length=length, check_words=False, **options)
-    assert int(out.lengths) >= 1 and len(out.waves[0]) == int(out.lengths) * model.hop_length
+    assert int(out.lengths) >= (length != "eos")  # it may end at once, with such weights
+    assert len(out.waves[0]) == int(out.lengths) * model.hop_length
     if length == "given":
         assert int(out.lengths) == -(-len(load_clip()) // model.hop_length)
 
@@ -118,11 +119,11 @@ def test_an_infill_keeps_what_is_spoken_elsewhere(model):
         return
     model.max_span = None
     wave, tokens = load_clip(), model.codec.encode(load_clip()[None])[0][0]
-    same = model.infill(wave, TEXT, [(1.0, 1.5)], steps=2, check_words=False)
+    same = model.infill(wave, TEXT, [(1.0, 1.5)], steps=2)
     kept = [*range(25), *range(38, len(tokens))]
     assert torch.equal(same.tokens[0][kept], tokens[kept])
     new = TEXT.replace("message", "telephone number and message")
-    longer = model.infill(wave, TEXT, [(0.8, 1.3)], new, steps=2, check_words=False)
+    longer = model.infill(wave, TEXT, [(0.8, 1.3)], new, steps=2)
     assert torch.equal(longer.tokens[0, :20], tokens[:20])
     assert torch.equal(longer.tokens[0, -100:], tokens[-100:])
     condition, _ = model.encode([wave], [TEXT])
