@@ -82,7 +82,7 @@ def transcribe(
     except MissingDependency:
         return None
     if not text:
-        raise ValueError("no words are heard in the recording; write them beside it")
+        raise ValueError("there are no words in the recording; write them in its field")
     return text
 
 # %% ../../nbs/workbench/rerun.ipynb #3fd0a7c1
