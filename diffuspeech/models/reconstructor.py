@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_metadata
+from ..base.checkpoint import find_checkpoint, builtin_checkpoint, read_config, read_metadata
 from ..diffusion.length import GivenLength, PredictedLength, LengthRatio, make_canvas, eos_lengths
 from ..diffusion.sample import sample
 from ..diffusion.step import Rule
@@ -113,8 +113,11 @@ class Reconstructor:
         recogniser = load_asr(folder / "recogniser" if own else name)
         check_versions(folder, metadata, codec.version, "its own" if own else recogniser.fingerprint())
         taste = Taste.from_pretrained(folder / "taste", recogniser).to(device)
-        tables = text_table(recogniser), letter_table(recogniser)
-        decoder = SpeechDecoder.from_pretrained(folder / "decoder", *tables).to(device)
+        spelled = read_config(folder / "decoder")["config"].get("spelling")
+        letters = letter_table(recogniser) if spelled else None  # 50,000 pieces take a while
+        decoder = SpeechDecoder.from_pretrained(folder / "decoder", text_table(recogniser), letters).to(
+            device
+        )
         duration = load_duration(duration, recogniser, codec)
         model = cls(
             recogniser.to(device),
@@ -249,8 +252,10 @@ class Reconstructor:
         "Speech tokens of a condition"
         c, start_time = self.decoder.config, time.perf_counter()
         if self.decoder.placement is not None and condition.durations is None:
-            width = None if canvas is None else torch.full((len(canvas),), canvas.shape[1])
-            condition = self.with_durations(condition, None if stop_at_eos else frames, width)
+            total = None if stop_at_eos else frames
+            if canvas is not None:
+                total = torch.full((len(canvas),), canvas.shape[1])
+            condition = self.with_durations(condition, total)
         bound = self.decoder.bind(condition)
         if c.causal:
             length = (
@@ -405,13 +410,11 @@ class Reconstructor:
     def with_durations(
         self,
         condition: Condition,
-        *frames: Tensor | None,  # (B,) tokens that they are fitted to, the last that is given
+        frames: Tensor | None = None,  # (B,) tokens that they are fitted to; their own sum when not given
     ) -> Condition:
-        "With the durations that the decoder predicts, of the length that it predicts where none is given"
+        "With the durations that the decoder predicts"
         predicted = self.decoder.predict_durations(condition)
-        total = predicted.sum(1).round().long().clamp_min(1)
-        for given in frames:
-            total = total if given is None else given.to(total)
+        total = predicted.sum(1).round().long().clamp_min(1) if frames is None else frames.to(self.device)
         return replace(condition, durations=fit_durations(predicted, condition.lengths, total))
 
     def carry(
