@@ -227,7 +227,7 @@ def stop_on_signals(words: Sequence[str]) -> None:
         what = "interrupted" if number == signal.SIGINT else "ended by a signal"
         bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # the line of one is ended first
         end = "\n" if getattr(bars, "_instances", None) else ""
-        os.write(2, f"{end}{typed_name(words)}: {what}\n".encode())
+        os.write(2, f"{end}{name}: {what}\n".encode())
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what others say of it is not for the user
         clean_up()
         watch = threading.Timer(3, os._exit, [128 + number])  # some libraries catch every exception
@@ -235,9 +235,13 @@ def stop_on_signals(words: Sequence[str]) -> None:
         watch.start()
         raise SystemExit(128 + number)
 
+    name = "diffuspeech"
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` ask for
             signal.signal(number, stop)
+    name = typed_name(
+        words
+    )  # not in `stop`: this imports the command's module, which a signal may find half imported
 
 # %% ../../nbs/cli/main.ipynb #5db340ca
 def main(
