@@ -72,7 +72,7 @@ def test_notebooks(paths: list[Path], missing: list[str]) -> Counter:
     names = "|".join(sorted({re.escape(path.stem) for path in paths}))
     here = " ".join(name for name in PACKAGES if name not in missing)
     only = ("--file_re", rf"^({names})\.ipynb$", "--flags", here)
-    require("A notebook", BIN / "nbdev_test", "--n_workers", 2, *only)
+    require("A notebook", BIN / "nbdev_test", "--n_workers", 2, "--timing", *only)
     return skipped_cells(paths, set(missing))
 
 
@@ -124,7 +124,7 @@ def main():
         if quick
         else ["tests"]
     )
-    require("A test", sys.executable, "-m", "pytest", f"--junitxml={JUNIT}", *tests)
+    require("A test", sys.executable, "-m", "pytest", f"--junitxml={JUNIT}", "--durations=15", *tests)
     print(summary(len(paths), cells, *read_junit(), time.monotonic() - start))
 
 
