@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 LOG = REPO / "_build" / "test.log"
 JUNIT = REPO / "_build" / "tests.xml"
 ENV = os.environ | {
+    "DIFFUSPEECH_SCALE": os.environ.get("DIFFUSPEECH_SCALE", "tiny"),  # the same code on fewer clips
     "OMP_NUM_THREADS": "1",
     "KINETO_LOG_LEVEL": "6",  # torch's profiler logs each start and stop
     "PLOTLY_RENDERER": "plotly_mimetype",
