@@ -249,9 +249,9 @@ def main(
 ) -> int:  # the exit status
     "The command `diffuspeech`"
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        stop_on_signals(words)
     try:
+        if argv is None:
+            stop_on_signals(words)
         status = dispatch(words)
         return STOPPED[0] if STOPPED else status  # a library may have swallowed what ends the process
     except KeyboardInterrupt:
