@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from ..asr.pieces import piece_frames
 from ..asr.recognizer import Recognizer
@@ -56,7 +57,7 @@ def tokenize_corpus(
     def make():
         found, small = {}, torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
         with on_accelerator(tokenizer) as device:
-            for batch in corpus.batches(120.0):
+            for batch in tqdm(corpus.batches(120.0), "tokenize", unit="batch", disable=None):
                 ids, counts = tokenizer.encode(batch.waves.to(device), batch.lengths.to(device))
                 ids, counts = ids.cpu(), counts.tolist()
                 found |= {name: row[:n].to(small) for name, row, n in zip(batch.ids, ids, counts)}
@@ -110,7 +111,7 @@ def encode_corpus(
     def make():
         found, shape = {}, ()
         with torch.no_grad(), on_accelerator(recogniser) as device:
-            for batch in corpus.batches(240.0):
+            for batch in tqdm(corpus.batches(240.0), "encode", unit="batch", disable=None):
                 states, mask = recogniser.encode(batch.waves.to(device), batch.lengths.to(device), layers)
                 states = torch.stack(states, 2).bfloat16().cpu()
                 shape = states.shape[2:]
@@ -140,7 +141,8 @@ def align_corpus(
     def make():
         found = {}
         with torch.no_grad(), on_accelerator(recogniser) as device:
-            for rows in map(list, plan_batches(corpus.seconds, 240.0, 0, 0)):
+            parts = [list(rows) for rows in plan_batches(corpus.seconds, 240.0, 0, 0)]
+            for rows in tqdm(parts, "align pieces", unit="batch", disable=None):
                 names = [corpus.rows[i]["id"] for i in rows]
                 hidden, sizes = states.batch(rows)
                 hidden, text = hidden[:, :, 0].to(device).float(), [pieces[name] for name in names]

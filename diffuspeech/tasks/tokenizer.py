@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..base import random
 from ..base.workers import run_jobs
@@ -132,10 +133,11 @@ def label_phones(
     def make():
         jobs, tables = [(r["id"], r["text"], r["shard"]) for r in first.values()], {}
         parts = [jobs[k : k + 100] for k in range(0, len(jobs), 100)]
-        for i, some in run_jobs(align_rows, [(part,) for part in parts]):
+        aligned = run_jobs(align_rows, [(part,) for part in parts])
+        for i, some in tqdm(aligned, "align phones of 100 clips", len(parts), disable=None):
             for (id, _, _), alignment in zip(parts[i], some):
-                aligned = alignment.phones if alignment else []
-                phones = [(p.start, p.end, PHONES.index(p.phone)) for p in aligned]
+                spoken = alignment.phones if alignment else []
+                phones = [(p.start, p.end, PHONES.index(p.phone)) for p in spoken]
                 tables[id] = torch.tensor(phones, dtype=torch.float64).view(-1, 3)
         return tables
 
