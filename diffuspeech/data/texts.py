@@ -189,7 +189,7 @@ def prompts() -> list[tuple[str, str, Path]]:  # name, text, g722 file
             colon
             and not line.startswith(";")
             and words(text)
-            and not re.search(r"[\d([*#]", text)
+            and not re.search(r"[\d([*#<]", text)
             and name not in seen
             and file.exists()
         ):

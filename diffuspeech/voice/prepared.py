@@ -32,6 +32,7 @@ from ..base.workers import run_jobs
 from ..data import batches
 from ..data.audio import SAMPLE_RATE, resample
 from ..data.manifest import Manifest, ManifestError, Utterance, load_audio
+from ..data.text import normalize_text
 from .vocoder import load_vocoder
 
 # %% ../../nbs/voice/prepared.ipynb #ba4aee6e
@@ -91,8 +92,10 @@ def make_shard(
         try:
             if isinstance(u, ManifestError):
                 raise u
+            if u.text:  # what cannot be spoken would stop a training much later
+                normalize_text(u.text, f"clip {u.id}")
             wave = load_audio(u)
-        except ManifestError as e:
+        except ValueError as e:
             errors.append(str(e))
             continue
         has_copy = random.uniform(torch.tensor(random.key("has a twin", u.id))).item() < speed_copies

@@ -177,16 +177,18 @@ def test_a_corpus_that_changed_is_prepared_again(corpus, tmp_path):
 
 def test_bad_lines_are_skipped(corpus, tmp_path):
     rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / "train.jsonl")]
-    write_manifest(tmp_path / "dev.jsonl", [*rows[:2], replace(rows[2], audio=tmp_path / "gone.wav")])
+    bad = replace(rows[2], audio=tmp_path / "gone.wav"), replace(rows[3], text="<beep>")
+    write_manifest(tmp_path / "dev.jsonl", [*rows[:2], *bad])
     with open(tmp_path / "dev.jsonl", "a") as f:
         f.write('{"audio_filepath": \n')
     made = PreparedCorpus(prepare_corpus(tmp_path / "dev.jsonl", speed_copies=0, vocoder="none", workers=1))
     assert (
         len(made) == 2
-        and len(made.skipped) == 2
+        and len(made.skipped) == 3
         and "dev.jsonl:3" in made.skipped[0]
         and "gone.wav" in made.skipped[0]
-        and "dev.jsonl:4" in made.skipped[1]
+        and f"{rows[3].id}: '<beep>' holds no word" in made.skipped[1]
+        and "dev.jsonl:5" in made.skipped[2]
     )
 
 
