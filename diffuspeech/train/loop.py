@@ -461,13 +461,14 @@ def train(
     with (
         lock_folder(folder) if accelerator.is_main_process else nullcontext(),
         preserve_rng(accelerator.device),
-        stop_on_signal() as signals,
     ):
-        training = start(run, folder, cls, accelerator, tensorboard)
-        if train_steps(training, signals, progress_bar, on_step):
-            result = export_best(training)
-        else:
-            result = {"stopped": float(training.progress.step)} | {"signal": float(s) for s in signals[:1]}
+        training = start(run, folder, cls, accelerator, tensorboard)  # a signal in here ends it at once
+        with stop_on_signal() as signals:
+            if train_steps(training, signals, progress_bar, on_step):
+                result = export_best(training)
+            else:
+                result = {"stopped": float(training.progress.step)}
+                result |= {"signal": float(s) for s in signals[:1]}
         accelerator.end_training()
         return result
 

@@ -160,6 +160,19 @@ def test_resume_is_bit_for_bit(tmp_path, ema, precision):
     assert final_state(tmp_path / "a") == final_state(tmp_path / "b")
 
 
+def test_a_signal_before_the_first_step_ends_it_at_once(tmp_path):
+    "What a task computes when it is made may take minutes"
+
+    class Slow(Toy):
+        def __init__(self, run):
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the signal was only noted")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(RUN, tmp_path, Slow)
+    run_to_the_end(RUN, tmp_path)
+
+
 def test_how_often_one_validates_and_saves_changes_no_weight(tmp_path, reference_run):
     run_training(replace(RUN, validate_every=3, save_every=4, save_total_limit=9), tmp_path)
     assert final_state(tmp_path)[3:] == final_state(reference_run)[3:]
