@@ -218,7 +218,7 @@ def test_the_reader_can_search_and_turn_the_light_off(site, tab):
     tab.reload()
     assert tab.evaluate(dark) and tab.evaluate(ground) != white, "the choice of dark is lost on the next page"
     tab.locator(".smalldocs-search input").first.fill("sampler")
-    tab.locator("a.search-result").first.wait_for(timeout=10_000)
+    tab.locator("a.search-result").first.wait_for(timeout=60_000)
     assert not tab.asked and not tab.errors, tab.asked + tab.errors
 
 
@@ -236,13 +236,13 @@ def test_search_finds_words(query, page, site, tab):
     "Whole words and beginnings, not letters in the middle of others"
     tab.goto((site / "index.html").as_uri())
     tab.locator(".smalldocs-search input").first.fill(query)
-    tab.locator("a.search-result").first.wait_for(timeout=10_000)
+    tab.locator("a.search-result").first.wait_for(timeout=60_000)
     found = tab.locator("a.search-result").evaluate_all("a => a.map(e => e.getAttribute('href'))")
     assert any(page in href for href in found[:5]), found
     shown = tab.locator(".smalldocs-search-results").first.inner_html()
     assert "<mark>" in shown and not re.search("[a-z]<mark>", shown), "marked in the middle of a word"
     tab.locator(".smalldocs-search input").first.fill("xnswerz")
-    tab.locator(".search-none").wait_for(timeout=10_000)
+    tab.locator(".search-none").wait_for(timeout=60_000)
 
 
 # What is wider than the column and not in a box that scrolls; sound without room for its scrubber
