@@ -49,6 +49,8 @@ STORED = ".jp-RenderedHTML .ds-player"  # a page with its sounds inside, of the 
 LIVE = ".jp-OutputArea-output:not(.jp-RenderedHTML) .ds-player"  # drawn by the kernel's widget
 CELL_DONE = """at => { const c = jupyterapp.shell.currentWidget.content.model.cells.get(at)
     return c.executionCount !== null && c.executionState !== 'running' }"""
+ALL_DONE = """() => [...jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code')
+    .every(c => c.executionCount !== null && c.executionState !== 'running')"""
 
 
 def open_notebook(page: Page, began: float) -> dict[str, float]:
@@ -103,6 +105,7 @@ def measure() -> dict:
             seconds = open_notebook(page, began)
             page.tab.wait_for_function(ALL_READY, timeout=120_000)
             moves = sorted(page.tab.evaluate(MOVES, 50))
+            page.tab.wait_for_function(ALL_DONE, timeout=300_000)  # the other cells of the page
             sounds = all_sounds(page, clip.id)
         finally:
             browser.close()
