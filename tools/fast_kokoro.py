@@ -105,7 +105,7 @@ def make_parts():
 
 @torch.compile(dynamic=True)
 def norm_snake(x: Tensor, gamma: Tensor, beta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "Adaptive instance norm and the snake; and the least and the greatest value"
+    "Adaptive instance norm and the Snake activation; and the least and the greatest value"
     mean = x.mean(-1, keepdim=True)
     spread = torch.sqrt((x - mean).square().mean(-1, keepdim=True) + 1e-5)
     y = (x - mean) * ((1 + gamma) / spread) + beta
@@ -213,6 +213,6 @@ voices.kokoro_session = cache(Kokoro)  # in worker processes, too: they read thi
 if __name__ == "__main__":
     from diffuspeech import cli
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the worker processes
     make_parts()
     sys.exit(cli.main())

@@ -239,9 +239,7 @@ def stop_on_signals(words: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` ask for
             signal.signal(number, stop)
-    name = typed_name(
-        words
-    )  # not in `stop`: this imports the command's module, which a signal may find half imported
+    name = typed_name(words)  # imports the command's module, which `stop` may find half imported
 
 # %% ../../nbs/cli/main.ipynb #5db340ca
 def main(

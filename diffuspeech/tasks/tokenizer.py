@@ -134,7 +134,7 @@ def label_phones(
         jobs, tables = [(r["id"], r["text"], r["shard"]) for r in first.values()], {}
         parts = [jobs[k : k + 100] for k in range(0, len(jobs), 100)]
         aligned = run_jobs(align_rows, [(part,) for part in parts])
-        for i, some in tqdm(aligned, "align phones of 100 clips", len(parts), disable=None):
+        for i, some in tqdm(aligned, "align phones", len(parts), unit=" hundred clips", disable=None):
             for (id, _, _), alignment in zip(parts[i], some):
                 spoken = alignment.phones if alignment else []
                 phones = [(p.start, p.end, PHONES.index(p.phone)) for p in spoken]
