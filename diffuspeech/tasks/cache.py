@@ -54,10 +54,10 @@ def tokenize_corpus(
 ) -> dict[str, Tensor]:  # id of the recording: (L,)
     "The ids of a prepared corpus; on a GPU if there is one"
 
-    def make():
+    def make(part: PreparedCorpus):
         found, small = {}, torch.int16 if tokenizer.vocab_size <= 2**15 else torch.int32
         with on_accelerator(tokenizer) as device:
-            for batch in tqdm(corpus.batches(120.0), "tokenize", unit="batch", disable=None):
+            for batch in tqdm(part.batches(120.0), "tokenize", unit="batch", disable=None):
                 ids, counts = tokenizer.encode(batch.waves.to(device), batch.lengths.to(device))
                 ids, counts = ids.cpu(), counts.tolist()
                 found |= {name: row[:n].to(small) for name, row, n in zip(batch.ids, ids, counts)}
@@ -67,23 +67,24 @@ def tokenize_corpus(
 
 # %% ../../nbs/tasks/cache.ipynb #442fe59e
 class PackedRows:
-    "Rows of several lengths, one after the other in one tensor, from which a batch is one operation"
+    "Rows of several lengths; on a GPU in one tensor, from which a batch is one operation"
 
     def __init__(
         self,
-        flat: Tensor,  # (all lengths together, ...)
-        sizes: Tensor,  # (rows,)
+        rows: list[Tensor],  # (T, ...) of each
     ):
-        self.flat, self.sizes, self.starts = flat, sizes, sizes.cumsum(0) - sizes
+        self.rows, self.sizes = rows, torch.tensor([len(row) for row in rows])
+        self.flat: Tensor | None = None
+        self.starts = self.sizes.cumsum(0) - self.sizes
 
     def to(
         self,
         device: torch.device,
     ) -> "PackedRows":
         "On a GPU if they take less than a quarter of what is free there; else where they are"
-        if device.type == "cuda" != self.flat.device.type:
-            if 4 * self.flat.nbytes < torch.cuda.mem_get_info(device)[0]:
-                self.flat = self.flat.to(device)
+        if device.type == "cuda" and self.flat is None:
+            if 4 * sum(row.nbytes for row in self.rows) < torch.cuda.mem_get_info(device)[0]:
+                self.flat = torch.cat(self.rows).to(device)
         return self
 
     def batch(
@@ -92,6 +93,8 @@ class PackedRows:
     ) -> tuple[Tensor, Tensor]:  # (B, T, ...) zero in the padding; (B,)
         "Some rows, padded"
         chosen = torch.as_tensor(rows)
+        if self.flat is None:
+            return pad_sequence([self.rows[i] for i in rows], batch_first=True), self.sizes[chosen]
         sizes, positions = self.sizes[chosen], torch.arange(int(self.sizes[chosen].max()))
         inside = positions < sizes[:, None]
         index = torch.where(inside, self.starts[chosen][:, None] + positions, 0)
@@ -108,25 +111,18 @@ def encode_corpus(
 ) -> PackedRows:  # for each row of the corpus (T, layers, hidden) bfloat16
     "The states of a frozen encoder for each recording of a prepared corpus; on a GPU if there is one"
 
-    def make():
-        found, shape = {}, ()
+    def make(part: PreparedCorpus):
+        found = {}
         with torch.no_grad(), on_accelerator(recogniser) as device:
-            for batch in tqdm(corpus.batches(240.0), "encode", unit="batch", disable=None):
+            for batch in tqdm(part.batches(240.0), "encode", unit="batch", disable=None):
                 states, mask = recogniser.encode(batch.waves.to(device), batch.lengths.to(device), layers)
                 states = torch.stack(states, 2).bfloat16().cpu()
-                shape = states.shape[2:]
                 for name, row, n in zip(batch.ids, states, mask.sum(1).tolist()):
                     found[name] = row[:n].clone()
-        sizes = torch.tensor([len(found[row["id"]]) for row in corpus.rows])
-        flat, start = torch.empty(int(sizes.sum()), *shape, dtype=torch.bfloat16), 0
-        for row in corpus.rows:  # each is freed as it is copied
-            states = found.pop(row["id"])
-            flat[start : start + len(states)] = states
-            start += len(states)
-        return dict(states=flat, sizes=sizes)
+        return found
 
     kept = corpus.cached(file, make)
-    return PackedRows(kept["states"], kept["sizes"])
+    return PackedRows([kept[row["id"]] for row in corpus.rows])
 
 # %% ../../nbs/tasks/cache.ipynb #c7b32e9e
 def align_corpus(
@@ -138,11 +134,14 @@ def align_corpus(
 ) -> dict[str, Tensor]:  # (n,) int16 frames of each piece, 50 a second
     "How long each piece of a prepared corpus is spoken"
 
-    def make():
+    at = {row["id"]: i for i, row in enumerate(corpus.rows)}
+
+    def make(part: PreparedCorpus):
         found = {}
         with torch.no_grad(), on_accelerator(recogniser) as device:
-            parts = [list(rows) for rows in plan_batches(corpus.seconds, 240.0, 0, 0)]
-            for rows in tqdm(parts, "align pieces", unit="batch", disable=None):
+            batches = list(plan_batches(part.seconds, 240.0, 0, 0))
+            for chosen in tqdm(batches, "align pieces", unit="batch", disable=None):
+                rows = [at[part.rows[i]["id"]] for i in chosen]
                 names = [corpus.rows[i]["id"] for i in rows]
                 hidden, sizes = states.batch(rows)
                 hidden, text = hidden[:, :, 0].to(device).float(), [pieces[name] for name in names]

@@ -95,8 +95,8 @@ class S3WhisperTask(SupervisedTask):
         for corpus, split in ((self.train, "train"), (self.dev, "dev")):
             file = self.folder / split / f"encoder-{c.asr_version}-{c.layer}.safetensors"
             kept = encode_corpus(corpus, self.whisper, (c.layer,), file)
-            for row, states in zip(corpus.rows, kept.flat[:, 0].split(kept.sizes.tolist())):
-                self.states[row["id"]] = states
+            for row, states in zip(corpus.rows, kept.rows):
+                self.states[row["id"]] = states[:, 0]
                 self.pieces[row["id"]] = self.whisper.text_tokenizer.encode(row["text"], row["id"])
 
     def make_model(self, stats: Tensor, level_features: int) -> SupervisedTokenizer:

@@ -130,8 +130,8 @@ def label_phones(
     "The phones of a prepared corpus, frame by frame"
     first = {row["id"]: row for row in corpus.rows if row["copy_of"] is None}
 
-    def make():
-        jobs, tables = [(r["id"], r["text"], r["shard"]) for r in first.values()], {}
+    def make(part: PreparedCorpus):
+        jobs, tables = [(r["id"], r["text"], r["shard"]) for r in part.rows], {}
         parts = [jobs[k : k + 100] for k in range(0, len(jobs), 100)]
         aligned = run_jobs(align_rows, [(part,) for part in parts])
         for i, some in tqdm(aligned, "align phones", len(parts), unit=" hundred clips", disable=None):
@@ -141,7 +141,7 @@ def label_phones(
                 tables[id] = torch.tensor(phones, dtype=torch.float64).view(-1, 3)
         return tables
 
-    kept, found = corpus.cached(file, make), {}
+    kept, found = corpus.cached(file, make, copies=False), {}
     for row in corpus.rows:
         original = first[row["copy_of"] or row["id"]]
         phones = [Phone(PHONES[int(k)], start, end, 0) for start, end, k in kept[original["id"]].tolist()]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'SPEED_RANGE', 'PREPARE_AGAIN', 'copy_speed', 'change_speed', 'describe_utterance', 'make_shard',
-           'shard_jobs', 'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'PreparedRow',
-           'read_index', 'PreparedCorpus']
+           'shard_jobs', 'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'describe_row',
+           'PreparedRow', 'read_index', 'PreparedCorpus']
 
 # %% ../../nbs/voice/prepared.ipynb #fa9ed997
 import json
 import re
+from copy import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -236,6 +237,11 @@ def check_unique_ids(
 PREPARE_AGAIN = "run diffuspeech corpus prepare again"
 
 
+def describe_row(row: dict) -> str:
+    "A hash of what a row's states and tokens follow from"
+    return f"{random.key(row['text'], str(row['seconds'])):x}"
+
+
 @dataclass(frozen=True)
 class PreparedRow:
     "A recording or a speed-perturbed copy, as the index describes it"
@@ -341,14 +347,28 @@ class PreparedCorpus:
         "A hash of the recordings"
         return str(random.key(*(f"{row['id']} {row['text']} {row['seconds']}" for row in self.rows)))
 
-    def cached(self, file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        "Tensors from a file, or computed now if there is no file or it is of other recordings"
-        metadata = dict(of=self.version)
+    def subset(self, rows: Sequence[int]) -> "PreparedCorpus":
+        "Some of its rows"
+        part = copy(self)
+        part.__dict__.pop("version", None)
+        part.rows, part.seconds = [self.rows[i] for i in rows], self.seconds[list(rows)]
+        return part
+
+    def cached(
+        self, file: Path, make: Callable[["PreparedCorpus"], dict[str, Tensor]], copies: bool = True
+    ) -> dict[str, Tensor]:
+        "A tensor for each row (without `copies`, each recording) from a file; what it lacks is made now"
+        wanted = [i for i, row in enumerate(self.rows) if copies or row["copy_of"] is None]
+        wanted = {self.rows[i]["id"]: (describe_row(self.rows[i]), i) for i in wanted}
         try:
-            if safe_open(file, "pt").metadata() == metadata:
-                return load_file(file)
-        except (OSError, SafetensorError):
-            pass  # not there, or damaged
-        found = make()
-        atomic_write(file, lambda temp_path: write_tensors(temp_path, found, metadata))
+            known = json.loads((safe_open(file, "pt").metadata() or {})["rows"])
+            kept = {id: x for id, x in load_file(file).items() if id in wanted and known[id] == wanted[id][0]}
+        except (OSError, SafetensorError, KeyError):
+            known, kept = {}, {}  # not there, or damaged
+        if len(kept) == len(wanted) == len(known):
+            return kept
+        if missing := [i for id, (_, i) in wanted.items() if id not in kept]:
+            kept |= make(self.subset(missing))
+        rows = json.dumps({id: what for id, (what, _) in wanted.items()})
+        atomic_write(file, lambda temp_path: write_tensors(temp_path, kept, dict(rows=rows)))
         return load_file(file)  # whose pages need not stay in memory

@@ -167,12 +167,30 @@ def test_a_corpus_that_changed_is_prepared_again(corpus, tmp_path):
     assert [r["id"] for r in made.rows] == [rows[1].id, rows[0].id, *(u.id for u in rows[2:])] and made.rows[
         1
     ]["text"] == "something else"
-    made.cached(tmp_path / "kept", lambda: {u.id: torch.zeros(1) for u in rows})
-    assert made.cached(tmp_path / "kept", dict)[rows[0].id] == 0, "cached"
-    fewer = PreparedCorpus(clips(tmp_path, rows[:1]))
-    assert fewer.cached(tmp_path / "kept", lambda: {rows[0].id: torch.ones(1)})[rows[0].id] == 1, (
-        "of other recordings: made again"
-    )
+
+
+def test_what_is_kept_of_a_corpus_grows_with_it(corpus, tmp_path):
+    rows = [replace(u, audio=u.audio.resolve()) for u in Manifest(corpus / "train.jsonl")]
+    asked = []
+
+    def cached(rows, value):
+        made = PreparedCorpus(clips(tmp_path, rows))
+        asked.clear()
+
+        def make(part):
+            asked.extend(row["id"] for row in part.rows)
+            return {id: torch.full((1,), value) for id in asked}
+
+        return {id: float(x) for id, x in made.cached(tmp_path / "kept", make).items()}
+
+    a, b, c = (u.id for u in rows[:3])
+    assert cached(rows[:2], 1.0) == {a: 1, b: 1} and asked == [a, b]
+    assert cached(rows[:2], 2.0) == {a: 1, b: 1} and not asked
+    assert cached(rows[:3], 3.0) == {a: 1, b: 1, c: 3} and asked == [c], "only the new one"
+    changed = replace(rows[0], text="something else")
+    assert cached([changed, rows[2]], 4.0) == {a: 4, c: 3} and asked == [a], "only what changed"
+    (tmp_path / "kept").write_bytes(b"damaged")
+    assert cached(rows[:1], 5.0) == {a: 5} and asked == [a]
 
 
 def test_bad_lines_are_skipped(corpus, tmp_path):
