@@ -109,12 +109,13 @@ class FlowTask(Task[Flow]):
         rows = [self.ids[name].long() for name in batch.ids]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
         x_1, speaker = self.targets(batch, ids)
-        x_0 = gaussian_noise(row_keys, range(0, x_1.shape[1]), x_1.shape[2])
-        x_t = x_0 + t[:, None, None] * (x_1 - x_0)
+        noise = gaussian_noise(row_keys, range(0, x_1.shape[1]), x_1.shape[2])
         u = random.uniform(random.fold_in(row_keys, random.Stream.SPEAKER_DROPOUT))
         mask = (ids >= 0).repeat_interleave(c.frames_per_id // c.patch_size, 1)
         voice = model.embed_speaker(speaker, u >= self.options.speaker_dropout)
         condition = model.encode(ids, voice, mask)
+        x_0 = model.start(noise, condition[1])
+        x_t = x_0 + t[:, None, None] * (x_1 - x_0)
         v = model(x_t, t, condition, voice, mask).float()
         inner = (ids >= 0).repeat_interleave(c.frames_per_id, 1)[..., None]
         weight = feature_weights(model.feature_stats[1])

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ..base.schema import Depth, Range, Size, check_dataclass
+from ..base.schema import Depth, NonNegative, Range, Size, check_dataclass
 from ..base.schema import require_multiple
 from ..base import random
 from ..base.checkpoint import PretrainedModel
@@ -50,6 +50,7 @@ class FlowConfig:
     level_features: Size = 1  # whose mean is a frame's level: WORLD's first, all bands of a mel
     frames_per_id: Annotated[int, Range(1, 256)] = 4  # of the vocoder; 2 at 50 ids a second
     patch_size: Annotated[int, Range(1, 256)] = 2  # frames per position of the network
+    prior_noise: NonNegative = 0.0  # the flow starts at the prior and noise of this size; 0: at noise alone
 
     def __post_init__(self):
         check_dataclass(self)
@@ -151,6 +152,15 @@ class Flow(PretrainedModel):
             h = block(h, mask, rotary, modulation)
         return self.out_proj(self.norm(h)).unflatten(-1, (self.config.patch_size, -1)).flatten(1, 2)
 
+    def start(
+        self,
+        noise: Tensor,  # (B, T, features)
+        prior: Tensor,  # (B, T, features)
+    ) -> Tensor:  # (B, T, features)
+        "Where the lines to the features begin"
+        size = self.config.prior_noise
+        return prior.detach().float() + size * noise if size else noise
+
     def normalize(self, features: Tensor) -> Tensor:
         return (features - self.feature_stats[0]) / self.feature_stats[1]
 
@@ -165,7 +175,8 @@ class Flow(PretrainedModel):
         "Sample features: integrate the velocity from noise to speech"
         mask = (ids >= 0).repeat_interleave(self.config.frames_per_id // self.config.patch_size, 1)
         mask[:, 0] = True  # attention needs one position in an empty row, too
-        condition, x = self.encode(ids, voice, mask), noise
+        condition = self.encode(ids, voice, mask)
+        x = self.start(noise, condition[1])
         for k in range(steps):
             x = x + self(x, x.new_full((len(x),), k / steps), condition, voice, mask).float() / steps
         return x * self.feature_stats[1] + self.feature_stats[0]
