@@ -133,7 +133,6 @@ def align_corpus(
     file: Path,  # kept here
 ) -> dict[str, Tensor]:  # (n,) int16 frames of each piece, 50 a second
     "How long each piece of a prepared corpus is spoken"
-
     at = {row["id"]: i for i, row in enumerate(corpus.rows)}
 
     def make(part: PreparedCorpus):
@@ -141,8 +140,8 @@ def align_corpus(
         with torch.no_grad(), on_accelerator(recogniser) as device:
             batches = list(plan_batches(part.seconds, 240.0, 0, 0))
             for chosen in tqdm(batches, "align pieces", unit="batch", disable=None):
-                rows = [at[part.rows[i]["id"]] for i in chosen]
-                names = [corpus.rows[i]["id"] for i in rows]
+                names = [part.rows[i]["id"] for i in chosen]
+                rows = [at[name] for name in names]
                 hidden, sizes = states.batch(rows)
                 hidden, text = hidden[:, :, 0].to(device).float(), [pieces[name] for name in names]
                 mask = torch.arange(hidden.shape[1], device=device) < sizes.to(device)[:, None]

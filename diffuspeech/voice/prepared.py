@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'SPEED_RANGE', 'PREPARE_AGAIN', 'copy_speed', 'change_speed', 'describe_utterance', 'make_shard',
-           'shard_jobs', 'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'describe_row',
-           'PreparedRow', 'read_index', 'PreparedCorpus']
+           'shard_jobs', 'prepare_corpus', 'PreparedBatch', 'reject_test_clips', 'check_unique_ids', 'PreparedRow',
+           'read_index', 'describe_row', 'PreparedCorpus']
 
 # %% ../../nbs/voice/prepared.ipynb #fa9ed997
 import json
 import re
-from copy import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -237,11 +237,6 @@ def check_unique_ids(
 PREPARE_AGAIN = "run diffuspeech corpus prepare again"
 
 
-def describe_row(row: dict) -> str:
-    "A hash of what a row's states and tokens follow from"
-    return f"{random.key(row['text'], str(row['seconds'])):x}"
-
-
 @dataclass(frozen=True)
 class PreparedRow:
     "A recording or a speed-perturbed copy, as the index describes it"
@@ -271,6 +266,11 @@ def read_index(
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: not the index of a prepared corpus ({e}); {PREPARE_AGAIN}") from None
     return index
+
+# %% ../../nbs/voice/prepared.ipynb #edf335d1
+def describe_row(row: dict) -> str:
+    "A hash of what the tokens and states of a row follow from"
+    return f"{random.key(row['text'], str(row['seconds'])):x}"
 
 # %% ../../nbs/voice/prepared.ipynb #ca9e6e88
 class PreparedCorpus:
@@ -358,17 +358,17 @@ class PreparedCorpus:
         self, file: Path, make: Callable[["PreparedCorpus"], dict[str, Tensor]], copies: bool = True
     ) -> dict[str, Tensor]:
         "A tensor for each row (without `copies`, each recording) from a file; what it lacks is made now"
-        wanted = [i for i, row in enumerate(self.rows) if copies or row["copy_of"] is None]
-        wanted = {self.rows[i]["id"]: (describe_row(self.rows[i]), i) for i in wanted}
+        index = {row["id"]: i for i, row in enumerate(self.rows) if copies or row["copy_of"] is None}
+        hashes = {id: describe_row(self.rows[i]) for id, i in index.items()}
         try:
             known = json.loads((safe_open(file, "pt").metadata() or {})["rows"])
-            kept = {id: x for id, x in load_file(file).items() if id in wanted and known[id] == wanted[id][0]}
-        except (OSError, SafetensorError, KeyError):
+            kept = {id: x for id, x in load_file(file).items() if hashes.get(id) == known[id]}
+        except (OSError, SafetensorError, KeyError, ValueError):
             known, kept = {}, {}  # not there, or damaged
-        if len(kept) == len(wanted) == len(known):
+        if known == hashes:
             return kept
-        if missing := [i for id, (_, i) in wanted.items() if id not in kept]:
+        if missing := [i for id, i in index.items() if id not in kept]:
             kept |= make(self.subset(missing))
-        rows = json.dumps({id: what for id, (what, _) in wanted.items()})
-        atomic_write(file, lambda temp_path: write_tensors(temp_path, kept, dict(rows=rows)))
+        metadata = dict(rows=json.dumps(hashes))
+        atomic_write(file, lambda temp_path: write_tensors(temp_path, kept, metadata))
         return load_file(file)  # whose pages need not stay in memory
